@@ -1,0 +1,26 @@
+"""Finds the trade-offs of an LLM-based recommender: a front of LoRA checkpoints, searched on Ray.
+
+>>> from pareto_search import SearchConfig, load_front, run_search
+>>> front = run_search(SearchConfig.load("search.yaml"), "runs/first")  # doctest: +SKIP
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pareto_search.config import SearchConfig
+from pareto_search.errors import ParetoSearchError, UserError
+from pareto_search.results import load_front
+
+if TYPE_CHECKING:
+    from pareto_search.launch import run_search
+
+__version__ = "0.1.0"
+__all__ = ["ParetoSearchError", "SearchConfig", "UserError", "__version__", "load_front", "run_search"]
+
+
+def __getattr__(name: str) -> Any:
+    # Ray and torch are imported when a search is run, not when its words are.
+    if name == "run_search":
+        from pareto_search.launch import run_search
+
+        return run_search
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,111 @@
+"""The archive's arithmetic: which evaluations form the front, how much it covers, which few stand for it.
+
+Pure functions over evaluations and their values, which keep their raw directions. n is the number of points and d the
+number of objectives. Hypervolume and non-dominated sorting are moocore's.
+"""
+
+import heapq
+from collections.abc import Sequence
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
+from pareto_search.candidate import Evaluation
+from pareto_search.objective import Constraint, Objective, Values, is_feasible
+
+_ROUNDING = 1e-12
+"""Gains that differ by less than this part of the largest one are the same gain."""
+
+
+def non_dominated(values: Sequence[Values], objectives: Sequence[Objective]) -> list[int]:
+    """The points that no other point dominates.
+
+    Args:
+        values: n points; each has a value for every objective.
+        objectives: d objectives, each compared in its own direction.
+
+    Returns:
+        Indices into `values`, ascending. Of equal points only the first counts; a point with a NaN never does.
+    """
+    raw = np.array([[v[o.name] for o in objectives] for v in values]).reshape(len(values), len(objectives))
+    numbers = np.flatnonzero(~np.isnan(raw).any(axis=1))
+    if numbers.size == 0:
+        return []
+    best = moocore.is_nondominated(raw[numbers], maximise=[o.direction == "maximise" for o in objectives])
+    return [int(i) for i in numbers[best]]
+
+
+def front(
+    evaluations: Sequence[Evaluation],
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    steps: int,
+) -> list[Evaluation]:
+    """The feasible, non-dominated evaluations at full fidelity, in the order they were given.
+
+    Args:
+        steps: the training steps of the full rung; evaluations at other rungs neither enter nor dominate.
+    """
+    full = [e for e in evaluations if e.steps == steps and is_feasible(e.values, objectives, constraints)]
+    return [full[i] for i in non_dominated([e.values for e in full], objectives)]
+
+
+def hypervolume(values: Sequence[Values], objectives: Sequence[Objective]) -> float:
+    """The volume that n points dominate above the references, each objective scaled to 0 at reference and 1 at ideal.
+
+    One point at every ideal has hypervolume 1; points beyond the ideal count beyond 1. A point that is not strictly
+    better than every reference contributes nothing, nor does one with a NaN. No points have hypervolume 0.
+    """
+    points = _normalised(values, objectives)
+    return _volume(points[(points > 0).all(axis=1)])
+
+
+def choose(values: Sequence[Values], objectives: Sequence[Objective], k: int = 32) -> list[int]:
+    """Up to k points that stand for all n, chosen one by one, each the one that adds most hypervolume.
+
+    Gains equal up to rounding are a tie, which the lowest index wins. The choice ends early when no point adds
+    anything. Hypervolume is submodular, so a gain measured against fewer points bounds the present one from above, and
+    most points need no second look (lazy greedy: Minoux, 1978); the result is that of measuring every point each time.
+
+    Returns:
+        Indices into `values`, in the order chosen.
+    """
+    candidates = non_dominated(values, objectives)
+    points = _normalised([values[i] for i in candidates], objectives)
+    above = np.flatnonzero((points > 0).all(axis=1))
+    alone = points[above].prod(axis=1)
+    tie = _ROUNDING * float(alone.max(initial=0.0))
+    bounds = [(-float(gain), int(i)) for gain, i in zip(alone, above, strict=True)]
+    heapq.heapify(bounds)
+    chosen: list[int] = []
+    covered = 0.0
+    while bounds and len(chosen) < k:
+        gains: list[tuple[float, int]] = []
+        best = 0.0
+        # All points whose gain may reach the best, ties included; the others keep their old bounds.
+        while bounds and -bounds[0][0] >= best - tie:
+            _, i = heapq.heappop(bounds)
+            gain = _volume(points[[*chosen, i]]) - covered
+            gains.append((gain, i))
+            best = max(best, gain)
+        if best <= tie:
+            break
+        winner = min(i for gain, i in gains if gain >= best - tie)
+        for gain, i in gains:
+            if i != winner:
+                heapq.heappush(bounds, (-gain, i))
+        chosen.append(winner)
+        covered = _volume(points[chosen])
+    return [candidates[i] for i in chosen]
+
+
+def _normalised(values: Sequence[Values], objectives: Sequence[Objective]) -> NDArray[np.float64]:
+    """`(n, d)`, more is better: 0 at the reference, 1 at the ideal."""
+    rows = [[o.normalise(v[o.name]) for o in objectives] for v in values]
+    return np.array(rows, dtype=float).reshape(len(values), len(objectives))
+
+
+def _volume(points: NDArray[np.float64]) -> float:
+    """The volume between the origin and points `(n, d)`, all positive."""
+    return float(moocore.hypervolume(points, ref=0.0, maximise=True)) if len(points) else 0.0

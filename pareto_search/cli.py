@@ -1,0 +1,286 @@
+"""The command line: reads options, calls, prints. No logic of its own."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pareto_search import __version__, decide, display, entry, results
+from pareto_search.config import SearchConfig
+from pareto_search.errors import ConfigError, ParetoSearchError
+from pareto_search.objective import Constraint, Objective
+from pareto_search.plots import pairwise, write
+from pareto_search.recsys import fetch
+from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
+from pareto_search.report import report
+from pareto_search.store import Store
+
+RUN = click.argument("run", type=click.Path(path_type=Path))
+ENTRY = click.argument("name", metavar="ENTRY")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+ADDRESS = click.option("--address", help="A running Ray cluster, HOST:PORT; without it, a local Ray is started.")
+
+DEMO: Mapping[str, Any] = {
+    "name": "demo",
+    "data": {"source": MOVIELENS},
+    "search": {"population": 6, "candidates": 12, "minutes": 6.5, "steps": 10},
+}
+"""Sized so that two cores need less than eight minutes."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pareto-search")
+def cli() -> None:
+    """Finds the trade-offs of an LLM-based recommender: a front of LoRA checkpoints, searched on Ray.
+
+    Example: pareto-search demo --out runs/demo
+    """
+
+
+@cli.command()
+@click.option("--out", default="runs/demo", show_default=True, type=click.Path(path_type=Path), help="The run folder.")
+@ADDRESS
+def demo(out: Path, address: str | None) -> None:
+    """The main job on MovieLens-100K, with the packaged MiniLM and a local Ray; prints the front.
+
+    Example: pareto-search demo --out runs/demo
+    """
+    _search(SearchConfig.parse(DEMO), out, address)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder.")
+@ADDRESS
+@click.option("--seed", type=int, help="In place of the config's.")
+def run(config: Path, out: Path, address: str | None, seed: int | None) -> None:
+    """A search. An existing RUN of the same config goes on; one of another config is refused.
+
+    Example: pareto-search run search.yaml --out runs/first
+    """
+    read = SearchConfig.load(config)
+    _search(read if seed is None else _changed(read, seed=seed), out, address)
+
+
+@cli.command()
+@RUN
+@click.option("--candidates", type=int, help="A new budget of candidates.")
+@click.option("--minutes", type=float, help="A new budget of time, from the start of the search.")
+@ADDRESS
+def resume(run: Path, candidates: int | None, minutes: float | None, address: str | None) -> None:
+    """Goes on after a stop or a crash, or with a larger budget.
+
+    Example: pareto-search resume runs/first --candidates 96
+    """
+    from pareto_search.launch import load_config
+
+    budget = {k: v for k, v in {"candidates": candidates, "minutes": minutes}.items() if v is not None}
+    config = load_config(run)
+    _search(_changed(config, **budget) if budget else config, run, address)
+
+
+@cli.command()
+@RUN
+@AS_JSON
+def front(run: Path, as_json: bool) -> None:
+    """The front as a table, validation and test, with the baselines underneath.
+
+    Example: pareto-search front runs/demo
+    """
+    found = results.load_front(run)
+    click.echo(json.dumps(found, indent=1)) if as_json else display.show_front(found)
+
+
+@cli.command()
+@RUN
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="FILE.html or FILE.png.")
+def plot(run: Path, out: Path | None) -> None:
+    """The report as HTML, or the pairwise front as PNG.
+
+    Example: pareto-search plot runs/demo --out front.png
+    """
+    found, out = results.load_front(run), out or run / "report.html"
+    config = _config_of(run)
+    store = Store.open(config.store or run / "search.db", config.name)
+    evaluations = store.evaluations()
+    if out.suffix == ".png":
+        write(pairwise(found, evaluations), out)
+    else:
+        moments = results.moments(store, config.objectives, config.constraints, config.search.steps)
+        write(report(found, evaluations, moments), out)
+    store.close()
+    click.echo(f"Wrote {out}")
+
+
+@cli.command()
+@RUN
+@click.option("--knee", is_flag=True, help="The entry that gives up least in total (the default).")
+@click.option("--prefer", metavar="WEIGHTS", help="By weights, such as 'ndcg@10=3,ild@10=1'.")
+@click.option("--where", "bounds", metavar="BOUND", multiple=True, help="Within a bound, such as 'ndcg@10>=0.05'.")
+@click.option("--best", metavar="METRIC", help="With --where: what is to be best.")
+@AS_JSON
+def select(
+    run: Path, knee: bool, prefer: str | None, bounds: tuple[str, ...], best: str | None, as_json: bool
+) -> None:
+    """One entry of the front, chosen by its validation scores, and why.
+
+    Example: pareto-search select runs/demo --where 'ndcg@10>=0.05' --best ild@10
+    """
+    found = results.load_front(run)
+    objectives = [Objective(**o) for o in found["objectives"]]
+    values = [e["validation"] for e in found["front"]]
+    if knee + bool(prefer) + bool(bounds) > 1 or bool(bounds) != bool(best):
+        raise ConfigError("give one of --knee, --prefer WEIGHTS, or --where BOUND with --best METRIC")
+    if prefer:
+        choice = decide.prefer(values, objectives, decide.parse_preferences(prefer))
+    elif best:
+        choice = decide.where(values, objectives, [Constraint.parse(b) for b in bounds], best)
+    else:
+        choice = decide.knee(values, objectives)
+    chosen = found["front"][choice.index]
+    if as_json:
+        click.echo(json.dumps({**chosen, "reason": choice.reason}, indent=1))
+    else:
+        click.echo(f"{chosen['entry']}: {choice.reason}")
+
+
+@cli.command()
+@click.argument("place", metavar="ENTRY_FOLDER | RUN", type=click.Path(path_type=Path))
+@click.argument("name", metavar="[ENTRY]", required=False)
+@click.option("--data", help="movielens-100k, a folder of atomic files or a config; needed for an ENTRY_FOLDER.")
+@click.option("--split", "part", default="test", show_default=True, type=click.Choice(["validation", "test"]))
+@click.option("--base", help="Where the base model is, if not where it was in the search.")
+@AS_JSON
+def evaluate(place: Path, name: str | None, data: str | None, part: str, base: str | None, as_json: bool) -> None:
+    """Scores an entry again, from its files alone.
+
+    Example: pareto-search evaluate exported/ --data movielens-100k --split test
+    """
+    from pareto_search.workers.recommend import Serving
+
+    if name is None:
+        if data is None:
+            raise ConfigError("--data is missing; give movielens-100k, a folder of atomic files or a config")
+        served, metrics = Serving(entry.of_folder(place), _data(data), base), ("ndcg@10", "ild@10", "novelty@10")
+    else:
+        config = _config_of(place)
+        served = Serving(entry.of_run(place, name), _data(data) if data else load(**config.data.arguments()), base)
+        metrics = tuple(o.name for o in config.objectives)
+        if part == "test":
+            _count_test(place, config)
+    metrics += ("credibility@10",) if name is None and served.data.ratings is not None else ()
+    scores = served.evaluate(part, metrics)
+    click.echo(json.dumps(scores, indent=1)) if as_json else display.show_scores(served.entry.name, part, scores)
+
+
+@cli.command()
+@RUN
+@ENTRY
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
+@click.option("--format", "form", default="adapter", show_default=True, help="adapter")
+def export(run: Path, name: str, to: Path, form: str) -> None:
+    """Writes an entry with all it needs into a folder of its own.
+
+    Example: pareto-search export runs/demo c0007-s03 --to exported
+    """
+    entry.export(entry.of_run(run, name), to, form)
+    click.echo(f"Wrote {to}")
+
+
+@cli.command()
+@RUN
+@ENTRY
+@click.option("--user", help="A user of the data set.")
+@click.option("--history", help="Or item ids, oldest first: 'ID,ID,…'.")
+@click.option("-k", default=10, show_default=True, help="How many items.")
+@click.option("--explain", is_flag=True, help="Say why.")
+@AS_JSON
+def recommend(
+    run: Path, name: str, user: str | None, history: str | None, k: int, explain: bool, as_json: bool
+) -> None:
+    """Items for a user, with titles and scores.
+
+    Example: pareto-search recommend runs/demo c0007-s03 --user 42 --explain
+    """
+    from pareto_search.workers.recommend import Serving
+
+    if (user is None) == (history is None):
+        raise ConfigError("give either --user ID or --history 'ID,ID,…'")
+    served = Serving(entry.of_run(run, name), load(**_config_of(run).data.arguments()))
+    items = served.history_of(user) if user is not None else [i.strip() for i in str(history).split(",")]
+    found = served.recommend(items, k, explain=explain)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(r) for r in found], indent=1))
+    else:
+        display.show_recommendations(found)
+
+
+@cli.group()
+def data() -> None:
+    """Data sets."""
+
+
+@data.command(name="fetch")
+@click.argument("source", type=click.Choice([MOVIELENS]))
+def fetch_command(source: str) -> None:
+    """Brings and verifies a public data set.
+
+    Example: pareto-search data fetch movielens-100k
+    """
+    click.echo(f"{source} is in {fetch.movielens_100k()}")
+
+
+def _search(config: SearchConfig, run: Path, address: str | None) -> None:
+    from pareto_search.launch import Watcher, run_search
+
+    try:
+        with display.live() as shown:
+            found = run_search(config, run, address=address, watcher=Watcher(shown.notice, shown.progress))
+    except KeyboardInterrupt:
+        click.echo(f"pareto-search: stopped; go on with: pareto-search resume {run}", err=True)
+        sys.exit(130)
+    display.show_front(found)
+    click.echo(f"\nRun folder: {run}; report: {run / 'report.html'}")
+
+
+def _changed(config: SearchConfig, **values: Any) -> SearchConfig:
+    content = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return SearchConfig.parse(content | {"search": content["search"] | values})
+
+
+def _config_of(run: Path) -> SearchConfig:
+    from pareto_search.launch import load_config
+
+    return load_config(run)
+
+
+def _data(wish: str) -> Dataset:
+    if wish.endswith((".yaml", ".yml")):
+        return load(**SearchConfig.load(wish).data.arguments())
+    return load(source=wish)
+
+
+def _count_test(run: Path, config: SearchConfig) -> None:
+    store = Store.open(config.store or run / "search.db", config.name)
+    with store.transaction() as record:
+        record.count_test_evaluation()
+    store.close()
+
+
+def main() -> None:
+    """The entry point: a user's error is one line and exit 2."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"pareto-search: {error.format_message()} (see --help)", err=True)
+        sys.exit(2)
+    except ParetoSearchError as error:
+        click.echo(f"pareto-search: {error}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("pareto-search: stopped", err=True)
+        sys.exit(130)

@@ -1,0 +1,388 @@
+"""The config of a search: one YAML file, checked as a whole before anything is started.
+
+Every mistake in it is one `ConfigError`, one line that names the dotted key, what it is and what was expected.
+"""
+
+import hashlib
+import json
+import os
+import re
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from pareto_search.errors import ConfigError, nearest
+from pareto_search.objective import Constraint, Objective
+from pareto_search.recsys.dataset import MOVIELENS, Columns
+from pareto_search.recsys.metrics import parse_metric
+from pareto_search.space import ACCURACY, SearchSpace, accuracy_objective, default_genes, metric_family
+
+MINILM = "minilm"
+"""The alias of the base model that comes with the package."""
+
+
+def _metric(name: str) -> str:
+    try:
+        parse_metric(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+def _constraint(text: str) -> str:
+    try:
+        _metric(Constraint.parse(text).metric)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _whole_above_one(amount: float) -> float:
+    # Ray shares a resource only below 1.
+    if amount > 1 and not amount.is_integer():
+        raise ValueError(f"{amount:g} cannot be had; expected a whole number, or a fraction below 1")
+    return amount
+
+
+def _database_url(url: str) -> str:
+    # A URL may hold a password, so the message does not repeat it.
+    if "://" not in url:
+        raise ValueError("no database URL; expected one such as postgresql://user@host/database, or null")
+    return url
+
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(min_length=1)]
+Amount = Annotated[FiniteFloat, AfterValidator(_whole_above_one)]
+Listed = Strict(False)
+"""YAML has lists where a frozen model has tuples."""
+
+
+class _Section(BaseModel):
+    # Strict: a quoted "16" or a `yes` where a number belongs is a mistake, not a number.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ColumnsSection(_Section):
+    """See `recsys.dataset.Columns`."""
+
+    user: Text
+    item: Text
+    rating: Text | None = None
+    timestamp: Text | None = None
+    text: Annotated[tuple[Text, ...], Listed, Field(min_length=1)]
+    categories: Text | None = None
+    separator: Text = "|"
+
+
+class DataSection(_Section):
+    """Either `source`, or `interactions`, `items` and `columns`; and how the data is split."""
+
+    source: Text | None = None
+    interactions: Text | None = None
+    items: Text | None = None
+    columns: ColumnsSection | None = None
+    split: Literal["leave_last_out", "temporal"] = "leave_last_out"
+    tie_seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _is_given_once(self) -> "DataSection":
+        tables = [self.interactions, self.items, self.columns]
+        if any(t is not None for t in tables) if self.source else any(t is None for t in tables):
+            raise ValueError("given incompletely or twice; expected either source, or interactions, items and columns")
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `recsys.dataset.load`."""
+        if self.columns is None:
+            return {"source": self.source}
+        columns = Columns(**self.columns.model_dump())
+        return {"interactions": self.interactions, "items": self.items, "columns": columns}
+
+    def resolved(self, folder: Path) -> "DataSection":
+        """With paths that are relative to `folder` made absolute; URLs and known data sets stay."""
+        given = {"source": self.source, "interactions": self.interactions, "items": self.items}
+        paths = {k: v for k, v in given.items() if v is not None and v != MOVIELENS and "://" not in v}
+        return self.model_copy(update={k: os.path.abspath(folder / v) for k, v in paths.items()})
+
+
+class ModelSection(_Section):
+    """The base model, and the recommender on top of it.
+
+    Attributes:
+        base: `minilm`, a local folder or a hub id.
+        history: how many of a user's last items the tower reads.
+        width: the size of item and user vectors.
+    """
+
+    base: Text = MINILM
+    revision: Text | None = None
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    max_item_tokens: Annotated[int, Field(ge=3)] = 32  # two of them are the special tokens
+    history: Count = 50
+    tower: Literal["attention", "decayed_mean"] = "attention"
+    width: Annotated[int, Field(ge=2, multiple_of=2)] = 128
+
+    def resolved(self, folder: Path) -> "ModelSection":
+        """With a `base` that is a folder under `folder` made absolute; what is none is an alias or a hub id."""
+        path = folder / self.base
+        is_folder = self.base != MINILM and path.is_dir()
+        return self.model_copy(update={"base": os.path.abspath(path)}) if is_folder else self
+
+
+class ObjectiveSection(_Section):
+    """See `objective.Objective`; the direction is the metric's own."""
+
+    metric: Annotated[str, AfterValidator(_metric)]
+    reference: FiniteFloat
+    ideal: FiniteFloat
+
+    @model_validator(mode="after")
+    def _ideal_is_better(self) -> "ObjectiveSection":
+        objective = self.objective
+        side = "above" if objective.direction == "maximise" else "below"
+        if self.reference == self.ideal or (self.ideal > self.reference) != (side == "above"):
+            raise ValueError(
+                f"the ideal of {self.metric} is {self.ideal:g}; expected one {side} its reference {self.reference:g}, "
+                f"because it is to {objective.direction}"
+            )
+        return self
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.metric, parse_metric(self.metric)[0].direction, self.reference, self.ideal)
+
+
+_DEFAULT_OBJECTIVES = (
+    ObjectiveSection(metric="ndcg@10", reference=0.02, ideal=0.15),
+    ObjectiveSection(metric="ild@10", reference=0.4, ideal=1.0),
+    ObjectiveSection(metric="novelty@10", reference=0.1, ideal=0.8),
+    ObjectiveSection(metric="credibility@10", reference=0.5, ideal=0.85),
+)
+
+
+class OptimiserSection(_Section):
+    """The section `search`: the optimiser, its budget and what it keeps.
+
+    Attributes:
+        candidates, minutes: the budget; whichever is spent first ends the search.
+        mode: `async` tells results as they come, `ordered` as they were asked, which repeats bit for bit.
+        steps: training steps of the full rung.
+        rungs: ends with `steps`, and is only that where absent.
+        candidate_timeout: seconds.
+    """
+
+    algorithm: Literal["nsga2", "spea2"] = "nsga2"
+    population: Annotated[int, Field(ge=2)] = 16
+    candidates: Count = 48
+    minutes: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    seed: Seed = 0
+    mode: Literal["async", "ordered"] = "async"
+    steps: Count = 40
+    rungs: Annotated[tuple[Count, ...], Listed, Field(validate_default=True)] = ()
+    serving_settings: Count = 64
+    candidate_timeout: Annotated[FiniteFloat, Field(gt=0)] = 600.0
+    keep_checkpoints: Literal["front", "all"] = "front"
+
+    @field_validator("rungs")
+    @classmethod
+    def _end_with_steps(cls, rungs: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        steps = info.data.get("steps")
+        if steps is None:  # `steps` has an error of its own
+            return rungs
+        rungs = rungs or (steps,)
+        if list(rungs) != sorted(set(rungs)) or rungs[-1] != steps:
+            raise ValueError(f"{list(rungs)} does not fit; expected growing numbers that end with steps, {steps}")
+        if len(rungs) > 1:
+            raise ValueError(f"multi-rung searches are not supported in this version; expected [{steps}]")
+        return rungs
+
+
+class WorkersSection(_Section):
+    """How many workers there are, and what each of them asks Ray for; below 1 a CPU or GPU is shared."""
+
+    count: Count = 2
+    cpus: Annotated[Amount, Field(gt=0)] = 1.0
+    gpus: Annotated[Amount, Field(ge=0)] = 0.0
+
+
+class SearchConfig(_Section):
+    """What a search is made of. `load` and `parse` are the way in.
+
+    Attributes:
+        space: gene -> one fixed value, a range [low, high] or a list of choices; the other genes keep their defaults.
+        store: a database URL; None is the run folder's own.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    data: DataSection
+    model: ModelSection = ModelSection()
+    objective_sections: Annotated[tuple[ObjectiveSection, ...], Listed, Field(alias="objectives")] = _DEFAULT_OBJECTIVES
+    constraint_texts: Annotated[
+        tuple[Annotated[str, AfterValidator(_constraint)], ...], Listed, Field(alias="constraints")
+    ] = ()
+    space: dict[str, Any] = {}
+    search: OptimiserSection = OptimiserSection()
+    workers: WorkersSection = WorkersSection()
+    store: Annotated[str, AfterValidator(_database_url)] | None = None
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives, in the config's order."""
+        return tuple(section.objective for section in self.objective_sections)
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The constraints, in the config's order."""
+        return tuple(Constraint.parse(text) for text in self.constraint_texts)
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """The genes that vary, and those that are fixed."""
+        return SearchSpace.build(default_genes(self.objectives), self.space)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SearchConfig":
+        """Reads a YAML file; relative paths in it are relative to its folder.
+
+        Raises:
+            ConfigError: it cannot be read, or does not fit.
+        """
+        return cls.parse(_read(Path(path)), Path(path).parent)
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, Any], folder: str | Path = ".") -> "SearchConfig":
+        """Checks a config that has been read.
+
+        Args:
+            folder: what relative paths are relative to; the result's are absolute.
+
+        Raises:
+            ConfigError: a key is unknown or missing, or a value does not fit.
+        """
+        try:
+            config = cls.model_validate(dict(mapping))
+        except ValidationError as error:
+            raise ConfigError(_line(error)) from None
+        paths = {"data": config.data.resolved(Path(folder)), "model": config.model.resolved(Path(folder))}
+        return config.model_copy(update=paths)
+
+    def to_yaml(self) -> str:
+        """The resolved config, which `load` reads back as an equal one."""
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    def identity(self) -> str:
+        """The sha256 of all that decides what a search proposes and scores: budget, workers and store do not."""
+        budget = {"candidates", "minutes", "candidate_timeout", "keep_checkpoints"}
+        exclude: Any = {"search": budget, "workers": True, "store": True}
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=exclude)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SearchConfig":
+        # ConfigErrors pass through pydantic as they are.
+        names = [o.name for o in self.objectives]
+        repeated = next((n for n in names if names.count(n) > 1), None)
+        if repeated is not None:
+            raise ConfigError(f"objectives names {repeated} twice; expected each metric once")
+        if len(names) < 2:
+            raise ConfigError(f"objectives has {len(names)} entries; expected at least two to trade off")
+        if accuracy_objective(self.objectives) is None:
+            raise ConfigError(
+                f"objectives has no accuracy metric, and training needs one; expected one of {', '.join(ACCURACY)} "
+                "beside the others, such as ndcg@10"
+            )
+        asked = [*names, *(c.metric for c in self.constraints)]
+        rated = next((n for n in asked if metric_family(n) == "credibility"), None)
+        if rated is not None and self.data.columns is not None and self.data.columns.rating is None:
+            raise ConfigError(f"{rated} needs ratings; expected data.columns.rating to name their column")
+        _ = self.search_space  # raises where `space` does not fit the genes
+        return self
+
+
+_SECTIONS: Mapping[str, type[_Section]] = {
+    "": SearchConfig,
+    "data": DataSection,
+    "data.columns": ColumnsSection,
+    "model": ModelSection,
+    "objectives": ObjectiveSection,
+    "search": OptimiserSection,
+    "workers": WorkersSection,
+}
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "invalid_key": "a text",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "too_short": "at least one",
+    "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "up to 64 lower-case letters, digits and dashes, of which the first is no dash",
+}
+
+
+def _line(error: ValidationError) -> str:
+    """The first error as one line; unknown keys come before the missing ones that they were meant to be."""
+    first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    location, kind, message = first["loc"], first["type"], first["msg"]
+    key = ".".join(map(str, location))
+    if kind == "extra_forbidden":
+        section = _SECTIONS[".".join(part for part in location[:-1] if isinstance(part, str))]
+        known = [field.alias or name for name, field in section.model_fields.items()]
+        return f"{key} is no key; {nearest(str(location[-1]), known)}"
+    if kind == "missing":
+        return f"{key} is missing; add it to the config"
+    if kind == "value_error":
+        return f"{key}: {message.removeprefix('Value error, ')}"
+    got = "empty" if first["input"] is None else reprlib.repr(first["input"])
+    wish = message.removeprefix("Input should be ")
+    expected = _EXPECTED.get(kind, f"a number {wish}" if wish.startswith(("greater", "less")) else wish)
+    return f"{key} is {got}; expected {expected}"
+
+
+class _Loader(yaml.SafeLoader):
+    """As YAML 1.2 has it, 1e-3 is a number; to PyYAML it is a text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would read as numbers."""
+
+
+_NUMBER = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$")
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); expected a YAML file") from None
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError for a date such as 2024-13-01
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else f"{path}"
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{place} is not valid YAML ({reason}); correct it") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no config; expected a mapping that starts with a name and data")
+    return content

@@ -1,0 +1,118 @@
+"""What the command line shows: progress while a search runs, and tables."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from pareto_search import search
+from pareto_search.results import Document
+
+
+class Live:
+    """Shows a search: a bar on a terminal, a line per change elsewhere."""
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar, self._began = bar, time.monotonic()
+        self._task = bar.add_task("", total=None, detail="") if bar else None
+
+    def notice(self, text: str) -> None:
+        """One line of text."""
+        if self._bar:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(f"[{_duration(time.monotonic() - self._began)}] {text}", flush=True)
+
+    def progress(self, now: search.Progress) -> None:
+        """A candidate has ended."""
+        left = "" if now.left is None else f", about {_duration(now.left)} left"
+        failed = f", {now.failed} failed" if now.failed else ""
+        detail = f"front of {now.front} entries, hypervolume {now.hypervolume:.4f}{failed}{left}"
+        done = now.finished + now.failed
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, total=now.total, completed=done, detail=detail)
+        else:
+            self.notice(f"{done} of {now.total} candidates: {detail}")
+
+
+@contextmanager
+def live() -> Iterator[Live]:
+    """Shows a search for the length of a block."""
+    if not sys.stdout.isatty():
+        yield Live(None)
+        return
+    columns = (TextColumn("candidates"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"))
+    with Progress(*columns) as bar:
+        yield Live(bar)
+
+
+def show_front(front: Document) -> None:
+    """The front as a table, the baselines underneath, and the hypervolumes."""
+    names = [o["name"] for o in front["objectives"]]
+    table = Table(title=f"{front['search']}: validation → test", title_justify="left", box=None)
+    for column in ("entry", *names, "serving"):
+        table.add_column(column, no_wrap=True)
+    for row in front["front"]:
+        table.add_row(row["entry"], *_cells(row, names), _serving(row["serving"]))
+    table.add_section()
+    for row in front["baselines"]:
+        table.add_row(row["name"], *_cells(row, names), "")
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(table)
+    console.print("")
+    volumes = Table(title="hypervolume of at most 32 entries, chosen on validation", title_justify="left", box=None)
+    for column in ("", "validation", "test"):
+        volumes.add_column(column)
+    for name, volume in _volumes(front["hypervolume"]):
+        volumes.add_row(name, f"{volume['validation']:.4f}", f"{volume['test']:.4f}")
+    console.print(volumes)
+
+
+def show_scores(name: str, part: str, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """One entry's scores, each with its interval."""
+    for metric, value in scores.items():
+        interval = f"  [{value['low']:.4f}, {value['high']:.4f}]" if "low" in value else ""
+        print(f"{name}  {part}  {metric}  {value['mean']:.4f}{interval}")
+
+
+class _Recommended(Protocol):
+    @property
+    def title(self) -> str: ...
+    @property
+    def item(self) -> str: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def because(self) -> tuple[str, ...]: ...
+
+
+def show_recommendations(items: Sequence[_Recommended]) -> None:
+    """A list of items, best first."""
+    for place, item in enumerate(items, 1):
+        because = f"  because of {' and '.join(item.because)}" if item.because else ""
+        print(f"{place:>3}. {item.title}  (item {item.item}, score {item.score:.2f}){because}")
+
+
+def _volumes(volumes: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    yield "front", volumes
+    for name in ("practitioner", "warm-start"):
+        if name in volumes:
+            yield name, volumes[name]
+
+
+def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [f"{row['validation'][n]:.4f} → {row['test'][n]['mean']:.4f}" for n in names]
+
+
+def _serving(genes: Mapping[str, Any]) -> str:
+    return " ".join(f"{name} {value:.2f}" for name, value in genes.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

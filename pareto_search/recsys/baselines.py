@@ -1,0 +1,103 @@
+"""The models that a front must beat, in plain NumPy.
+
+Each is fitted on the training part and scores the whole catalogue for users given by their histories.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from pareto_search.recsys.split import Sequences
+
+Floats = NDArray[np.float32]
+
+
+class Scorer(Protocol):
+    """Scores the catalogue for some users."""
+
+    def scores(self, history: Sequences) -> Floats:
+        """Scores `(m, n_items)`, higher is better, for the m users whose histories are given."""
+        ...
+
+
+def interactions(history: Sequences, n_items: int) -> csr_matrix:
+    """The binary user-item matrix `(m, n_items)` of some histories."""
+    items = history.items.copy()  # summing duplicates sorts it in place, and the order of a history is its time
+    matrix = csr_matrix((np.ones(len(items), np.float32), items, history.indptr), (len(history.indptr) - 1, n_items))
+    matrix.sum_duplicates()
+    matrix.data[:] = 1.0
+    return matrix
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """How many users interacted with each item."""
+
+    users: NDArray[np.int64]
+
+    def scores(self, history: Sequences) -> Floats:
+        return np.tile(self.users.astype(np.float32), (len(history.indptr) - 1, 1))
+
+
+@dataclass(frozen=True)
+class ItemSimilarity:
+    """Scores are the sums of item similarities over the history: EASE and ItemKNN.
+
+    Attributes:
+        weights: `(n_items, n_items)`; row i says what having item i adds to every other.
+    """
+
+    weights: Floats
+
+    def scores(self, history: Sequences) -> Floats:
+        return np.asarray(interactions(history, len(self.weights)) @ self.weights, np.float32)
+
+
+def ease(train: Sequences, n_items: int, regularisation: float = 300.0) -> ItemSimilarity:
+    """EASE (Steck, WWW 2019): B = I - P / diag(P) with P = (XᵀX + λI)⁻¹, zero diagonal."""
+    x = interactions(train, n_items)
+    gram = (x.T @ x).toarray().astype(np.float64)
+    gram[np.diag_indices(n_items)] += regularisation
+    inverse = np.linalg.inv(gram)
+    weights = inverse / -np.diag(inverse)
+    weights[np.diag_indices(n_items)] = 0.0
+    return ItemSimilarity(weights.astype(np.float32))
+
+
+def item_knn(train: Sequences, n_items: int, neighbours: int = 100, shrinkage: float = 10.0) -> ItemSimilarity:
+    """ItemKNN: shrunk cosine of the items' user sets, the nearest neighbours of each item kept."""
+    x = interactions(train, n_items)
+    common = (x.T @ x).toarray().astype(np.float32)
+    norms = np.sqrt(np.diag(common))
+    similarity = common / (np.outer(norms, norms) + shrinkage)
+    similarity[np.diag_indices(n_items)] = 0.0
+    if neighbours < n_items:
+        cut = np.partition(similarity, -neighbours, axis=0)[-neighbours]
+        similarity[similarity < cut] = 0.0
+    return ItemSimilarity(similarity)
+
+
+@dataclass(frozen=True)
+class DecayedMean:
+    """Users as the decayed mean of their items' vectors, scored by dot product: the frozen encoder.
+
+    Attributes:
+        vectors: `(n_items, d)`, rows of unit length.
+        decay: the weight of an item relative to the one after it.
+        window: how many of the last items count.
+    """
+
+    vectors: Floats
+    decay: float = 0.8
+    window: int = 50
+
+    def scores(self, history: Sequences) -> Floats:
+        age = np.repeat(history.indptr[1:], np.diff(history.indptr)) - np.arange(len(history.items)) - 1
+        weights = np.where(age < self.window, self.decay ** np.minimum(age, self.window), 0.0).astype(np.float32)
+        matrix = csr_matrix((weights, history.items, history.indptr), (len(history.indptr) - 1, len(self.vectors)))
+        users = matrix @ self.vectors
+        totals = np.add.reduceat(weights, history.indptr[:-1]) if len(weights) else np.ones(0)
+        return np.asarray(users / totals[:, None] @ self.vectors.T, np.float32)

@@ -1,0 +1,391 @@
+"""Data sets: interactions and items, read from tables into one canonical form that no file order changes."""
+
+import csv
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pareto_search.errors import DataError, nearest
+from pareto_search.recsys import fetch
+
+MOVIELENS = "movielens-100k"
+LEAST_INTERACTIONS = 3
+"""One interaction each to train on, to validate on and to test on."""
+CATEGORY_FIELDS = ("class", "genre", "genres", "category", "categories")
+"""Names under which atomic files carry an item's categories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column holds what; `item` names the id's column in both tables.
+
+    Attributes:
+        rating: may be missing; all interactions count, ratings are only carried along.
+        timestamp: any number that grows with time; where it is None, the order of a user's rows counts as time.
+        text: the columns an encoder reads, in this order; the first is the item's title.
+        categories: a column of names divided by `separator` (or of lists, in Parquet).
+    """
+
+    user: str
+    item: str
+    rating: str | None = None
+    timestamp: str | None = None
+    text: tuple[str, ...]
+    categories: str | None = None
+    separator: str = "|"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """n interactions of users with items, ordered by (user, time, item, rating).
+
+    Attributes:
+        user_ids, item_ids: the original ids, shorter ones first and then alphabetically, so that numbers are in
+            numeric order; `item_ids` are all items with text, those without any interaction included.
+        users, items: `(n,)` indices into `user_ids` and `item_ids`; a repeated pair is a repeated interaction.
+        ratings: `(n,)`, or None where the data has none.
+        timestamps: `(n,)`, in the data's own unit.
+        texts: what the encoder reads of each item.
+        titles: what a person reads of each item.
+        categories: each item's categories, or None where the data has none.
+        dropped: reason -> how many were left out; only reasons that occurred.
+    """
+
+    name: str
+    user_ids: tuple[str, ...]
+    item_ids: tuple[str, ...]
+    users: NDArray[np.int32]
+    items: NDArray[np.int32]
+    ratings: NDArray[np.float32] | None
+    timestamps: NDArray[np.float64]
+    texts: tuple[str, ...]
+    titles: tuple[str, ...]
+    categories: tuple[tuple[str, ...], ...] | None
+    dropped: Mapping[str, int]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the content, whatever its name, file format and order of rows."""
+        words = [self.user_ids, self.item_ids, self.texts, self.titles, self.categories, self.ratings is not None]
+        digest = hashlib.sha256(json.dumps(words).encode())
+        digest.update(self.users.astype("<i4").tobytes() + self.items.astype("<i4").tobytes())
+        digest.update(self.timestamps.astype("<f8").tobytes())
+        if self.ratings is not None:
+            digest.update(self.ratings.astype("<f4").tobytes())
+        return digest.hexdigest()
+
+
+def load(
+    *,
+    source: str | None = None,
+    interactions: str | None = None,
+    items: str | None = None,
+    columns: Columns | None = None,
+) -> Dataset:
+    """The data set that a config's `data` section names.
+
+    Args:
+        source: `movielens-100k`, or a folder of RecBole atomic files; or else:
+        interactions, items: a CSV or Parquet file each, local or by fsspec URL.
+        columns: what their columns hold.
+
+    Raises:
+        DataError: the data cannot be read or does not fit; one line says where and what to do.
+    """
+    if source is not None and interactions is None and items is None and columns is None:
+        if source == MOVIELENS:
+            return load_movielens()
+        if Path(source).is_dir():
+            return load_atomic(source)
+        raise DataError(
+            f"data source '{source}' is no folder and no known data set; expected '{MOVIELENS}', or a folder of atomic "
+            "files; or give interactions, items and columns"
+        )
+    if source is None and interactions is not None and items is not None and columns is not None:
+        return load_tables(interactions, items, columns, Path(interactions).stem)
+    raise DataError(
+        "data is given incompletely or twice; give either source, or interactions, items and columns together"
+    )
+
+
+def load_movielens(folder: Path | None = None) -> Dataset:
+    """MovieLens-100K from a folder of `fetch.movielens_100k`, fetched where None (Harper & Konstan 2015).
+
+    Raises:
+        DataError: it cannot be fetched, or the cache is damaged.
+    """
+    folder = folder or fetch.movielens_100k()
+    columns = Columns(
+        user="user_id",
+        item="item_id",
+        rating="rating",
+        timestamp="timestamp",
+        text=("title", "genres"),
+        categories="genres",
+    )
+    return load_tables(str(folder / fetch.INTERACTIONS), str(folder / fetch.ITEMS), columns, MOVIELENS)
+
+
+def load_atomic(folder: str | Path) -> Dataset:
+    """A folder with one RecBole `.inter` and one `.item` file: tab-separated, with `name:type` headers.
+
+    Users and items are the fields `user_id` and `item_id`, or else the first token fields; `rating` and `timestamp` may
+    be missing (see `Columns`). All other token and token_seq fields of the items are text, and the first of them that
+    `CATEGORY_FIELDS` names is the categories.
+
+    Raises:
+        DataError: a file, a field or a value does not fit.
+    """
+    inter, inter_types = _read_atomic(_only_file(Path(folder), ".inter"))
+    item, item_types = _read_atomic(_only_file(Path(folder), ".item"))
+    tokens = [n for n, kind in inter_types.items() if kind == "token"]
+    if len(tokens) < 2 or "token" not in item_types.values():
+        short = inter if len(tokens) < 2 else item
+        raise DataError(f"{short.location} lacks an id field; expected user_id:token and item_id:token in its header")
+    user_field = "user_id" if "user_id" in tokens else next(t for t in tokens if t != "item_id")
+    item_field = "item_id" if "item_id" in tokens else next(t for t in tokens if t != user_field)
+    if item_field not in item_types:
+        raise DataError(f"{item.location} has no field '{item_field}'; {nearest(item_field, item_types)}")
+    text = tuple(n for n, kind in item_types.items() if kind.startswith("token") and n != item_field)
+    categories = next((n for n in text if n.lower() in CATEGORY_FIELDS), None)
+    if categories is not None and item_types[categories] == "token":
+        item.frame[categories] = [[value] for value in item.frame[categories]]  # one category, blanks and all
+    columns = Columns(
+        user=user_field,
+        item=item_field,
+        rating="rating" if "rating" in inter_types else None,
+        timestamp="timestamp" if "timestamp" in inter_types else None,
+        text=text,
+        categories=categories,
+        separator=" ",
+    )
+    return _assemble(Path(inter.location).stem, inter, item, columns)
+
+
+def load_tables(interactions: str, items: str, columns: Columns, name: str) -> Dataset:
+    """Two CSV (`.csv`) or Parquet (`.parquet`) files, local or by fsspec URL.
+
+    Raises:
+        DataError: a file, a column or a value does not fit.
+    """
+    return _assemble(name, _read(interactions), _read(items), columns)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file's rows, and how a message names one of them; `first` is the number of the row under the header."""
+
+    location: str
+    frame: pd.DataFrame
+    unit: str
+    first: int
+
+    def where(self, row: int) -> str:
+        return f"{self.unit} {int(self.frame.index[row]) + self.first}"
+
+    def column(self, name: str, wish: str) -> "pd.Series[Any]":
+        if name not in self.frame:
+            known = [str(c) for c in self.frame.columns]
+            raise DataError(f"{self.location} has no column '{name}' (columns.{wish}); {nearest(name, known)}")
+        return self.frame[name]
+
+    def ids(self, name: str, wish: str) -> list[str]:
+        ids = [_cell(value) for value in self.column(name, wish).tolist()]
+        row = next((row for row, id_ in enumerate(ids) if id_.lower() in ("", "nan")), None)
+        if row is not None:
+            raise DataError(
+                f"{self.location}, {self.where(row)}: '{ids[row]}' in column '{name}' is no id; expected one in every "
+                "row; fill it in or remove the row"
+            )
+        return ids
+
+    def numbers(self, name: str, wish: str) -> NDArray[np.float64]:
+        column = self.column(name, wish)
+        # Dates would pass for nanoseconds: as strings, they are found not to be numbers.
+        readable = column if pd.api.types.is_numeric_dtype(column) else column.astype(str)
+        numbers: NDArray[np.float64] = pd.to_numeric(readable, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        if not np.isfinite(numbers).all():
+            row = int(np.argmin(np.isfinite(numbers)))
+            raise DataError(
+                f"{self.location}, {self.where(row)}: '{_cell(column.iloc[row])}' in column '{name}' is no number; "
+                f"expected a finite number as {wish} in every row; correct it or remove the row"
+            )
+        return numbers
+
+
+def _read(location: str, atomic: bool = False) -> _Table:
+    """A Parquet file, or a file of separated text with a header, whose cells become strings."""
+    parquet = location.lower().endswith(".parquet")
+    if not parquet and not atomic and not location.lower().endswith(".csv"):
+        raise DataError(f"{location} is of an unknown format; expected a name that ends in .csv or .parquet")
+    try:
+        with warnings.catch_warnings():
+            # pandas would drop surplus cells with no more than this warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = (
+                pd.read_parquet(location)
+                if parquet
+                else pd.read_csv(
+                    location,
+                    sep="\t" if atomic else ",",
+                    quoting=csv.QUOTE_NONE if atomic else csv.QUOTE_MINIMAL,
+                    dtype=str,
+                    na_filter=False,
+                    index_col=False,
+                    skip_blank_lines=False,  # so that the index gives line numbers
+                    encoding="utf-8-sig",
+                )
+            )
+    except pd.errors.EmptyDataError:
+        frame = pd.DataFrame()
+    except pd.errors.ParserWarning:
+        raise DataError(
+            f"{location} has rows with more cells than its header; expected a name for each column in the first line; "
+            "name them or export it again"
+        ) from None
+    except FileNotFoundError:
+        raise DataError(f"{location} does not exist; check the path") from None
+    except Exception as error:  # each fsspec back end has errors of its own
+        reason = " ".join(str(error).split())
+        kind = "a Parquet file" if parquet else "a text file in UTF-8 with a header"
+        raise DataError(f"{location} cannot be read ({reason}); expected {kind}; check or export it again") from None
+    frame = frame.reset_index(drop=True) if parquet else frame[(frame.fillna("") != "").any(axis=1)]
+    if frame.empty:
+        raise DataError(
+            f"{location} has no rows; expected a header in the first line and rows under it; check or export it again"
+        )
+    return _Table(location, frame, *(("row", 1) if parquet else ("line", 2)))
+
+
+def _read_atomic(path: Path) -> tuple[_Table, dict[str, str]]:
+    """An atomic file under plain column names, and name -> type."""
+    table = _read(str(path), atomic=True)
+    types: dict[str, str] = {}
+    for header in table.frame.columns:
+        name, colon, kind = str(header).rpartition(":")
+        if not colon or kind not in ("token", "token_seq", "float", "float_seq"):
+            raise DataError(f"{path}: header field '{header}' has no type; expected name:type such as user_id:token")
+        types[name] = kind
+    return _Table(table.location, table.frame.set_axis(list(types), axis=1), table.unit, table.first), types
+
+
+def _only_file(folder: Path, suffix: str) -> Path:
+    found = sorted(folder.glob(f"*{suffix}"))
+    if len(found) != 1:
+        names = ", ".join(f.name for f in found) or "none"
+        raise DataError(f"{folder} has not one {suffix} file (found: {names}); expected one .inter and one .item file")
+    return found[0]
+
+
+def _cell(value: Any) -> str:
+    """A cell as one line of text: missing is empty, and a whole number that nulls made a float has no decimals."""
+    if pd.isna(value):
+        return ""
+    whole = isinstance(value, float) and value.is_integer()
+    return " ".join(str(int(value) if whole else value).split())
+
+
+def _parts(value: Any, separator: str) -> tuple[str, ...]:
+    """The non-empty names in a cell of categories."""
+    if isinstance(value, list | tuple | np.ndarray):
+        parts = [_cell(part) for part in value]
+    else:
+        parts = [_cell(part) for part in ("" if _cell(value) == "" else str(value)).split(separator)]
+    return tuple(part for part in parts if part)
+
+
+def _described(table: _Table, columns: Columns) -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Item id -> (text, title, categories); the text is empty where the item has none."""
+    ids = table.ids(columns.item, "item")
+    first: dict[str, int] = {}
+    for row, id_ in enumerate(ids):
+        if first.setdefault(id_, row) != row:
+            raise DataError(
+                f"{table.location}, {table.where(row)}: item id '{id_}' has been given in {table.where(first[id_])}; "
+                "expected one row for each item; remove one"
+            )
+    categories: list[tuple[str, ...]] = [()] * len(ids)
+    if columns.categories is not None:
+        cells = table.column(columns.categories, "categories")
+        categories = [_parts(value, columns.separator) for value in cells.tolist()]
+    texts: list[list[str]] = [[] for _ in ids]
+    for name in columns.text:
+        for row, value in enumerate(table.column(name, "text").tolist()):
+            texts[row] += categories[row] if name == columns.categories else filter(None, [_cell(value)])
+    if not any(texts):
+        raise DataError(
+            f"no item of {table.location} has text in the columns {list(columns.text)}; expected a title or a "
+            "description; name other columns as text"
+        )
+    return {
+        id_: (", ".join(text), text[0] if text else "", names)
+        for id_, text, names in zip(ids, texts, categories, strict=True)
+    }
+
+
+def _assemble(name: str, interactions: _Table, items: _Table, columns: Columns) -> Dataset:
+    """The canonical data set: items with text, users with enough interactions, all in an order of their own."""
+    described = _described(items, columns)
+    item_ids = _ordered([id_ for id_, (text, _, _) in described.items() if text])
+    user_of_row, names = pd.factorize(np.array(interactions.ids(columns.user, "user"), dtype=object))
+    named_items = interactions.ids(columns.item, "item")
+    place = {id_: i for i, id_ in enumerate(item_ids)}
+    item_of_row = np.array([place.get(id_, -1) for id_ in named_items])
+    listed = np.array([id_ in described for id_ in named_items])
+    if not listed.any():
+        raise DataError(
+            f"no interaction of {interactions.location} names an item of {items.location} (the first is "
+            f"'{named_items[0]}'); expected the same ids in both; check columns.item"
+        )
+
+    kept = item_of_row >= 0
+    counts = np.bincount(user_of_row[kept], minlength=len(names))
+    enough = counts >= LEAST_INTERACTIONS
+    if not enough.any():
+        raise DataError(
+            f"no user of {interactions.location} has {LEAST_INTERACTIONS} interactions with known items (the most is "
+            f"{counts.max()}); expected some to train, to validate and to test on; give more data"
+        )
+    dropped = {
+        "items without text": len(described) - len(item_ids),
+        "interactions of items without text": int((listed & ~kept).sum()),
+        "interactions of items that the items table lacks": int((~listed).sum()),
+        f"users with fewer than {LEAST_INTERACTIONS} interactions": int((~enough).sum()),
+    }
+
+    user_ids = _ordered([id_ for id_, e in zip(names, enough, strict=True) if e])
+    rank = {id_: i for i, id_ in enumerate(user_ids)}
+    new_index = np.array([rank.get(id_, -1) for id_ in names])
+    kept &= enough[user_of_row]
+    users, item_index = new_index[user_of_row][kept], item_of_row[kept]
+    ratings = None if columns.rating is None else interactions.numbers(columns.rating, "rating")[kept]
+    if columns.timestamp is None:
+        timestamps: NDArray[np.float64] = pd.Series(users).groupby(users).cumcount().to_numpy().astype(np.float64)
+    else:
+        timestamps = interactions.numbers(columns.timestamp, "timestamp")[kept]
+    order = np.lexsort((np.zeros(len(users)) if ratings is None else ratings, item_index, timestamps, users))
+    return Dataset(
+        name=name,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        users=users[order].astype(np.int32),
+        items=item_index[order].astype(np.int32),
+        ratings=None if ratings is None else ratings[order].astype(np.float32),
+        timestamps=timestamps[order],
+        texts=tuple(described[id_][0] for id_ in item_ids),
+        titles=tuple(described[id_][1] for id_ in item_ids),
+        categories=None if columns.categories is None else tuple(described[id_][2] for id_ in item_ids),
+        dropped={reason: count for reason, count in dropped.items() if count},
+    )
+
+
+def _ordered(ids: list[str]) -> tuple[str, ...]:
+    return tuple(sorted(ids, key=lambda id_: (len(id_), id_)))

@@ -1,0 +1,110 @@
+"""Ranks a part under many settings, in chunks of users, and searches for good settings."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import qmc
+
+from pareto_search.archive import choose
+from pareto_search.candidate import Genes
+from pareto_search.objective import Objective, Values
+from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.metrics import Ranked, Tally
+from pareto_search.recsys.rerank import blend, rerank, standardise
+from pareto_search.recsys.split import Part, Sequences
+from pareto_search.recsys.statistics import ItemStatistics
+from pareto_search.space import SearchSpace
+
+CHUNK = 2_000_000
+"""How many scores are held at once."""
+WIDTHS = tuple(np.geomspace(0.2, 0.05, 6))
+"""The spread of each round of neighbours, in units of a serving gene's range."""
+ELITE = 32
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A part to rank with a model and the components that may be blended into its scores.
+
+    Attributes:
+        scorers: `model`, and a component under each name that is a serving gene.
+    """
+
+    part: Part
+    items: ItemStatistics
+    scorers: Mapping[str, Scorer]
+
+    def tallies(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[Tally]:
+        """The metrics of each setting; the scores are computed once for all of them."""
+        tallies = [Tally(metrics, self.items) for _ in settings]
+        for targets, standardised in self._chunks():
+            for setting, tally in zip(settings, tallies, strict=True):
+                lists = rerank(blend(standardised, setting), self.items, setting, tally.length)
+                tally.add(Ranked.of(lists, targets))
+        return tallies
+
+    def values(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[dict[str, float]]:
+        """The values of each setting, averaged over all users."""
+        return [tally.values() for tally in self.tallies(settings, metrics)]
+
+    def _chunks(self) -> Iterator[tuple[Sequences, dict[str, NDArray[np.float32]]]]:
+        n_items = len(self.items.users)
+        size = max(1, CHUNK // n_items)
+        for start in range(0, len(self.part.users), size):
+            history, targets = self.part.history.rows(start, start + size), self.part.targets.rows(start, start + size)
+            seen = _seen(history, targets, n_items)
+            yield targets, {name: standardise(s.scores(history), seen) for name, s in self.scorers.items()}
+
+
+def _seen(history: Sequences, targets: Sequences, n_items: int) -> NDArray[np.bool_]:
+    """What must not be recommended: the history, except a target that is bought again."""
+    seen = np.zeros((len(history.indptr) - 1, n_items), bool)
+    for sequences, value in ((history, True), (targets, False)):
+        seen[np.repeat(np.arange(len(seen)), np.diff(sequences.indptr)), sequences.items] = value
+    return seen
+
+
+def search_settings(
+    evaluate: Callable[[Sequence[Genes]], list[dict[str, float]]],
+    space: SearchSpace,
+    objectives: Sequence[Objective],
+    *,
+    count: int,
+    seed: int,
+    known: Sequence[Genes] = (),
+) -> list[tuple[Genes, Values]]:
+    """The inner search: serving settings of one model that together cover most hypervolume.
+
+    First come the model alone and the known settings, or a Sobol sequence where none are known; then rounds of ever closer
+    neighbours of the settings that add most hypervolume so far.
+
+    Args:
+        evaluate: from settings to their values on validation.
+        space: serving genes only.
+        count: how many settings to evaluate beside the model alone.
+        known: settings that served a similar model well.
+
+    Returns:
+        Each setting with its values, the model alone first.
+    """
+    genes = space.genes
+    rng = np.random.default_rng(seed)
+    vectors = [np.array([space.to_unit(k) for k in known[:count]]).reshape(-1, len(genes))]
+    if not known and genes:
+        vectors.append(qmc.Sobol(len(genes), rng=rng).random_base2(max(0, int(count / 4).bit_length() - 1))[:count])
+    tried = np.concatenate([np.zeros((1, len(genes))), *vectors])
+    settings: list[Genes] = [dict.fromkeys(space.roles, 0.0), *(space.from_unit(list(v)) for v in tried[1:])]
+    values = evaluate(settings)
+    per_round = -(-(count + 1 - len(settings)) // len(WIDTHS))
+    for width in WIDTHS if genes else ():
+        centres = tried[choose(values, objectives, ELITE) or [0]]
+        size = min(per_round, count + 1 - len(settings))
+        near = centres[np.arange(size) % len(centres)] + rng.normal(0.0, width, (size, len(genes)))
+        near = np.clip(near, 0.0, np.nextafter(1.0, 0.0))
+        proposed = [space.from_unit(list(v)) for v in near]
+        tried = np.concatenate([tried, near])
+        settings += proposed
+        values += evaluate(proposed)
+    return list(zip(settings, values, strict=True))

@@ -1,0 +1,170 @@
+"""Splits: which interactions train a model, which ones select it and which ones judge it."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pareto_search.errors import DataError
+from pareto_search.recsys.dataset import Dataset
+
+Strategy = Literal["leave_last_out", "temporal"]
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Each user's items in the order of time, in compressed rows: user u has `items[indptr[u]:indptr[u + 1]]`.
+
+    Attributes:
+        indptr: `(n_users + 1,)`.
+        items: `(n,)`.
+        ratings: `(n,)`, or None where the data has none.
+    """
+
+    indptr: NDArray[np.int64]
+    items: NDArray[np.int32]
+    ratings: NDArray[np.float32] | None
+
+    def __post_init__(self) -> None:
+        for array in (self.indptr, self.items, self.ratings):
+            if array is not None:
+                array.flags.writeable = False  # many hands hold these, and an order spoilt in place shows nowhere
+
+    def of(self, user: int) -> NDArray[np.int32]:
+        """The items of one user."""
+        return self.items[self.indptr[user] : self.indptr[user + 1]]
+
+    def rows(self, start: int, stop: int) -> "Sequences":
+        """The users from `start` to before `stop`, renumbered from 0."""
+        indptr = self.indptr[start : stop + 1]
+        inside = slice(int(indptr[0]), int(indptr[-1]))
+        return Sequences(indptr - indptr[0], self.items[inside], None if self.ratings is None else self.ratings[inside])
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What is ranked, for the m users who have something to rank.
+
+    Attributes:
+        users: `(m,)` the users with at least one target and at least one training interaction, ascending.
+        history: over these m users, in this order: all that is known before the part, which evaluation masks.
+        targets: over these m users: what should be ranked high, each item once. An item that the history has too (a
+            repeat purchase) stays a target: evaluation masks seen items except the targets.
+    """
+
+    users: NDArray[np.int32]
+    history: Sequences
+    targets: Sequences
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Training sequences over all users, and the two parts that are ranked; the test's history includes validation."""
+
+    n_users: int
+    n_items: int
+    train: Sequences
+    validation: Part
+    test: Part
+
+    @property
+    def sha256(self) -> str:
+        """The hash of who is ranked on what, and after which history."""
+        digest = hashlib.sha256(f"{self.n_users} {self.n_items}".encode())
+        parts = (self.validation, self.test)
+        for sequences in (self.train, *(s for p in parts for s in (p.history, p.targets))):
+            digest.update(sequences.indptr.astype("<i8").tobytes() + sequences.items.astype("<i4").tobytes())
+        for part in parts:
+            digest.update(part.users.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+
+def split(dataset: Dataset, strategy: Strategy, tie_seed: int) -> Split:
+    """Divides a data set's interactions into training, validation and test.
+
+    A user's interactions are ordered by time, and those of the same time by a hash of (seed, user id, item id), so that
+    no order of rows in a file decides what is tested.
+
+    Args:
+        strategy: `leave_last_out` tests on each user's last interaction and validates on the one before;
+            `temporal` cuts once for all users, after 80 % and after 90 % of the interactions by time, and leaves
+            interactions of the same time together. It wants timestamps that can be compared between users.
+        tie_seed: another seed breaks ties another way.
+
+    Raises:
+        DataError: nothing is left to train on, to validate on or to test on.
+    """
+    order = np.lexsort((_tie_breakers(dataset, tie_seed), dataset.timestamps, dataset.users))
+    users, n_users = dataset.users[order], len(dataset.user_ids)
+    role = _last_out(users, n_users) if strategy == "leave_last_out" else _by_time(dataset.timestamps)[order]
+    rows = _Rows(
+        users, dataset.items[order], None if dataset.ratings is None else dataset.ratings[order], role, n_users
+    )
+    parts = {name: rows.part(which) for name, which in (("validation", VALIDATION), ("test", TEST))}
+    for name, part in parts.items():
+        if len(part.users) == 0:
+            raise DataError(
+                f"data set '{dataset.name}', split {strategy}: no user of the {name} part has training interactions; "
+                "expected at least one; give more data or use leave_last_out"
+            )
+    everyone = np.arange(n_users, dtype=np.int32)
+    train = rows.sequences(role == TRAIN, everyone)
+    return Split(n_users, len(dataset.item_ids), train, parts["validation"], parts["test"])
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """All n interactions, ordered by user and then by time, with each one's role."""
+
+    users: NDArray[np.int32]
+    items: NDArray[np.int32]
+    ratings: NDArray[np.float32] | None
+    role: NDArray[np.int8]
+    n_users: int
+
+    def part(self, which: int) -> Part:
+        target = self.role == which
+        trained, ranked = (np.bincount(self.users[m], minlength=self.n_users) for m in (self.role == TRAIN, target))
+        users = np.flatnonzero((trained > 0) & (ranked > 0)).astype(np.int32)
+        return Part(users, self.sequences(self.role < which, users), self.sequences(self._once(target), users))
+
+    def sequences(self, chosen: NDArray[np.bool_], users: NDArray[np.int32]) -> Sequences:
+        """The chosen interactions of these users, who are in ascending order."""
+        chosen = chosen & np.isin(self.users, users)
+        counts = np.bincount(self.users[chosen], minlength=self.n_users)[users]
+        indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        return Sequences(indptr, self.items[chosen], None if self.ratings is None else self.ratings[chosen])
+
+    def _once(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The first of each user's chosen interactions with an item."""
+        rows = np.flatnonzero(chosen)
+        pairs = self.users[rows].astype(np.int64) * (int(self.items.max()) + 1) + self.items[rows]
+        first = np.zeros_like(chosen)
+        first[rows[np.unique(pairs, return_index=True)[1]]] = True
+        return first
+
+
+def _tie_breakers(dataset: Dataset, seed: int) -> NDArray[np.uint64]:
+    """`(n,)` the first eight bytes of BLAKE2b over `seed, user id, item id`."""
+    digests = (
+        hashlib.blake2b(f"{seed}\t{dataset.user_ids[u]}\t{dataset.item_ids[i]}".encode(), digest_size=8).digest()
+        for u, i in zip(dataset.users.tolist(), dataset.items.tolist(), strict=True)
+    )
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
+
+
+def _last_out(users: NDArray[np.int32], n_users: int) -> NDArray[np.int8]:
+    """`(n,)` roles of interactions that are ordered by user and time."""
+    ends = np.cumsum(np.bincount(users, minlength=n_users))
+    left = ends[users] - 1 - np.arange(len(users))  # how many interactions of the user follow
+    return np.select([left == 0, left == 1], [TEST, VALIDATION], TRAIN).astype(np.int8)
+
+
+def _by_time(timestamps: NDArray[np.float64]) -> NDArray[np.int8]:
+    """`(n,)` roles by two cuts in time; whoever shares the time of a cut comes after it."""
+    n, ordered = len(timestamps), np.sort(timestamps)
+    cuts = ordered[[n * 8 // 10, n * 9 // 10]]
+    return np.searchsorted(cuts, timestamps, side="right").astype(np.int8)

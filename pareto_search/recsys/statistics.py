@@ -1,0 +1,71 @@
+"""What the training part says of each item: popularity, novelty, credibility, and fixed features for distances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pareto_search.recsys.split import Sequences
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ItemStatistics:
+    """Statistics of the training part, one row an item.
+
+    Attributes:
+        users: `(n_items,)` how many users interacted with the item.
+        novelty: `(n_items,)` self-information -log2(n_i / users) with n_i >= 1, divided by its largest value log2(users).
+        credibility: `(n_items,)` Bayesian average rating scaled to 0..1; None where the data set has no ratings.
+        features: `(n_items, f)` rows of unit length (or zero), which training cannot change.
+    """
+
+    users: NDArray[np.int64]
+    novelty: Floats
+    credibility: Floats | None
+    features: Floats
+
+    @classmethod
+    def of(cls, train: Sequences, n_items: int, features: Floats) -> "ItemStatistics":
+        """The statistics of a training part.
+
+        Args:
+            features: `(n_items, f)` any scale; rows are brought to unit length.
+        """
+        n_users = len(train.indptr) - 1
+        owner = np.repeat(np.arange(n_users), np.diff(train.indptr))
+        pairs = np.unique(owner * n_items + train.items)
+        users = np.bincount(pairs % n_items, minlength=n_items)
+        novelty = -np.log2(np.maximum(users, 1) / n_users) / np.log2(max(n_users, 2))
+        norms = np.linalg.norm(features, axis=1, keepdims=True)
+        unit = np.divide(features, norms, out=np.zeros_like(features, dtype=np.float32), where=norms > 0)
+        return cls(users, novelty.astype(np.float32), _credibility(train, n_items), unit.astype(np.float32))
+
+
+def _credibility(train: Sequences, n_items: int) -> Floats | None:
+    """The Bayesian average (C·m + Σr) / (C + n), scaled by the range of the ratings.
+
+    m is the mean rating and C the mean number of ratings an item has, so that an item with as many ratings as the average
+    one lies half way between its own mean and everybody's.
+    """
+    if train.ratings is None:
+        return None
+    counts = np.bincount(train.items, minlength=n_items)
+    sums = np.bincount(train.items, weights=train.ratings, minlength=n_items)
+    weight, mean = len(train.items) / n_items, float(train.ratings.mean())
+    low, high = float(train.ratings.min()), float(train.ratings.max())
+    average = (weight * mean + sums) / (weight + counts)
+    return ((average - low) / max(high - low, 1e-9)).astype(np.float32)
+
+
+def category_features(categories: Sequence[Sequence[str]]) -> Floats:
+    """Categories as indicator rows `(n_items, categories)`."""
+    names = sorted({c for row in categories for c in row})
+    column = {name: i for i, name in enumerate(names)}
+    features = np.zeros((len(categories), max(len(names), 1)), np.float32)
+    for item, row in enumerate(categories):
+        for name in row:
+            features[item, column[name]] = 1.0
+    return features

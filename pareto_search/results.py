@@ -1,0 +1,137 @@
+"""What comes back from a search: its front as a document, and how the hypervolume grew."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pareto_search import archive
+from pareto_search.candidate import Candidate, Evaluation
+from pareto_search.errors import RunError, nearest
+from pareto_search.objective import Constraint, Objective, Values, is_feasible
+from pareto_search.store import SearchRecord, Store
+
+FRONT = "front.json"
+ENTRIES = 32
+"""How many entries every hypervolume that is reported stands for."""
+
+Document = dict[str, Any]
+"""A parsed front.json."""
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def chosen(evaluations: Sequence[Evaluation], objectives: Sequence[Objective]) -> list[Evaluation]:
+    """The entries of a front that are reported: those that together cover most hypervolume on validation."""
+    return [evaluations[i] for i in archive.choose([e.values for e in evaluations], objectives, ENTRIES)]
+
+
+def feasible(
+    points: Sequence[Document], objectives: Sequence[Objective], constraints: Sequence[Constraint]
+) -> list[Document]:
+    """The points of a baseline's curve that keep what the front keeps."""
+    return [p for p in points if is_feasible(p["validation"], objectives, constraints)]
+
+
+def hypervolumes(points: Sequence[Document], objectives: Sequence[Objective]) -> dict[str, float]:
+    """Of points with validation values and test scores, on either part."""
+    return {
+        "validation": archive.hypervolume([p["validation"] for p in points], objectives),
+        "test": archive.hypervolume([means(p["test"]) for p in points], objectives),
+    }
+
+
+def means(scores: Scores) -> dict[str, float]:
+    """Test scores without their intervals."""
+    return {name: score["mean"] for name, score in scores.items()}
+
+
+def document(
+    record: SearchRecord,
+    objectives: Sequence[Objective],
+    entries: Sequence[Document],
+    baselines: Sequence[Document],
+    curves: Mapping[str, Sequence[Document]],
+) -> Document:
+    """The content of front.json: entries by accuracy, baselines, and the curves that the front is compared with."""
+    first = objectives[0]
+    volumes: Document = hypervolumes(entries, objectives)
+    return {
+        "search": record.name,
+        "seed": record.seed,
+        "data_sha256": record.data_sha256,
+        "base": {"id": record.base_id, "sha256": record.base_sha256},
+        "split_sha256": record.split_sha256,
+        "test_evaluations": record.test_evaluations,
+        "objectives": [
+            {"name": o.name, "direction": o.direction, "reference": o.reference, "ideal": o.ideal} for o in objectives
+        ],
+        "hypervolume": volumes | {name: hypervolumes(points, objectives) for name, points in curves.items()},
+        "front": sorted(entries, key=lambda e: -first.normalise(e["validation"][first.name])),
+        "baselines": list(baselines),
+        "curves": dict(curves),
+    }
+
+
+def entry(evaluation: Evaluation, candidate: Candidate, seconds: float, test: Scores) -> Document:
+    """One entry of front.json."""
+    weights = {n.removeprefix("weight."): v for n, v in candidate.genes.items() if n.startswith("weight.")}
+    return {
+        "entry": evaluation.entry,
+        "candidate": candidate.id,
+        "kind": "trained",
+        "parents": list(candidate.parents),
+        "steps": evaluation.steps,
+        "seconds": round(seconds, 1),
+        "weighting": weights,
+        "genes": {n: v for n, v in candidate.genes.items() if not n.startswith("weight.")},
+        "serving": dict(evaluation.serving),
+        "validation": dict(evaluation.values),
+        "test": test,
+        "checkpoint": f"checkpoints/{candidate.id}",
+    }
+
+
+def moments(
+    store: Store, objectives: Sequence[Objective], constraints: Sequence[Constraint], steps: int
+) -> list[tuple[float, float, str]]:
+    """How the front's hypervolume on validation grew: seconds since the start, hypervolume, candidate."""
+    began = store.search.created
+    ended = sorted((a.ended or began, a.candidate) for a in store.attempts() if a.state == "finished")
+    evaluations = store.evaluations()
+    front: list[Evaluation] = []
+    points: list[tuple[float, float, str]] = []
+    for end, name in ended:
+        mine = [e for e in evaluations if e.candidate == name]
+        front = archive.front([*front, *mine], objectives, constraints, steps)
+        values: list[Values] = [e.values for e in chosen(front, objectives)]
+        points.append((end - began, archive.hypervolume(values, objectives), name))
+    return points
+
+
+def load_front(run: str | Path) -> Document:
+    """The front of a finished search: the parsed `front.json` of its run folder.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = Path(run) / FRONT
+    try:
+        content: Document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "resume it with 'pareto-search resume'" if Path(run, "search.db").exists() else "expected a run folder"
+        raise RunError(f"{path} is not there; {hint}") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); resume the search to write it again") from None
+    return content
+
+
+def find_entry(front: Document, name: str) -> Document:
+    """The entry of that name.
+
+    Raises:
+        RunError: the front has none.
+    """
+    known = {e["entry"]: e for e in front["front"]}
+    if name not in known:
+        raise RunError(f"entry '{name}' is not on the front; {nearest(name, known)}")
+    return known[name]

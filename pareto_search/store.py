@@ -1,0 +1,310 @@
+"""The durable record of a search: what was proposed, executed and scored, and in which order the optimiser heard of it.
+
+Replay is the only resume: asked and told again in the journal's order, a fresh optimiser is where the old one was.
+"""
+
+import fcntl
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import sqlalchemy as sa
+
+from pareto_search import database as db
+from pareto_search.candidate import Attempt, Candidate, Evaluation
+from pareto_search.errors import ParetoSearchError, RunError
+
+State = Literal["running", "finished", "failed", "lost"]
+JournalKind = Literal["ask", "tell"]
+
+_SUCCEEDED = "succeeded by attempt"
+
+
+class LateResultError(ParetoSearchError):
+    """A report of an attempt that is not running: its lease was lost, another took its place, or it has ended."""
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What a search is. Only the elapsed seconds and the test evaluations change; `created` is a Unix time."""
+
+    name: str
+    identity: str
+    config: str
+    seed: int
+    data_sha256: str
+    split_sha256: str
+    base_id: str
+    base_sha256: str
+    lanes: int
+    created: float = field(default_factory=time.time)
+    elapsed_seconds: float = 0.0
+    test_evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """What became of an attempt; `started` and `ended` are Unix times."""
+
+    candidate: str
+    number: int
+    state: State
+    worker: str
+    started: float
+    ended: float | None
+    seconds: float | None
+    error: str | None
+
+    @property
+    def worker_died(self) -> bool:
+        """Whether it was lost with its worker, and not with the driver."""
+        return self.state == "lost" and not (self.error or "").startswith(_SUCCEEDED)
+
+
+class Store:
+    """One search's record, in an SQLite file or a PostgreSQL database.
+
+    Durability: once a `transaction` has ended without an exception, all of it survives the death of any process and, as
+    far as the disk keeps its word, a power cut. After an exception nothing of it is there, and the store is usable.
+
+    One writer: the process that holds `lock` on the run folder. Others may read at any time and count test evaluations.
+    Several threads may share a store; a transaction belongs to one. Floats come back bit for bit.
+
+    A candidate has at most one running attempt, its latest. It belongs to whoever started it until it ends, is lost, or
+    is succeeded by the next attempt, which makes it lost. From then on its reports are refused, and change nothing.
+    """
+
+    def __init__(self, database: db.Database, search: int) -> None:
+        """Use `create` or `open`."""
+        self._database = database
+        self._search = search
+
+    @classmethod
+    def create(cls, where: str | Path, search: SearchRecord) -> Self:
+        """Starts a record in a file, which may be new, or in a database, `postgresql://USER@HOST/NAME`.
+
+        Raises:
+            RunError: the place cannot be written, holds other tables, or holds a search of that name already.
+        """
+        database = db.Database(where)
+        with database.writing() as connection:
+            database.create(connection)
+            if search.name in connection.scalars(sa.select(db.search.c.name)).all():
+                raise RunError(f"{database.place}: has a search '{search.name}'; resume it or choose another name")
+            row = sa.insert(db.search).values(schema_version=db.SCHEMA_VERSION, **asdict(search))
+            return cls(database, connection.execute(row.returning(db.search.c.id)).scalar_one())
+
+    @classmethod
+    def open(cls, where: str | Path, name: str | None = None) -> Self:
+        """Opens a record; where a database holds several searches, the one of that name.
+
+        Raises:
+            RunError: it is not there, cannot be read, or was written by another version of this project.
+        """
+        if not db.is_url(where) and not Path(where).is_file():
+            raise RunError(f"{where}: not there; expected the record of a search, which 'pareto-search run' starts")
+        database = db.Database(where)
+        with database.reading() as connection:
+            database.check(connection)
+            found = connection.execute(sa.select(db.search)).all()
+        chosen = [row for row in found if name is None or row.name == name]
+        if len(chosen) != 1:
+            names = ", ".join(sorted(row.name for row in found)) or "no search"
+            raise RunError(f"{database.place}: holds {names}; expected {name or 'one search, or the name of one'}")
+        if (version := chosen[0].schema_version) != db.SCHEMA_VERSION:
+            raise RunError(f"{database.place}: of version {version}, expected {db.SCHEMA_VERSION}; use its own release")
+        return cls(database, chosen[0].id)
+
+    def close(self) -> None:
+        """Gives back files and connections."""
+        self._database.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator["Record"]:
+        """The one way to write: all that is recorded inside is kept together, or none of it.
+
+        Raises:
+            RunError: the disk is full, another process writes, the database is gone, and the like.
+        """
+        with self._database.writing() as connection:
+            yield Record(connection, self._search)
+
+    @property
+    def search(self) -> SearchRecord:
+        """What the search is, and its totals so far."""
+        columns = [db.search.c[name] for name in SearchRecord.__dataclass_fields__]
+        with self._database.reading() as connection:
+            return SearchRecord(*connection.execute(sa.select(*columns).where(db.search.c.id == self._search)).one())
+
+    def candidates(self) -> list[Candidate]:
+        """Every candidate, in the order of asking."""
+        rows = self._rows(db.candidate, "id", "genes", "parents")
+        return [Candidate(name, genes, tuple(parents)) for name, genes, parents in rows]
+
+    def journal(self) -> list[tuple[JournalKind, str]]:
+        """The order in which the optimiser was asked and told, and of which candidate."""
+        return [(kind, candidate) for kind, candidate in self._rows(db.journal, "kind", "candidate")]
+
+    def attempts(self) -> list[AttemptRecord]:
+        """Every attempt, in the order of starting."""
+        return [AttemptRecord(*row) for row in self._rows(db.attempt, *AttemptRecord.__dataclass_fields__)]
+
+    def evaluations(self) -> list[Evaluation]:
+        """The evaluation of each (candidate, steps, setting) by the latest attempt that made it, in the order made."""
+        rows = self._rows(db.evaluation, *Evaluation.__dataclass_fields__)
+        return list({(e.candidate, e.steps, e.setting): e for e in (Evaluation(*row) for row in rows)}.values())
+
+    def unfinished(self) -> list[Attempt]:
+        """What a resume starts: the next attempt of each candidate whose latest neither finished nor failed."""
+        latest = {attempt.candidate: attempt for attempt in self.attempts()}
+        return [
+            Attempt(candidate, latest[candidate.id].number + 1 if candidate.id in latest else 1)
+            for candidate in self.candidates()
+            if candidate.id not in latest or latest[candidate.id].state in ("running", "lost")
+        ]
+
+    def fact(self, key: str) -> Any:
+        """What was noted under the key, as JSON gives it; None where nothing was."""
+        return dict(self._rows(db.fact, "key", "value")).get(key)
+
+    def _rows(self, table: sa.Table, *columns: str) -> Sequence[Any]:
+        query = sa.select(*(table.c[name] for name in columns)).where(table.c.search == self._search)
+        with self._database.reading() as connection:
+            return connection.execute(query.order_by(table.c.position)).all()
+
+
+class Record:
+    """The writing half of a store, for the length of one transaction."""
+
+    def __init__(self, connection: sa.Connection, search: int) -> None:
+        """Use `Store.transaction`."""
+        self._connection = connection
+        self._search = search
+
+    def asked(self, candidate: Candidate) -> None:
+        """The optimiser was asked, and proposed this."""
+        self.added(candidate)
+        self._insert(db.journal, {"kind": "ask", "candidate": candidate.id})
+
+    def added(self, candidate: Candidate) -> None:
+        """A candidate that the optimiser did not propose, such as a merger of others."""
+        genes, parents = dict(candidate.genes), list(candidate.parents)
+        self._insert(db.candidate, {"id": candidate.id, "genes": genes, "parents": parents})
+
+    def told(self, candidate: Candidate) -> None:
+        """The optimiser was told of the candidate's outcome, which is recorded before or in the same transaction."""
+        self._insert(db.journal, {"kind": "tell", "candidate": candidate.id})
+
+    def started(self, attempt: Attempt, worker: str) -> None:
+        """The candidate's next attempt runs on the worker; one that is still running is lost.
+
+        Raises:
+            ValueError: its number does not follow that of the latest attempt.
+        """
+        mine = self._of(attempt.candidate.id)
+        latest = self._connection.scalar(sa.select(sa.func.max(db.attempt.c.number)).where(mine)) or 0
+        if attempt.number != latest + 1:
+            raise ValueError(f"attempt {attempt.number} of {attempt.candidate.id} does not follow attempt {latest}")
+        lost = {"state": "lost", "ended": time.time(), "error": f"{_SUCCEEDED} {attempt.number}"}
+        self._connection.execute(sa.update(db.attempt).where(mine, db.attempt.c.state == "running").values(lost))
+        row = {"candidate": attempt.candidate.id, "number": attempt.number, "state": "running", "worker": worker}
+        self._insert(db.attempt, {**row, "started": time.time()})
+
+    def evaluated(self, attempt: Attempt, evaluations: Sequence[Evaluation]) -> None:
+        """The running attempt has reached a rung and goes on.
+
+        Raises:
+            LateResultError: the attempt is not running; the transaction may go on without it.
+            ValueError: a value is not finite, or an evaluation is another attempt's.
+        """
+        self._hold(attempt)
+        self._insert(db.evaluation, *(_row(attempt, evaluation) for evaluation in evaluations))
+
+    def finished(self, attempt: Attempt, evaluations: Sequence[Evaluation], seconds: float) -> None:
+        """The attempt has ended well, with these evaluations beside those of earlier rungs. Raises as `evaluated`."""
+        self.evaluated(attempt, evaluations)
+        self._end(attempt, "finished", seconds=float(seconds))
+
+    def failed(self, attempt: Attempt, error: str, seconds: float) -> None:
+        """The attempt has ended badly; a retry is started in the same transaction. Raises as `evaluated`."""
+        self._end(attempt, "failed", error=_one_line(error), seconds=float(seconds))
+
+    def lost(self, attempt: Attempt, error: str) -> None:
+        """Nobody runs the attempt any more: its worker died or let its lease pass. Raises as `evaluated`."""
+        self._end(attempt, "lost", error=_one_line(error))
+
+    def add_elapsed(self, seconds: float) -> None:
+        """Adds to the time that the search has taken."""
+        self._add(db.search.c.elapsed_seconds, float(seconds))
+
+    def count_test_evaluation(self) -> None:
+        """Somebody looked at the test part once more."""
+        self._add(db.search.c.test_evaluations, 1)
+
+    def put_fact(self, key: str, value: Any) -> None:
+        """Notes under the key what a resume need not do again: anything JSON holds, in place of what was there."""
+        self._connection.execute(sa.delete(db.fact).where(db.fact.c.search == self._search, db.fact.c.key == key))
+        self._insert(db.fact, {"key": key, "value": value})
+
+    def _of(self, candidate: str) -> sa.ColumnElement[bool]:
+        return (db.attempt.c.search == self._search) & (db.attempt.c.candidate == candidate)
+
+    def _hold(self, attempt: Attempt) -> sa.ColumnElement[bool]:
+        """Its row, which is running and stays so until the transaction ends."""
+        row = self._of(attempt.candidate.id) & (db.attempt.c.number == attempt.number)
+        state = self._connection.scalar(sa.select(db.attempt.c.state).where(row).with_for_update())
+        if state != "running":
+            raise LateResultError(f"attempt {attempt.number} of {attempt.candidate.id} is not running, but {state}")
+        return row
+
+    def _end(self, attempt: Attempt, state: State, **how: Any) -> None:
+        update = sa.update(db.attempt).where(self._hold(attempt))
+        self._connection.execute(update.values(state=state, ended=time.time(), **how))
+
+    def _insert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
+        if rows:
+            self._connection.execute(sa.insert(table), [{"search": self._search, **row} for row in rows])
+
+    def _add(self, column: sa.Column[Any], amount: float) -> None:
+        mine = sa.update(db.search).where(db.search.c.id == self._search)
+        self._connection.execute(mine.values({column: column + amount}))
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Keeps the run folder to this process; the system lets go when the process ends, however it ends.
+
+    Raises:
+        RunError: another process has it, or the folder cannot be written.
+    """
+    try:
+        file = (run / "search.lock").open("w")
+    except OSError as error:
+        raise RunError(f"{run} cannot be locked ({error.strerror}); expected a folder to write in") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another process is running this search in {run}; wait for its end or stop it") from None
+        yield
+
+
+def _row(attempt: Attempt, evaluation: Evaluation) -> dict[str, Any]:
+    row = {name: getattr(evaluation, name) for name in Evaluation.__dataclass_fields__}
+    if (row["candidate"], row["attempt"]) != (attempt.candidate.id, attempt.number):
+        raise ValueError(f"{row} is not of attempt {attempt.number} of {attempt.candidate.id}")
+    for name, value in evaluation.values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} of {evaluation.entry} is {value}; an attempt with such a score has failed")
+    # Counts may come as NumPy's, which SQLite would keep as bytes.
+    counts = {name: int(row[name]) for name in ("attempt", "steps", "setting")}
+    return {**row, **counts, "serving": dict(evaluation.serving), "values": dict(evaluation.values)}
+
+
+def _one_line(error: str) -> str:
+    """Fit for a table and a terminal, whatever a worker has printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in error).split())[:500]

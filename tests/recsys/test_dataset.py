@@ -1,0 +1,250 @@
+"""Data sets: one canonical form, whatever the format and the order of rows, and one clear line for bad input."""
+
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+import pytest
+
+from pareto_search.errors import DataError
+from pareto_search.recsys.dataset import Columns, load, load_atomic, load_tables
+
+INTERACTIONS = """\
+user,item,rating,time
+10,1,5,300
+2,3,1.5,30
+10,2,4,200
+2,1,2,10
+10,10,3,100
+2,1,3,20
+"""
+ITEMS = """\
+item,title,genres
+10,Ten Things,Comedy|Drama
+2,Two  Days,
+1,One,Drama
+3,"Three, Again",Horror
+"""
+COLUMNS = Columns(
+    user="user", item="item", rating="rating", timestamp="time", text=("title", "genres"), categories="genres"
+)
+PLAIN = Columns(user="user", item="item", text=("title",))
+
+
+def written(path: Path, content: str) -> str:
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def tables(folder: Path, interactions: str = INTERACTIONS, items: str = ITEMS) -> tuple[str, str]:
+    return written(folder / "ratings.csv", interactions), written(folder / "items.csv", items)
+
+
+def message_of(folder: Path, columns: Columns = COLUMNS, **contents: str) -> str:
+    """The one line that loading these tables fails with."""
+    with pytest.raises(DataError) as raised:
+        load_tables(*tables(folder, **contents), columns, "bad")
+    line = str(raised.value)
+    assert "\n" not in line
+    return line
+
+
+def atomic(folder: Path) -> Path:
+    """The tables above as RecBole atomic files."""
+    rows = [line.split(",") for line in INTERACTIONS.splitlines()[1:]]
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    written(folder / "toy.inter", "\n".join([header, *("\t".join(r) for r in rows)]) + "\n")
+    items = ["10\tTen Things\tComedy Drama", "2\tTwo Days\t", "1\tOne\tDrama", "3\tThree, Again\tHorror"]
+    written(folder / "toy.item", "\n".join(["item_id:token\ttitle:token_seq\tgenres:token_seq", *items]) + "\n")
+    return folder
+
+
+def test_interactions_are_ordered_by_user_and_time_with_ids_in_numeric_order(tmp_path: Path) -> None:
+    data = load_tables(*tables(tmp_path), COLUMNS, "toy")
+    assert data.user_ids == ("2", "10")
+    assert data.item_ids == ("1", "2", "3", "10")
+    assert data.users.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.items.tolist() == [0, 0, 2, 3, 1, 0]
+    assert data.ratings is not None
+    assert data.ratings.tolist() == [2, 3, 1.5, 3, 4, 5]
+    assert data.timestamps.tolist() == [10, 20, 30, 100, 200, 300]
+    assert [a.dtype.name for a in (data.users, data.items, data.ratings)] == ["int32", "int32", "float32"]
+    assert data.dropped == {}
+
+
+def test_the_text_is_the_title_and_then_each_category(tmp_path: Path) -> None:
+    data = load_tables(*tables(tmp_path), COLUMNS, "toy")
+    assert data.texts == ("One, Drama", "Two Days", "Three, Again, Horror", "Ten Things, Comedy, Drama")
+    assert data.titles == ("One", "Two Days", "Three, Again", "Ten Things")
+    assert data.categories == (("Drama",), (), ("Horror",), ("Comedy", "Drama"))
+
+
+def test_the_order_of_rows_does_not_change_the_hash(tmp_path: Path) -> None:
+    expected = load_tables(*tables(tmp_path), COLUMNS, "toy").sha256
+    rows, items = INTERACTIONS.splitlines(), ITEMS.splitlines()
+    shuffled = tables(tmp_path, "\n".join([rows[0], *rows[:0:-1]]), "\n".join([items[0], *items[:0:-1]]))
+    assert load_tables(*shuffled, COLUMNS, "other name").sha256 == expected
+
+
+def test_another_rating_or_title_changes_the_hash(tmp_path: Path) -> None:
+    hashes = {
+        load_tables(*tables(tmp_path), COLUMNS, "toy").sha256,
+        load_tables(*tables(tmp_path, INTERACTIONS.replace("1.5", "2.5")), COLUMNS, "toy").sha256,
+        load_tables(*tables(tmp_path, items=ITEMS.replace("One", "Once")), COLUMNS, "toy").sha256,
+    }
+    assert len(hashes) == 3
+
+
+def test_csv_parquet_and_atomic_files_give_the_same_hash(tmp_path: Path) -> None:
+    interactions, items = tables(tmp_path)
+    expected = load_tables(interactions, items, COLUMNS, "toy").sha256
+    typed = pd.read_csv(interactions), pd.read_csv(items)
+    typed[1]["genres"] = typed[1]["genres"].str.split("|")  # lists, as Parquet files often have them
+    for frame, name in zip(typed, ("i.parquet", "t.parquet"), strict=True):
+        frame.to_parquet(tmp_path / name)
+    parquet = load_tables(str(tmp_path / "i.parquet"), str(tmp_path / "t.parquet"), COLUMNS, "toy")
+    assert parquet.sha256 == expected
+    assert load_atomic(atomic(tmp_path)).sha256 == expected
+
+
+def test_a_category_of_type_token_keeps_its_blanks(tmp_path: Path) -> None:
+    atomic(tmp_path)
+    written(tmp_path / "toy.item", "item_id:token\ttitle:token_seq\tcategory:token\n1\tOne\tWar Film\n2\tTwo\tDrama\n")
+    written(tmp_path / "toy.inter", "user_id:token\titem_id:token\n7\t1\n7\t2\n7\t1\n")
+    data = load_atomic(tmp_path)
+    assert data.categories == (("War Film",), ("Drama",))
+    assert data.texts == ("One, War Film", "Two, Drama")
+    assert data.ratings is None
+
+
+def test_tables_are_read_by_fsspec_url() -> None:
+    for name, content in (("toy-r.csv", INTERACTIONS), ("toy-i.csv", ITEMS)):
+        with fsspec.open(f"memory://{name}", "w") as file:
+            file.write(content)
+    assert load(interactions="memory://toy-r.csv", items="memory://toy-i.csv", columns=COLUMNS).name == "toy-r"
+
+
+def test_a_folder_is_read_as_atomic_files(tmp_path: Path) -> None:
+    assert load(source=str(atomic(tmp_path))).name == "toy"
+
+
+def test_without_timestamps_the_order_of_a_users_rows_is_time(tmp_path: Path) -> None:
+    data = load_tables(*tables(tmp_path), PLAIN, "toy")
+    assert data.items.tolist() == [2, 0, 0, 0, 1, 3]
+    assert data.timestamps.tolist() == [0, 1, 2, 0, 1, 2]
+    assert data.categories is None
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    interactions = INTERACTIONS + "10,99,3,1\n10,4,3,2\n30,1,3,3\n30,2,3,4\n30,4,3,5\n"
+    data = load_tables(*tables(tmp_path, interactions, ITEMS + "4,,\n"), COLUMNS, "toy")
+    assert data.user_ids == ("2", "10")
+    assert data.item_ids == ("1", "2", "3", "10")
+    assert len(data.items) == 6
+    assert data.dropped == {
+        "items without text": 1,
+        "interactions of items without text": 2,
+        "interactions of items that the items table lacks": 1,
+        "users with fewer than 3 interactions": 1,
+    }
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.csv does not exist; check the path"):
+        load_tables(str(tmp_path / "absent.csv"), tables(tmp_path)[1], COLUMNS, "bad")
+
+
+def test_a_missing_column_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    line = message_of(tmp_path, Columns(user="usr", item="item", text=("title",)))
+    assert "ratings.csv has no column 'usr' (columns.user); did you mean 'user'?" in line
+
+
+@pytest.mark.parametrize("content", ["", "user,item,rating,time\n"])
+def test_an_empty_file_is_an_error(tmp_path: Path, content: str) -> None:
+    assert "ratings.csv has no rows; expected a header" in message_of(tmp_path, interactions=content)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "place"),
+    [
+        ("2,3,1.5,30", "2,3,good,30", "line 3: 'good' in column 'rating' is no number"),
+        ("2,1,2,10", "2,1,2,yesterday", "line 5: 'yesterday' in column 'time' is no number"),
+        ("2,1,2,10", "2,1,2,nan", "line 5: 'nan' in column 'time' is no number"),
+        ("2,1,2,10", "2,1", "line 5: '' in column 'rating' is no number"),
+        ("2,1,3,20", ",1,3,20", "line 7: '' in column 'user' is no id"),
+        ("2,1,3,20", "NaN,1,3,20", "line 7: 'NaN' in column 'user' is no id"),
+        ("2,1,3,20", "\n\n2,,3,20", "line 9: '' in column 'item' is no id"),
+        ("2,1,2,10", "2,1,2,10,7", "Expected 4 fields in line 5, saw 5"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_line_and_column(tmp_path: Path, good: str, bad: str, place: str) -> None:
+    line = message_of(tmp_path, interactions=INTERACTIONS.replace(good, bad))
+    assert "ratings.csv" in line
+    assert place in line
+    assert "expected" in line
+
+
+def test_rows_longer_than_the_header_are_an_error(tmp_path: Path) -> None:
+    line = message_of(tmp_path, interactions="user,item,rating\n1,1,5,300\n1,2,5,400\n")
+    assert "ratings.csv has rows with more cells than its header" in line
+
+
+def test_a_missing_timestamp_or_a_date_in_parquet_is_an_error(tmp_path: Path) -> None:
+    interactions, items = tables(tmp_path)
+    frame = pd.read_csv(interactions)
+    for bad in (frame["time"].where(frame["time"] != 30), pd.to_datetime(frame["time"])):
+        frame.assign(time=bad).to_parquet(tmp_path / "bad.parquet")
+        with pytest.raises(DataError, match=r"bad\.parquet, row [12]: '.*' in column 'time' is no number"):
+            load_tables(str(tmp_path / "bad.parquet"), items, COLUMNS, "bad")
+
+
+def test_a_repeated_item_id_is_an_error(tmp_path: Path) -> None:
+    line = message_of(tmp_path, items=ITEMS + "2,Again,Drama\n")
+    assert "items.csv, line 6: item id '2' has been given in line 3; expected one row for each item" in line
+
+
+def test_items_without_any_text_are_an_error(tmp_path: Path) -> None:
+    assert "no item of" in message_of(tmp_path, items="item,title,genres\n1,,\n2,,\n")
+
+
+def test_no_user_left_is_an_error(tmp_path: Path) -> None:
+    line = message_of(tmp_path, interactions="user,item,rating,time\n1,1,1,1\n1,2,1,2\n")
+    assert "no user of" in line
+    assert "the most is 2" in line
+
+
+def test_ids_that_never_meet_are_an_error(tmp_path: Path) -> None:
+    assert "the first is '1'" in message_of(tmp_path, items="item,title,genres\nA,Title,Drama\n")
+
+
+@pytest.mark.parametrize("name", ["ratings.json", "broken.parquet"])
+def test_a_file_in_another_format_is_an_error(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, "no table\n")
+    with pytest.raises(DataError, match="expected") as raised:
+        load_tables(path, tables(tmp_path)[1], COLUMNS, "bad")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("other.item", "item_id:token\n1\n", "has not one .item file"),
+        ("toy.item", "item_id\ttitle:token_seq\n1\tOne\n", "header field 'item_id' has no type"),
+        ("toy.item", "movie_id:token\ttitle:token_seq\n1\tOne\n", "has no field 'item_id'"),
+        ("toy.inter", "user_id:token\trating:float\n1\t1\n", "toy.inter lacks an id field"),
+    ],
+)
+def test_bad_atomic_files_are_named(tmp_path: Path, name: str, content: str, words: str) -> None:
+    atomic(tmp_path)
+    written(tmp_path / name, content)
+    with pytest.raises(DataError) as raised:
+        load_atomic(tmp_path)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_source_that_is_no_folder_and_half_a_source_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected 'movielens-100k', or a folder"):
+        load(source=str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="give either source, or interactions, items and columns"):
+        load(interactions="ratings.csv")

@@ -1,0 +1,124 @@
+"""Splits: by hand, independent of file order, with ties that only the seed decides."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pareto_search.errors import DataError
+from pareto_search.recsys.dataset import Columns, Dataset, load_tables
+from pareto_search.recsys.split import Split, split
+
+Row = tuple[str, str, float]
+COLUMNS = Columns(user="user", item="item", timestamp="time", rating="rating", text=("title",))
+
+
+def toy(folder: Path, rows: Sequence[Row]) -> Dataset:
+    """A data set of (user, item, time), with the time's last digit as rating."""
+    (folder / "r.csv").write_text("user,item,time,rating\n" + "".join(f"{u},{i},{t},{t % 10}\n" for u, i, t in rows))
+    (folder / "i.csv").write_text("item,title\n" + "".join(f"{i},Item {i}\n" for i in range(9)))
+    return load_tables(str(folder / "r.csv"), str(folder / "i.csv"), COLUMNS, "toy")
+
+
+LAST_OUT: list[Row] = [
+    ("a", "1", 3), ("a", "0", 1), ("a", "2", 2), ("a", "0", 4),
+    ("b", "5", 9), ("b", "4", 8), ("b", "3", 7),
+]  # fmt: skip
+TIED: list[Row] = [(u, str(i), 1) for u in "abcdefgh" for i in range(6)]
+
+
+def test_the_last_item_is_tested_and_the_one_before_validates(tmp_path: Path) -> None:
+    parts = split(toy(tmp_path, LAST_OUT), "leave_last_out", 0)
+    assert (parts.n_users, parts.n_items) == (2, 9)
+    assert parts.train.indptr.tolist() == [0, 2, 3]
+    assert parts.train.items.tolist() == [0, 2, 3]
+    assert parts.train.ratings is not None
+    assert parts.train.ratings.tolist() == [1, 2, 7]
+    assert parts.validation.users.tolist() == [0, 1]
+    assert parts.validation.targets.items.tolist() == [1, 4]
+    assert parts.validation.history.items.tolist() == [0, 2, 3]
+    assert parts.test.targets.items.tolist() == [0, 5]
+    assert parts.test.history.of(0).tolist() == [0, 2, 1]
+    assert parts.test.history.of(1).tolist() == [3, 4]
+
+
+def test_a_repeat_purchase_stays_a_target(tmp_path: Path) -> None:
+    test = split(toy(tmp_path, LAST_OUT), "leave_last_out", 0).test
+    assert test.targets.of(0).tolist() == [0]
+    assert 0 in test.history.of(0)
+
+
+def test_arrays_are_small_and_contiguous(tmp_path: Path) -> None:
+    test = split(toy(tmp_path, LAST_OUT), "leave_last_out", 0).test
+    arrays = (test.users, test.history.indptr, test.history.items)
+    assert [a.dtype.name for a in arrays] == ["int32", "int64", "int32"]
+    assert all(a.flags["C_CONTIGUOUS"] for a in arrays)
+
+
+def test_the_order_of_the_file_does_not_change_the_split(tmp_path: Path) -> None:
+    shuffled = [TIED[i] for i in np.random.default_rng(0).permutation(len(TIED))]
+    hashes = {split(toy(tmp_path, rows), "leave_last_out", 0).sha256 for rows in (TIED, TIED[::-1], shuffled)}
+    assert len(hashes) == 1
+
+
+def test_another_seed_breaks_ties_another_way(tmp_path: Path) -> None:
+    data = toy(tmp_path, TIED)
+    first, second = (split(data, "leave_last_out", seed) for seed in (0, 1))
+    assert first.test.targets.items.tolist() != second.test.targets.items.tolist()
+    assert first.sha256 != second.sha256
+
+
+def test_a_tie_is_broken_by_the_hash_of_seed_user_and_item(tmp_path: Path) -> None:
+    # `printf '0\tu\t0' | b2sum -l 64` gives 3e27…, and items 1 and 2 give 105b… and bed4….
+    data = toy(tmp_path, [("u", "0", 5), ("u", "1", 5), ("u", "2", 5)])
+    parts = split(data, "leave_last_out", 0)
+    assert [s.of(0).tolist() for s in (parts.train, parts.validation.targets, parts.test.targets)] == [[1], [0], [2]]
+
+
+def test_another_seed_leaves_what_does_not_tie(tmp_path: Path) -> None:
+    data = toy(tmp_path, LAST_OUT)
+    assert split(data, "leave_last_out", 0).sha256 == split(data, "leave_last_out", 1).sha256
+
+
+@pytest.fixture
+def temporal(tmp_path: Path) -> Split:
+    """40 interactions at times 0 … 39, with the cuts at times 32 and 36; user c comes too late to be trained on."""
+    train = [("a" if t % 2 else "b", str(t % 5), t) for t in range(32)]
+    validation = [("a", "7", 32), ("a", "7", 33), ("c", "1", 34), ("c", "2", 35)]
+    test = [("a", "1", 36), ("a", "8", 37), ("b", "6", 38), ("c", "3", 39)]
+    return split(toy(tmp_path, [*train, *validation, *test]), "temporal", 0)
+
+
+def test_the_temporal_split_cuts_once_for_all_users(temporal: Split) -> None:
+    assert np.diff(temporal.train.indptr).tolist() == [16, 16, 0]
+    assert temporal.train.of(0).tolist()[:5] == [1, 3, 0, 2, 4]
+    assert temporal.test.targets.indptr.tolist() == [0, 2, 3]
+    assert temporal.test.targets.items.tolist() == [1, 8, 6]
+    assert temporal.test.history.indptr.tolist() == [0, 18, 34]
+    assert temporal.test.history.of(0).tolist()[-2:] == [7, 7]
+
+
+def test_targets_are_deduplicated(temporal: Split) -> None:
+    assert temporal.validation.targets.of(0).tolist() == [7]
+    assert temporal.validation.targets.ratings is not None
+    assert temporal.validation.targets.ratings.tolist() == [2]
+
+
+def test_users_without_training_history_are_not_evaluated(temporal: Split) -> None:
+    assert temporal.validation.users.tolist() == [0]
+    assert temporal.test.users.tolist() == [0, 1]
+
+
+def test_ties_at_a_cut_in_time_stay_together(tmp_path: Path) -> None:
+    times = [0, 1, 2, 3, 4, 5, 6, 7, 7, 9]  # 80 % would cut between the two of time 7
+    parts = split(toy(tmp_path, [("a", str(i % 9), t) for i, t in enumerate(times)]), "temporal", 0)
+    assert len(parts.train.items) == 7
+    assert sorted(parts.validation.targets.items.tolist()) == [7, 8]
+    assert parts.test.targets.items.tolist() == [0]
+
+
+def test_an_empty_part_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="split temporal: no user of the validation part") as raised:
+        split(toy(tmp_path, TIED), "temporal", 0)
+    assert "\n" not in str(raised.value)

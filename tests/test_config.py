@@ -1,0 +1,237 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pareto_search.config import SearchConfig
+from pareto_search.errors import ConfigError
+from pareto_search.objective import Constraint, Objective
+from pareto_search.recsys.dataset import Columns
+from pareto_search.space import Gene
+
+LEAST: dict[str, Any] = {"name": "movielens", "data": {"source": "movielens-100k"}}
+TABLES: dict[str, Any] = {
+    "interactions": "ratings.csv",
+    "items": "s3://shop/movies.parquet",
+    "columns": {"user": "userId", "item": "movieId", "rating": "rating", "text": ["title", "genres"]},
+}
+NDCG = {"metric": "ndcg@10", "reference": 0.02, "ideal": 0.15}
+ILD = {"metric": "ild@10", "reference": 0.4, "ideal": 1}
+GINI = {"metric": "gini@10", "reference": 0.9, "ideal": 0.5}
+
+
+def parsed(**sections: Any) -> SearchConfig:
+    return SearchConfig.parse(LEAST | sections)
+
+
+def refusal(mapping: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        SearchConfig.parse(mapping)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_name_and_data_are_enough() -> None:
+    config = parsed()
+    assert config.objectives == (
+        Objective("ndcg@10", "maximise", 0.02, 0.15),
+        Objective("ild@10", "maximise", 0.4, 1.0),
+        Objective("novelty@10", "maximise", 0.1, 0.8),
+        Objective("credibility@10", "maximise", 0.5, 0.85),
+    )
+    assert config.constraints == ()
+    assert config.model.base == "minilm"
+    assert (config.search.population, config.search.candidates, config.search.rungs) == (16, 48, (40,))
+    assert (config.workers.count, config.workers.cpus, config.workers.gpus) == (2, 1.0, 0.0)
+    assert config.store is None
+
+
+def test_directions_are_the_metrics_own() -> None:
+    config = parsed(objectives=[NDCG, GINI], constraints=["coverage@10 >= 0.05"])
+    assert [o.direction for o in config.objectives] == ["maximise", "minimise"]
+    assert config.constraints == (Constraint("coverage@10", True, 0.05),)
+
+
+def test_data_becomes_the_arguments_of_the_loader() -> None:
+    columns = Columns(user="userId", item="movieId", rating="rating", text=("title", "genres"))
+    tables = parsed(data=TABLES).data.arguments()
+    assert tables == {"interactions": str(Path("ratings.csv").absolute()), "items": TABLES["items"], "columns": columns}
+    assert parsed().data.arguments() == {"source": "movielens-100k"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"populaton": 3}, ["populaton is no key", "expected one of", "search"]),
+        ({"srch": {}}, ["srch is no key; did you mean 'search'?"]),
+        ({"search": {"populaton": 3}}, ["search.populaton is no key; did you mean 'population'?"]),
+        ({"objectives": [NDCG, ILD | {"refrence": 0}]}, ["objectives.1.refrence is no key", "'reference'"]),
+        ({"data": TABLES | {"columns": {"usr": "u"}}}, ["data.columns.usr is no key; did you mean 'user'?"]),
+        ({"search": {"population": 1}}, ["search.population is 1; expected a number greater than or equal to 2"]),
+        ({"search": {"population": "16"}}, ["search.population is '16'; expected a whole number"]),
+        ({"search": {"population": True}}, ["search.population is True; expected a whole number"]),
+        ({"search": {"algorithm": "nsga3"}}, ["search.algorithm is 'nsga3'; expected 'nsga2' or 'spea2'"]),
+        ({"search": {"minutes": 0}}, ["search.minutes is 0; expected a number greater than 0"]),
+        ({"search": {"candidate_timeout": float("inf")}}, ["search.candidate_timeout is inf", "finite"]),
+        ({"search": None}, ["search is empty; expected a mapping"]),
+        ({"search": {"steps": 0, "rungs": [10]}}, ["search.steps is 0"]),
+        ({"search": {"rungs": [10, 20]}}, ["search.rungs: [10, 20]", "growing numbers that end with steps, 40"]),
+        ({"search": {"rungs": [40, 40]}}, ["search.rungs: [40, 40]", "growing"]),
+        ({"search": {"rungs": [10, 40]}}, ["search.rungs", "multi-rung searches are not supported", "expected [40]"]),
+        ({"model": {"width": 129}}, ["model.width is 129; expected a multiple of 2"]),
+        ({"model": {"history": 0}}, ["model.history is 0", "1"]),
+        ({"workers": {"gpus": 1.5}}, ["workers.gpus: 1.5", "whole number, or a fraction below 1"]),
+        ({"workers": {"cpus": 0}}, ["workers.cpus is 0; expected a number greater than 0"]),
+        ({"name": "My search"}, ["name is 'My search'; expected up to 64 lower-case letters"]),
+        ({"name": "a" * 65}, ["name is 'aaaa", "64"]),
+        ({"data": {}}, ["data: given incompletely or twice; expected either source, or interactions"]),
+        ({"data": TABLES | {"source": "folder"}}, ["data: given incompletely or twice"]),
+        ({"data": {"interactions": "a.csv", "items": "b.csv"}}, ["data: given incompletely or twice", "columns"]),
+        ({"data": TABLES | {"columns": {"user": "u", "item": "i", "text": []}}}, ["data.columns.text is []", "one"]),
+        ({"data": TABLES | {"columns": {"user": "u", "text": ["t"]}}}, ["data.columns.item is missing"]),
+        ({"objectives": [NDCG]}, ["objectives has 1 entries; expected at least two"]),
+        ({"objectives": [NDCG, ILD, NDCG]}, ["objectives names ndcg@10 twice"]),
+        ({"objectives": [ILD, GINI]}, ["no accuracy metric", "ndcg, recall, hr, mrr, precision"]),
+        ({"objectives": NDCG}, ["objectives is", "expected a list"]),
+        ({"objectives": [NDCG | {"metric": "ndgc@10"}]}, ["objectives.0.metric", "did you mean 'ndcg'?"]),
+        ({"objectives": [NDCG | {"ideal": 0.02}]}, ["objectives.0", "is 0.02; expected one above its reference 0.02"]),
+        ({"objectives": [NDCG, GINI | {"ideal": 0.95}]}, ["objectives.1", "one below its reference 0.9", "minimise"]),
+        ({"constraints": ["coverage@10 > 0.05"]}, ["constraints.0", "coverage@10 >= 0.05"]),
+        ({"constraints": ["covrage@10 >= 0.05"]}, ["constraints.0", "did you mean 'coverage'?"]),
+        ({"space": {"rnak": 8}}, ["space.rnak is no gene; did you mean 'rank'?"]),
+        ({"space": {"rank": [8, 9]}}, ["space.rank is [8, 9]; expected some of [4, 8, 16, 32]"]),
+        ({1: 2}, ["1 is 1; expected a text"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_key_and_what_was_expected(
+    sections: dict[str, Any], expected: list[str]
+) -> None:
+    message = refusal(LEAST | sections)
+    for words in expected:
+        assert words in message
+
+
+def test_a_missing_section_is_named_unless_it_was_only_misspelt() -> None:
+    assert refusal({"name": "movielens"}) == "data is missing; add it to the config"
+    assert refusal({"name": "movielens", "dta": {}}) == "dta is no key; did you mean 'data'?"
+
+
+def test_a_bad_database_url_is_not_repeated_because_it_may_hold_a_password() -> None:
+    message = refusal(LEAST | {"store": "me:secret@host"})
+    assert "store" in message
+    assert "postgresql://" in message
+    assert "secret" not in message
+
+
+def test_credibility_needs_a_column_of_ratings() -> None:
+    columns = {"user": "u", "item": "i", "text": ["title"]}
+    unrated = LEAST | {"data": TABLES | {"columns": columns}}
+    assert "credibility@10 needs ratings; expected data.columns.rating" in refusal(unrated)
+    without = unrated | {"objectives": [NDCG, ILD]}
+    assert len(SearchConfig.parse(without).objectives) == 2
+    assert "credibility@5 needs ratings" in refusal(without | {"constraints": ["credibility@5 >= 0.5"]})
+
+
+def test_every_objective_but_the_accuracy_one_has_a_weight() -> None:
+    recall = NDCG | {"metric": "recall@20"}
+    names = [g.name for g in parsed(objectives=[ILD, NDCG, recall]).search_space.genes]
+    assert names[:2] == ["weight.ild@10", "weight.recall@20"]
+    assert "weight.ndcg@10" not in names
+
+
+def test_lists_are_re_ranked_only_for_what_an_objective_asks() -> None:
+    def serving(*objectives: dict[str, Any]) -> list[str]:
+        return [g.name for g in parsed(objectives=objectives).search_space.of("serving").genes]
+
+    assert serving(NDCG, ILD) == ["diversity", "ease", "sasrec"]
+    assert serving(NDCG, GINI) == ["ease", "sasrec"]
+    whole = parsed().search_space.of("serving").genes
+    assert [g.name for g in whole] == ["diversity", "novelty", "credibility", "ease", "sasrec"]
+
+
+def test_the_space_section_narrows_and_fixes_genes() -> None:
+    space = parsed(space={"rank": 8, "dropout": [0.0, 0.1], "id_embeddings": False}).search_space
+    assert space.fixed == {"rank": 8, "id_embeddings": False}
+    assert Gene("dropout", "real", low=0.0, high=0.1) in space.genes
+
+
+def test_relative_paths_are_relative_to_the_file_and_urls_stay(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    file = tmp_path / "search.yaml"
+    file.write_text("name: a\ndata: {source: ../movies}\nmodel: {base: base}\n")
+    config = SearchConfig.load(file)
+    assert config.data.source == str(tmp_path.parent / "movies")
+    assert config.model.base == str(tmp_path / "base")
+
+    file.write_text("name: a\ndata: {source: movielens-100k}\nmodel: {base: owner/name}\n")
+    config = SearchConfig.load(file)
+    assert config.data.source == "movielens-100k"
+    assert config.model.base == "owner/name"
+
+
+def test_an_exponent_is_a_number_without_a_decimal_point(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text("name: a\ndata: {source: movielens-100k}\nspace: {tower_lr: [1e-4, 2E-3], adapter_lr: 1e-3}\n")
+    space = SearchConfig.load(file).search_space
+    assert space.fixed == {"adapter_lr": 0.001}
+    assert [(g.low, g.high) for g in space.genes if g.name == "tower_lr"] == [(0.0001, 0.002)]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("name: a\ndata: {source: b\nmodel: {}\n", ["search.yaml, line 3 is not valid YAML"]),
+        ("name: 2024-13-01\n", ["search.yaml is not valid YAML", "month"]),
+        ("- name\n", ["search.yaml holds no config", "mapping"]),
+        ("", ["search.yaml holds no config"]),
+        (b"name: \xff\n", ["search.yaml is not valid YAML", "utf-8"]),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, content: str | bytes, expected: list[str]) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as caught:
+        SearchConfig.load(file)
+    assert "\n" not in str(caught.value)
+    for words in expected:
+        assert words in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=r"cannot be read \(.*\); expected a YAML file$"):
+            SearchConfig.load(path)
+
+
+@pytest.mark.parametrize("name", ["movielens", "1e5", "2024", "null"])
+def test_the_resolved_config_reads_back_as_itself(tmp_path: Path, name: str) -> None:
+    space = {"adapter_lr": [1e-4, 1e-3], "rank": 8}
+    config = parsed(name=name, data=TABLES, constraints=["coverage@10 >= 0.05"], space=space)
+    file = tmp_path / "search.yaml"
+    file.write_text(config.to_yaml())
+    assert SearchConfig.load(file) == config
+    assert SearchConfig.load(file).identity() == config.identity()
+
+
+def test_budget_workers_and_store_are_no_part_of_the_identity() -> None:
+    search = {"candidates": 9, "minutes": 1.5, "candidate_timeout": 5, "keep_checkpoints": "all", "rungs": [40]}
+    other = parsed(search=search, workers={"count": 5}, store="postgresql://host/db")
+    assert other.identity() == parsed().identity()
+    assert len(other.identity()) == 64
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"name": "other"},
+        {"data": {"source": "movielens-100k", "tie_seed": 1}},
+        {"model": {"history": 20}},
+        {"objectives": [NDCG, ILD]},
+        {"constraints": ["coverage@10 >= 0.05"]},
+        {"space": {"rank": 8}},
+        {"search": {"seed": 1}},
+        {"search": {"steps": 20}},
+    ],
+)
+def test_all_else_is_part_of_the_identity(sections: dict[str, Any]) -> None:
+    assert parsed(**sections).identity() != parsed().identity()

@@ -1,0 +1,100 @@
+"""Training windows: histories cut into pieces that the tower predicts one item ahead."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pareto_search.recsys.split import Sequences
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of some users, right-padded.
+
+    Attributes:
+        items: `(b, h)` what the tower reads.
+        lengths: `(b,)` how many of them count.
+        targets: `(b, h)` the item after each, or -1 where nothing is to be predicted.
+        users: `(b,)` whose window it is.
+        starts: `(b,)` where in the user's training sequence it begins.
+    """
+
+    items: Tensor
+    lengths: Tensor
+    targets: Tensor
+    users: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+class Batches:
+    """An endless stream of batches over the training sequences, epoch after epoch.
+
+    Each epoch cuts every history at another random place, so that no item is always first in its window; every
+    transition is predicted exactly once an epoch.
+    """
+
+    def __init__(self, train: Sequences, history: int, size: int, seed: int) -> None:
+        self._train, self._history, self._size = train, history, size
+        self._rng = np.random.default_rng(seed)
+
+    @property
+    def per_epoch(self) -> int:
+        """About how many batches an epoch has."""
+        transitions = np.maximum(np.diff(self._train.indptr) - 1, 0)
+        windows = np.ceil(transitions / self._history).sum() + (transitions > self._history).sum() / 2
+        return max(1, round(float(windows) / self._size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            users, starts, ends, fresh = self._windows()
+            order = self._rng.permutation(len(users))
+            for begin in range(0, len(order), self._size):
+                rows = order[begin : begin + self._size]
+                yield self._batch(users[rows], starts[rows], ends[rows], fresh[rows])
+
+    def _windows(self) -> tuple[NDArray[np.int64], ...]:
+        """User, start, end and number of transitions not predicted by another window, for each window."""
+        rows: list[tuple[int, int, int, int]] = []
+        for user, transitions in enumerate(np.diff(self._train.indptr) - 1):
+            end = int(transitions)
+            if end > self._history:
+                cut = end - int(self._rng.integers(0, self._history))
+                if cut < end:
+                    rows.append((user, max(0, end - self._history), end, end - cut))
+                end = cut
+            while end > 0:
+                start = max(0, end - self._history)
+                rows.append((user, start, end, end - start))
+                end = start
+        table = np.array(rows, np.int64)
+        return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
+
+    def _batch(
+        self, users: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64], fresh: NDArray[np.int64]
+    ) -> Batch:
+        lengths = ends - starts
+        column = np.arange(int(lengths.max()))
+        inside = column < lengths[:, None]
+        source = (self._train.indptr[users] + starts)[:, None] + column
+        items = np.zeros(inside.shape, np.int64)
+        items[inside] = self._train.items[source[inside]]
+        targets = np.full(inside.shape, -1, np.int64)
+        predicted = inside & (column >= (lengths - fresh)[:, None])
+        targets[predicted] = self._train.items[source[predicted] + 1]
+        return Batch(torch.from_numpy(items), torch.from_numpy(lengths), torch.from_numpy(targets), users, starts)
+
+    def seen(self, batch: Batch, rows: NDArray[np.int64], places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """What the users had seen at some places of their windows: index pairs (row in `rows`, item).
+
+        Args:
+            rows, places: `(q,)` a window of the batch, and a place in it.
+        """
+        counts = batch.starts[rows] + places + 1
+        owner = np.repeat(np.arange(len(rows)), counts)
+        offset = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        items = self._train.items[self._train.indptr[batch.users[rows]][owner] + offset]
+        return torch.from_numpy(owner), torch.from_numpy(items.astype(np.int64))

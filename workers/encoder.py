@@ -1,0 +1,162 @@
+"""The base model over one catalogue: tokens and frozen prefixes are computed once, then only the top blocks run.
+
+Items are encoded in batches of equal token length: there is no padding, hence no mask, and the pooled vector is a plain
+mean. The hidden states that enter the top blocks do not depend on any adapter, so they are cached for every depth at
+which a candidate may start.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from pareto_search.errors import CheckpointError
+from pareto_search.workers.base import Base
+
+Precision = Literal["auto", "bfloat16", "float32"]
+
+TOKENS = 4096
+"""The largest batch in tokens: activations stay bounded whatever the size of the catalogue."""
+
+
+def precision(wish: Precision, device: str) -> torch.dtype:
+    """The dtype of the base model: bfloat16 where the hardware multiplies it faster, unless the config insists."""
+    if wish != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wish]
+    fast = torch.cuda.is_bf16_supported() if device != "cpu" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+class Encoder:
+    """A resident base model over a fixed list of texts.
+
+    Attributes:
+        base: which model it is.
+        blocks: its transformer blocks, bottom first; adapters are put into them.
+        width: the width t of a pooled vector.
+        layers: how many of the top blocks a candidate may adapt, at most.
+        frozen: `(n_items, t)` float32, the vectors of the base model as it is.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        texts: Sequence[str],
+        *,
+        max_tokens: int,
+        layers: int,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.base, self.dtype, self.device = base, dtype, device
+        self.model = _load(base, dtype).to(device)
+        self.blocks = _blocks(self.model, base)
+        self.width = int(self.model.config.hidden_size)
+        self.layers = min(layers, len(self.blocks))
+        self.prefix = _prefix(self.model, self.blocks)
+        tokens = _tokenise(base, texts, max_tokens)
+        lengths = np.array([len(t) for t in tokens])
+        self._row = np.empty(len(texts), np.int64)  # an item's row among the items of its length
+        self._lengths = lengths
+        self._hidden: dict[tuple[int, int], Tensor] = {}  # (length, depth) -> (items, length, width)
+        self._extra: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.frozen = torch.empty(len(texts), self.width)
+        for length in np.unique(lengths):
+            members = np.flatnonzero(lengths == length)
+            self._row[members] = np.arange(len(members))
+            ids = torch.tensor([tokens[i] for i in members], device=device)
+            self.frozen[torch.from_numpy(members)] = self._cache(int(length), ids).cpu()
+
+    def chunks(self, items: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Cuts `(m,)` item indices into batches of one token length, each at most `TOKENS` tokens."""
+        lengths = self._lengths[items]
+        for length in np.unique(lengths):
+            members = items[lengths == length]
+            size = max(1, TOKENS // int(length))
+            for start in range(0, len(members), size):
+                yield members[start : start + size]
+
+    def encode(self, items: NDArray[np.int64], layers: int) -> Tensor:
+        """Pooled vectors `(m, t)` float32 of one chunk, running the top `layers` blocks from the cached prefix."""
+        length, depth = int(self._lengths[items[0]]), len(self.blocks) - layers
+        rows = torch.from_numpy(self._row[items]).to(self.device)
+        hidden = self._hidden[length, depth].index_select(0, rows)
+        for index in range(depth, len(self.blocks)):
+            arguments, options = self._extra[length, index]
+            hidden = _output(self.blocks[index](hidden, *arguments, **options))
+        return pool(hidden)
+
+    @torch.no_grad()
+    def catalogue(self, layers: int) -> Tensor:
+        """Pooled vectors `(n_items, t)` float32 of all items, on the encoder's device."""
+        vectors = torch.empty(len(self._lengths), self.width, device=self.device)
+        for chunk in self.chunks(np.arange(len(self._lengths))):
+            vectors[torch.from_numpy(chunk).to(self.device)] = self.encode(chunk, layers)
+        return vectors
+
+    @torch.no_grad()
+    def _cache(self, length: int, ids: Tensor) -> Tensor:
+        """Runs the whole model over texts of one length and keeps what enters each of the top blocks."""
+        top = range(len(self.blocks) - self.layers, len(self.blocks))
+        entering: dict[int, list[Tensor]] = {depth: [] for depth in top}
+
+        def keep(depth: int) -> Any:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                entering[depth].append(args[0])
+                self._extra[length, depth] = args[1:], kwargs
+
+            return hook
+
+        hooks = [self.blocks[d].register_forward_pre_hook(keep(d), with_kwargs=True) for d in top]
+        size = max(1, TOKENS // length)
+        try:
+            pooled = [pool(self.model(input_ids=ids[s : s + size]).last_hidden_state) for s in range(0, len(ids), size)]
+            self.model(input_ids=ids[:1])  # leaves arguments of batch size 1, which broadcast over any batch
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for depth in top:
+            self._hidden[length, depth] = torch.cat(entering[depth][:-1])
+        return torch.cat(pooled)
+
+
+def pool(hidden: Tensor) -> Tensor:
+    """Mean over the tokens `(m, length, t)`, brought to unit length: `(m, t)` float32."""
+    return nn.functional.normalize(hidden.float().mean(1), dim=1)
+
+
+def _load(base: Base, dtype: torch.dtype) -> Any:
+    try:
+        model = AutoModel.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"base model '{base.id}' cannot be loaded: {str(error).splitlines()[0]}") from error
+    return model.eval().requires_grad_(False)
+
+
+def _blocks(model: Any, base: Base) -> nn.ModuleList:
+    """The list of transformer blocks: the one module list as long as the config says the model is deep."""
+    depth = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(m) for m in module}) == 1:
+            return module
+    raise CheckpointError(f"base model '{base.id}' ({type(model).__name__}) has no list of {depth} transformer blocks")
+
+
+def _prefix(model: Any, blocks: nn.ModuleList) -> str:
+    """The blocks' name inside the model, such as `encoder.layer`."""
+    return next(name for name, module in model.named_modules() if module is blocks)
+
+
+def _tokenise(base: Base, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+    return ids
+
+
+def _output(result: Any) -> Tensor:
+    """A block's hidden states: some architectures wrap them in a tuple."""
+    return result if isinstance(result, Tensor) else result[0]

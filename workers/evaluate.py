@@ -1,0 +1,79 @@
+"""From a checkpoint's files to a scorer, and from scorers to the scores of entries."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from pareto_search.candidate import Genes
+from pareto_search.errors import CheckpointError
+from pareto_search.recsys.baselines import ItemSimilarity, Scorer
+from pareto_search.recsys.metrics import interval
+from pareto_search.recsys.ranking import Ranking
+from pareto_search.recsys.split import Part
+from pareto_search.recsys.statistics import ItemStatistics
+from pareto_search.workers.encoder import Encoder
+from pareto_search.workers.lora import loaded
+from pareto_search.workers.recommender import Recommender, TowerScorer
+
+Files = Mapping[str, bytes]
+Scores = dict[str, dict[str, float]]
+"""Metric -> mean and, where a bootstrap over users is unbiased, low and high of its 95 % interval."""
+
+WEIGHTS = "weights.safetensors"
+
+
+def scorer(files: Files, encoder: Encoder) -> TowerScorer:
+    """The scorer of a trained model: with an adapter over adapted text, without one over frozen text or none.
+
+    Raises:
+        CheckpointError: the files do not fit the base model.
+    """
+    model = Recommender.loaded(files).to(encoder.device)
+    if not model.shape.text_width:
+        return TowerScorer.of(model, None)
+    if model.shape.text_width != encoder.width:
+        raise CheckpointError(
+            f"the checkpoint reads text vectors of width {model.shape.text_width}, but base model '{encoder.base.id}' "
+            f"has {encoder.width}; give it the base model that it was trained on"
+        )
+    if "adapter_model.safetensors" not in files:
+        return TowerScorer.of(model, encoder.frozen.to(encoder.device))
+    with loaded(encoder, files) as adapter:
+        return TowerScorer.of(model, encoder.catalogue(adapter.shape.layers))
+
+
+def component(files: Files, encoder: Encoder) -> Scorer:
+    """The scorer of a component that entries blend in: EASE's weights, or SASRec."""
+    return similarity(files) if WEIGHTS in files else scorer(files, encoder)
+
+
+def similarity(files: Files) -> ItemSimilarity:
+    """An item-item model from its files."""
+    return ItemSimilarity(load(files[WEIGHTS])["weights"])
+
+
+def similarity_files(weights: NDArray[np.float32]) -> dict[str, bytes]:
+    """The files of an item-item model with weights `(n_items, n_items)`."""
+    return {WEIGHTS: save({"weights": np.ascontiguousarray(weights)})}
+
+
+def score(
+    part: Part, items: ItemStatistics, scorers: Mapping[str, Scorer], settings: Sequence[Genes], metrics: Sequence[str]
+) -> list[Scores]:
+    """The metrics of entries that share a model, with bootstrap intervals over users."""
+    results: list[Scores] = []
+    for tally in Ranking(part, items, scorers).tallies(settings, metrics):
+        scores: Scores = {name: {"mean": value} for name, value in tally.values().items()}
+        for name, per_user in tally.per_user().items():
+            low, high = interval(per_user)
+            scores[name] |= {"low": low, "high": high}
+        results.append(scores)
+    return results
+
+
+def blended(settings: Sequence[Genes], components: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the components that any of the settings gives a weight."""
+    return {name: c for name, c in components.items() if any(float(s.get(name, 0.0)) for s in settings)}

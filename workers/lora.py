@@ -1,0 +1,147 @@
+"""LoRA for one candidate, put into the resident base model and taken out again; to and from PEFT's file format.
+
+LoRA: Hu et al., ICLR 2022. A linear map W gains (alpha / rank)·B·A with A (rank, in), B (out, rank); B starts at zero.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from pareto_search.errors import CheckpointError
+from pareto_search.workers.dropout import dropout
+from pareto_search.workers.encoder import Encoder
+
+Targets = Literal["query_value", "attention", "all"]
+
+QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
+ATTENTION = (*QUERY_VALUE, "key", "k_proj", "k_lin", "k", "o_proj", "out_lin", "out_proj", "o")
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """The genes that give an adapter its form."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: Targets
+    layers: int
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear map with a low-rank correction; adapters are float32, products in the base's dtype."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float, drop: float) -> None:
+        super().__init__()
+        self.linear, self.scale, self.drop = linear, scale, drop
+        device = linear.weight.device
+        self.A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
+        self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = nn.functional.linear(dropout(x, self.drop, self.training), self.A.to(x.dtype))
+        correction: Tensor = nn.functional.linear(low, (self.B * self.scale).to(x.dtype))
+        return self.linear(x) + correction
+
+
+class Adapter(nn.Module):
+    """One candidate's low-rank corrections, by the full name of the linear map that each belongs to."""
+
+    def __init__(self, shape: LoraShape, corrections: Mapping[str, LoraLinear]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.corrections = nn.ModuleDict({name.replace(".", "/"): m for name, m in corrections.items()})
+
+    def named(self) -> Iterator[tuple[str, LoraLinear]]:
+        for name, module in self.corrections.items():
+            assert isinstance(module, LoraLinear)
+            yield name.replace("/", "."), module
+
+    def weights(self) -> list[nn.Parameter]:
+        """What training moves."""
+        return [p for _, m in self.named() for p in (m.A, m.B)]
+
+    def files(self, base: str, revision: str | None) -> dict[str, bytes]:
+        """The adapter as PEFT writes it: `adapter_config.json` and `adapter_model.safetensors`."""
+        config = LoraConfig(
+            r=self.shape.rank,
+            lora_alpha=self.shape.alpha,
+            lora_dropout=self.shape.dropout,
+            target_modules=sorted(name for name, _ in self.named()),
+            base_model_name_or_path=base,
+            revision=revision,
+            task_type="FEATURE_EXTRACTION",
+            inference_mode=True,
+        ).to_dict()
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.named():
+            tensors[f"base_model.model.{name}.lora_A.weight"] = module.A.detach().cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = module.B.detach().cpu().contiguous()
+        text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
+        return {"adapter_config.json": text.encode(), "adapter_model.safetensors": save(tensors)}
+
+
+@contextmanager
+def attached(encoder: Encoder, shape: LoraShape) -> Iterator[Adapter]:
+    """A fresh adapter in the encoder's top blocks; on leaving, the base model is as it was.
+
+    Raises:
+        CheckpointError: the base model has no linear maps of the wanted kind.
+    """
+    places: dict[str, tuple[nn.Module, str, nn.Linear]] = {}
+    depth = len(encoder.blocks)
+    for index in range(depth - shape.layers, depth):
+        for name, parent, child, linear in _linears(encoder.blocks[index]):
+            if shape.targets == "all" or child in (QUERY_VALUE if shape.targets == "query_value" else ATTENTION):
+                places[f"{encoder.prefix}.{index}.{name}"] = parent, child, linear
+    if not places:
+        raise CheckpointError(f"base model '{encoder.base.id}' has no linear maps for targets '{shape.targets}'")
+    scale = shape.alpha / shape.rank
+    corrections = {n: LoraLinear(linear, shape.rank, scale, shape.dropout) for n, (_, _, linear) in places.items()}
+    for name, (parent, child, _) in places.items():
+        setattr(parent, child, corrections[name])
+    try:
+        yield Adapter(shape, corrections)
+    finally:
+        for parent, child, linear in places.values():
+            setattr(parent, child, linear)
+
+
+@contextmanager
+def loaded(encoder: Encoder, files: Mapping[str, bytes]) -> Iterator[Adapter]:
+    """The adapter of a checkpoint's files in the encoder, for evaluation.
+
+    Raises:
+        CheckpointError: the files do not fit the base model.
+    """
+    config = json.loads(files["adapter_config.json"])
+    tensors = load(files["adapter_model.safetensors"])
+    names = list(config["target_modules"])
+    start = f"{encoder.prefix}."
+    try:
+        lowest = min(int(name.removeprefix(start).split(".")[0]) for name in names)
+        shape = LoraShape(config["r"], config["lora_alpha"], 0.0, "all", len(encoder.blocks) - lowest)
+        with attached(encoder, shape) as adapter:
+            for name, module in adapter.named():
+                if name in names:
+                    module.A.data.copy_(tensors[f"base_model.model.{name}.lora_A.weight"])
+                    module.B.data.copy_(tensors[f"base_model.model.{name}.lora_B.weight"])
+            yield adapter.eval()
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the adapter does not fit base model '{encoder.base.id}': {error}") from error
+
+
+def _linears(block: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
+    """Each linear map of a block: its name, its parent, its name in the parent, itself."""
+    for name, module in block.named_modules():
+        for child, linear in module.named_children():
+            if isinstance(linear, nn.Linear):
+                yield f"{name}.{child}".lstrip("."), module, child, linear

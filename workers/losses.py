@@ -1,0 +1,151 @@
+"""One differentiable surrogate per objective, and the scalarisations that make one loss of them.
+
+Every list surrogate is the expected value of its metric under p, the softmax over the unseen catalogue, so that it is in
+the metric's own units and direction.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pareto_search.objective import Objective
+from pareto_search.recsys.statistics import ItemStatistics
+
+Scalarisation = Literal["weighted_sum", "tchebycheff"]
+
+ACCURACY = ("ndcg", "recall", "hr", "mrr", "precision")
+SMOOTHING = 0.1
+CHUNK = 512
+
+
+class FullSoftmax(torch.autograd.Function):
+    """Mean cross-entropy of a softmax over the whole catalogue, without ever holding all logits.
+
+    Logits of a chunk of positions fit the processor's cache; their gradient is taken while they are there. Products run
+    in bfloat16 where the states are bfloat16, sums in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, states, vectors, bias, targets):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        """Loss of states `(p, d)` against item vectors `(n, d)`, biases `(n,)` and target items `(p,)`."""
+        low = vectors.to(states.dtype)
+        total = torch.zeros((), device=states.device)
+        d_states = torch.empty_like(states)
+        d_vectors, d_bias = torch.zeros_like(vectors), torch.zeros_like(bias)
+        for start in range(0, len(targets), CHUNK):
+            rows, wanted = states[start : start + CHUNK], targets[start : start + CHUNK, None]
+            logits = torch.mm(rows, low.T).float().add_(bias)
+            normaliser = logits.logsumexp(1, keepdim=True)
+            total += normaliser.sum() - logits.gather(1, wanted).sum()
+            error = logits.sub_(normaliser).exp_()
+            error.scatter_add_(1, wanted, torch.full((len(wanted), 1), -1.0, device=error.device))
+            d_bias += error.sum(0)
+            error = error.to(states.dtype)
+            d_states[start : start + CHUNK] = torch.mm(error, low)
+            d_vectors += torch.mm(error.T, rows)
+        ctx.save_for_backward(d_states, d_vectors, d_bias)
+        ctx.count = len(targets)
+        return total / len(targets)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        """Scales the gradients found on the way forward."""
+        scale = grad / ctx.count
+        d_states, d_vectors, d_bias = ctx.saved_tensors
+        return d_states * scale.to(d_states.dtype), d_vectors * scale, d_bias * scale, None
+
+
+def cross_entropy(states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """-log p(target) over the whole catalogue, averaged over positions; see `FullSoftmax`."""
+    loss: Tensor = FullSoftmax.apply(states, vectors, bias, targets)
+    return loss
+
+
+def expected_ild(p: Tensor, items: "ItemTensors") -> Tensor:
+    """pᵀDp = 1 - ‖Σ p_i f_i‖² for unit features: the expected distance of two items drawn from p."""
+    return 1.0 - (p @ items.features).square().sum(1).mean()
+
+
+def expected_novelty(p: Tensor, items: "ItemTensors") -> Tensor:
+    """The expected self-information of an item drawn from p."""
+    return (p @ items.novelty).mean()
+
+
+def expected_credibility(p: Tensor, items: "ItemTensors") -> Tensor:
+    """The expected Bayesian average rating of an item drawn from p."""
+    return (p @ items.credibility).mean()
+
+
+def spread(p: Tensor, items: "ItemTensors") -> Tensor:
+    """The entropy of the batch's mean p over the largest possible: a stand-in for coverage."""
+    mean = p.mean(0)
+    entropy: Tensor = -(mean * mean.clamp(min=1e-12).log()).sum()
+    return entropy / torch.log(torch.tensor(float(p.shape[1])))
+
+
+def concentration(p: Tensor, items: "ItemTensors") -> Tensor:
+    """One less the spread: a stand-in for the Gini coefficient, lower is more even."""
+    return 1.0 - spread(p, items)
+
+
+SURROGATES: Mapping[str, Callable[[Tensor, "ItemTensors"], Tensor]] = {
+    "ild": expected_ild,
+    "novelty": expected_novelty,
+    "credibility": expected_credibility,
+    "coverage": spread,
+    "gini": concentration,
+}
+
+
+class ItemTensors:
+    """The items' statistics as tensors on the training device."""
+
+    def __init__(self, items: ItemStatistics, device: str) -> None:
+        self.features = torch.from_numpy(items.features).to(device)
+        self.novelty = torch.from_numpy(items.novelty).to(device)
+        credibility = items.novelty * 0 if items.credibility is None else items.credibility
+        self.credibility = torch.from_numpy(credibility).to(device)
+
+
+def list_values(logits: Tensor, items: ItemTensors, objectives: Sequence[Objective]) -> dict[str, Tensor]:
+    """The expected value of each objective that has a surrogate.
+
+    Args:
+        logits: `(q, n_items)`, -inf for items already seen.
+    """
+    p = logits.softmax(1)
+    families = {o.name: o.name.split("@")[0] for o in objectives}
+    return {name: SURROGATES[family](p, items) for name, family in families.items() if family in SURROGATES}
+
+
+class Scalariser:
+    """Makes one loss of the accuracy loss and the list surrogates.
+
+    Each list objective counts as its distance to the ideal in units of (ideal - reference): 0 at the ideal, 1 at the
+    floor. Accuracy counts in nats relative to the first batch, so that both have the same order of size.
+    The weighted sum is L_acc + Σ w·L; the smoothed Tchebycheff is μ·log Σ exp(w·L / μ) (Lin et al., ICML 2024), which
+    also reaches the concave parts of a front.
+    """
+
+    def __init__(self, kind: Scalarisation, weights: Mapping[str, float], objectives: Sequence[Objective]) -> None:
+        self.kind, self.weights = kind, weights
+        self.objectives = {o.name: o for o in objectives}
+        self._start: float | None = None
+
+    def __call__(self, accuracy: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """The loss from the cross-entropy and the objectives' expected values."""
+        if self._start is None:
+            self._start = float(accuracy.detach())
+        terms = [1.0 + accuracy - self._start]
+        for name, value in values.items():
+            terms.append(self.weights[name] * (1.0 - self._normalise(name, value)))
+        stacked = torch.stack(terms)
+        if self.kind == "weighted_sum":
+            return stacked.sum()
+        return SMOOTHING * (stacked / SMOOTHING).logsumexp(0)
+
+    def _normalise(self, name: str, value: Tensor) -> Tensor:
+        objective = self.objectives[name]
+        return (value - objective.reference) / (objective.ideal - objective.reference)

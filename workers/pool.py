@@ -1,0 +1,255 @@
+"""Workers on Ray: local processes, or actors on a cluster, behind a small Executor protocol."""
+
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+from pareto_search.candidate import Attempt
+from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
+from pareto_search.workers.worker import Result, Worker, Workload
+
+PATIENCE = 10.0
+"""Seconds to wait for a cluster's port to answer."""
+START = 300.0
+"""Seconds within which workers must have started: a base model may be large."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: with a result, with an error, or lost with its worker.
+
+    Attributes:
+        lost: the worker died, which says nothing about the candidate.
+        seconds: from submission.
+    """
+
+    attempt: Attempt
+    result: Result | None = None
+    error: str = ""
+    lost: bool = False
+    seconds: float = 0.0
+
+
+class Executor(Protocol):
+    """Runs attempts somewhere."""
+
+    @property
+    def free(self) -> int:
+        """How many attempts can start at once."""
+        ...
+
+    @property
+    def busy(self) -> int:
+        """How many attempts are under way."""
+        ...
+
+    def submit(self, attempt: Attempt) -> str:
+        """Starts an attempt and names its worker."""
+        ...
+
+    def wait(self) -> list[Outcome]:
+        """Waits for the next attempts to end; each attempt ends in exactly one outcome."""
+        ...
+
+
+@dataclass
+class _Job:
+    attempt: Attempt
+    actor: int
+    began: float
+
+
+class RayPool:
+    """Actors with a resident base model; one that dies or hangs is replaced.
+
+    Args:
+        load: shared with all workers through Ray's object store.
+        timeout: seconds after which a running attempt counts as hung.
+        address: of a running cluster, or None for a Ray of our own.
+
+    Raises:
+        ClusterError: nobody answers at the address, or the cluster lacks the CPUs or GPUs asked for.
+    """
+
+    def __init__(
+        self,
+        load: Workload,
+        *,
+        count: int,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+        timeout: float = 600.0,
+        address: str | None = None,
+    ) -> None:
+        self._timeout, self._cpus, self._gpus = timeout, cpus, gpus
+        _connect(address, count * cpus)
+        try:
+            _check(count, cpus, gpus)
+            self._load = ray.put(load)
+            self._setup: dict[str, Any] = {}
+            self._actors = {number: self._spawn() for number in range(count)}
+            self._jobs: dict[Any, _Job] = {}
+            self._spawned = count
+            self._gather([a.ping.remote() for a in self._actors.values()], START)
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def __enter__(self) -> "RayPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers, and Ray where it is ours."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        ray.shutdown()
+
+    @property
+    def free(self) -> int:
+        return len(self._actors) - len(self._jobs)
+
+    @property
+    def busy(self) -> int:
+        return len(self._jobs)
+
+    def submit(self, attempt: Attempt) -> str:
+        taken = {job.actor for job in self._jobs.values()}
+        number = next(n for n in self._actors if n not in taken)
+        self._jobs[self._actors[number].run.remote(attempt)] = _Job(attempt, number, time.monotonic())
+        return f"w{number}"
+
+    def wait(self) -> list[Outcome]:
+        deadline = min(job.began for job in self._jobs.values()) + self._timeout
+        patience = max(0.0, deadline - time.monotonic())
+        done, _ = ray.wait(list(self._jobs), num_returns=1, timeout=patience)
+        if done:
+            return [self._outcome(reference) for reference in done]
+        late = [r for r, job in self._jobs.items() if time.monotonic() - job.began >= self._timeout]
+        return [self._expired(reference) for reference in late]
+
+    def tell_all(self, method: str, *arguments: object) -> None:
+        """Calls a method on every worker, and on each that replaces one later."""
+        shared = [ray.put(a) for a in arguments]
+        self._setup[method] = shared
+        self._gather([getattr(a, method).remote(*shared) for a in self._actors.values()])
+
+    def map(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Spreads calls of a method over the workers and returns their results in order."""
+        waiting = list(enumerate(calls))[::-1]
+        running: dict[Any, tuple[int, int]] = {}
+        results: list[Any] = [None] * len(calls)
+        idle = list(self._actors)
+        while waiting or running:
+            while waiting and idle:
+                (place, call), number = waiting.pop(), idle.pop(0)
+                running[getattr(self._actors[number], method).remote(*call)] = place, number
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                place, number = running.pop(reference)
+                results[place] = self._gather([reference])[0]
+                idle.append(number)
+        return results
+
+    def _spawn(self) -> Any:
+        device = "cuda" if self._gpus else "cpu"
+        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(_Actor)
+        actor = remote.remote(self._load, self._cpus, device)
+        for method, shared in self._setup.items():
+            getattr(actor, method).remote(*shared)  # Ray keeps the order of an actor's calls
+        return actor
+
+    def _replace(self, number: int) -> None:
+        ray.kill(self._actors.pop(number))
+        self._actors[self._spawned] = self._spawn()
+        self._spawned += 1
+
+    def _outcome(self, reference: Any) -> Outcome:
+        job = self._jobs.pop(reference)
+        seconds = time.monotonic() - job.began
+        try:
+            return Outcome(job.attempt, ray.get(reference), seconds=seconds)
+        except RayActorError as error:
+            self._replace(job.actor)
+            return Outcome(job.attempt, error=f"the worker died: {_line(error)}", lost=True, seconds=seconds)
+        except OutOfMemoryError as error:
+            self._replace(job.actor)
+            return Outcome(job.attempt, error=f"out of memory: {_line(error)}", lost=True, seconds=seconds)
+        except RayTaskError as error:
+            return Outcome(job.attempt, error=_line(error.cause or error), seconds=seconds)
+
+    def _expired(self, reference: Any) -> Outcome:
+        job = self._jobs.pop(reference)
+        self._replace(job.actor)
+        return Outcome(job.attempt, error=f"still running after {self._timeout:g} s", seconds=self._timeout)
+
+    @staticmethod
+    def _gather(references: list[Any], timeout: float | None = None) -> list[Any]:
+        try:
+            return ray.get(references, timeout=timeout)  # type: ignore[no-any-return]
+        except RayTaskError as error:
+            if isinstance(error.cause, ParetoSearchError):
+                raise error.cause from None
+            raise SearchError(f"a worker failed: {_line(error.cause or error)}") from error
+        except RayError as error:
+            raise SearchError(f"a worker could not start or died: {_line(error)}") from error
+
+
+class _Actor(Worker):
+    """A worker as a Ray actor."""
+
+    def ping(self) -> None:
+        """Answers once the base model is resident."""
+
+
+def _connect(address: str | None, cpus: float) -> None:
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about GPUs
+        ray.init(address="local", num_cpus=max(math.ceil(cpus), os.cpu_count() or 1), **quiet)
+        return
+    if address != "auto":
+        _knock(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(f"no Ray cluster at '{address}': {_line(error)}; start one with `ray start --head`") from error
+
+
+def _knock(address: str) -> None:
+    """Finds out quickly that nobody answers; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"'{address}' is no Ray address; expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ClusterError(f"nobody answers at Ray address '{address}' ({reason}); check it, or start a cluster with `ray start --head`") from None
+
+
+def _check(count: int, cpus: float, gpus: float) -> None:
+    """Refuses what the cluster can never give; Ray would wait for it without end."""
+    have = ray.cluster_resources()
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        if count * each > have.get(name, 0.0) + 1e-9:
+            raise ClusterError(
+                f"{count} workers with {each:g} {name}s each were asked for, but the cluster has {have.get(name, 0.0):g} "
+                f"{name}s; lower workers.count or workers.{name.lower()}s, or add nodes"
+            )
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line, with its type where the message alone says little."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text if isinstance(error, ParetoSearchError) else f"{type(error).__name__}: {text}"[:300]

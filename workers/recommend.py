@@ -1,0 +1,142 @@
+"""An entry at work in this process: scores it again, or recommends to a user and says why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pareto_search.entry import Entry
+from pareto_search.errors import CheckpointError, DataError
+from pareto_search.recsys.dataset import Dataset
+from pareto_search.recsys.rerank import blend, rerank, standardise
+from pareto_search.recsys.split import Sequences, Split, split
+from pareto_search.recsys.statistics import ItemStatistics, category_features
+from pareto_search.workers.base import locate
+from pareto_search.workers.encoder import Encoder, precision
+from pareto_search.workers.evaluate import Scores, component, score, scorer
+
+REASONS = 2
+MOST_LAYERS = 1_000
+"""Every block may have an adapter."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item of a list.
+
+    Attributes:
+        score: the blended score, in standard deviations above the user's average item.
+        because: titles from the history without which the model's score would be lowest, the strongest first.
+        novelty, credibility: the item's own, 0..1.
+    """
+
+    item: str
+    title: str
+    score: float
+    novelty: float
+    credibility: float | None
+    because: tuple[str, ...] = ()
+
+
+class Serving:
+    """An entry with its base model loaded, over the data set that it was trained on.
+
+    Raises:
+        DataError: the data set is another one.
+        CheckpointError: the base model is another one, or the files do not fit it.
+    """
+
+    def __init__(self, entry: Entry, data: Dataset, base: str | None = None) -> None:
+        notes: Mapping[str, Any] = entry.notes
+        if notes["data_sha256"] != data.sha256:
+            raise DataError(
+                f"{data.name} is not the data that {entry.name} was trained on (sha256 {data.sha256[:12]}, expected "
+                f"{str(notes['data_sha256'])[:12]}); give the data of its search"
+            )
+        self.entry, self.data = entry, data
+        found = locate(base or notes["base"]["id"], notes["base"]["revision"])
+        if found.sha256 != notes["base"]["sha256"]:
+            raise CheckpointError(f"base model '{found.id}' is not the one that {entry.name} was trained on")
+        self.encoder = Encoder(
+            found,
+            data.texts,
+            max_tokens=notes["max_item_tokens"],
+            layers=MOST_LAYERS,
+            dtype=precision(notes["dtype"], "cpu"),
+        )
+        how = notes["split"]
+        self.split: Split = split(data, how["strategy"], how["tie_seed"])
+        features = self.encoder.frozen.numpy() if data.categories is None else category_features(data.categories)
+        self.items = ItemStatistics.of(self.split.train, self.split.n_items, features)
+        self.model = scorer(entry.files, self.encoder)
+        components = {name: component(files, self.encoder) for name, files in entry.components.items()}
+        self.scorers = {"model": self.model, **components}
+
+    def evaluate(self, part: str, metrics: Sequence[str]) -> Scores:
+        """The entry's scores on the validation or test part."""
+        return score(getattr(self.split, part), self.items, self.scorers, [self.entry.serving], metrics)[0]
+
+    def history_of(self, user: str) -> list[str]:
+        """All items of a user, in the order of time.
+
+        Raises:
+            DataError: no such user.
+        """
+        if user not in self.data.user_ids:
+            raise DataError(f"user '{user}' is not in {self.data.name}; give --history 'ITEM,ITEM,…' for a new user")
+        mine = np.flatnonzero(self.data.users == self.data.user_ids.index(user))
+        order = np.argsort(self.data.timestamps[mine], kind="stable")
+        return [self.data.item_ids[i] for i in self.data.items[mine][order]]
+
+    def recommend(self, history: Sequence[str], k: int, *, explain: bool = False) -> list[Recommendation]:
+        """The k items to show to a user with this history, oldest item first.
+
+        Raises:
+            DataError: an item is unknown, or fewer than k are left.
+        """
+        index = {item: i for i, item in enumerate(self.data.item_ids)}
+        for item in history:
+            if item not in index:
+                raise DataError(f"item '{item}' is not in {self.data.name}; expected ids as in its item table")
+        known = np.array([index[item] for item in history], np.int32)
+        n_items = len(self.data.item_ids)
+        if not 0 < k <= n_items - len(set(history)):
+            raise DataError(f"-k is {k}; expected 1 to {n_items - len(set(history))}, the items that are left")
+        seen = np.zeros((1, n_items), bool)
+        seen[0, known] = True
+        one = _sequences([known])
+        scores = blend({n: standardise(s.scores(one), seen) for n, s in self.scorers.items()}, self.entry.serving)
+        chosen = rerank(scores, self.items, self.entry.serving, k)[0]
+        because = self._because(known, chosen) if explain and len(known) else [()] * k
+        rated = self.items.credibility
+        return [
+            Recommendation(
+                self.data.item_ids[i],
+                self.data.titles[i],
+                float(scores[0, i]),
+                float(self.items.novelty[i]),
+                None if rated is None else float(rated[i]),
+                reasons,
+            )
+            for i, reasons in zip(chosen, because, strict=True)
+        ]
+
+    def _because(self, history: NDArray[np.int32], chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
+        """For each chosen item, the history items whose removal lowers the model's score most (leave one out)."""
+        window = self.model.model.shape.history
+        places = np.arange(max(0, len(history) - window), len(history))
+        full = self.model.scores(_sequences([history]))[0, chosen]
+        without = self.model.scores(_sequences([np.delete(history, p) for p in places]))[:, chosen]
+        drop = full - without
+        reasons: list[tuple[str, ...]] = []
+        for column in drop.T:
+            best = [p for p in np.argsort(-column)[:REASONS] if column[p] > 0]
+            reasons.append(tuple(self.data.titles[history[places[p]]] for p in best))
+        return reasons
+
+
+def _sequences(histories: Sequence[NDArray[np.int32]]) -> Sequences:
+    ends = np.cumsum([0, *(len(h) for h in histories)])
+    return Sequences(ends.astype(np.int64), np.concatenate(histories).astype(np.int32), None)

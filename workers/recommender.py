@@ -1,0 +1,186 @@
+"""The recommender on top of item text vectors: item vectors, user vectors and scores, for training and serving alike.
+
+v_i = projection(text_i) + item_embedding_i, u = tower(v of the last items), s(u, i) = u·v_i / temperature + item_bias_i.
+The tower is one causal self-attention block (SASRec, Kang & McAuley, ICDM 2018; over text vectors as in UniSRec, Hou et
+al., KDD 2022), or the decayed mean of the history.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from pareto_search.recsys.split import Sequences
+from pareto_search.workers.dropout import dropout
+
+Tower = Literal["attention", "decayed_mean"]
+
+HEADS = 2
+DECAY = 0.8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a recommender is made of.
+
+    Attributes:
+        n_items: the size of the catalogue.
+        width: the width d of item and user vectors.
+        history: how many of a user's last items the tower sees.
+        text_width: the width t of the text vectors; 0 for a model on IDs alone, which is SASRec.
+        item_embeddings: whether items have an ID embedding beside their text.
+    """
+
+    n_items: int
+    width: int
+    history: int
+    tower: Tower
+    text_width: int
+    item_embeddings: bool
+
+
+class Recommender(nn.Module):
+    """Item vectors, user vectors and scores."""
+
+    def __init__(self, shape: Shape, drop: float = 0.3) -> None:
+        super().__init__()
+        self.shape, self.drop = shape, drop
+        d = shape.width
+        self.item_bias = nn.Parameter(torch.zeros(shape.n_items))
+        self.temperature = nn.Buffer(torch.ones(()))
+        if shape.item_embeddings:
+            self.item_embedding = nn.Parameter(torch.randn(shape.n_items, d) * 0.02)
+        if shape.text_width:
+            self.projection = nn.Linear(shape.text_width, d)
+        if shape.tower == "attention":
+            self.position = nn.Parameter(torch.randn(shape.history, d) * 0.02)
+            self.attention_norm = nn.LayerNorm(d)
+            self.attention_in = nn.Linear(d, 3 * d)
+            self.attention_out = nn.Linear(d, d)
+            self.feed_norm = nn.LayerNorm(d)
+            self.feed_in = nn.Linear(d, d)
+            self.feed_out = nn.Linear(d, d)
+            self.final_norm = nn.LayerNorm(d)
+            for linear in (self.attention_in, self.attention_out, self.feed_in, self.feed_out):
+                nn.init.normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
+
+    def centre(self, text: Tensor) -> None:
+        """Starts the projection so that the mean text vector maps to zero: text encoders are far from isotropic."""
+        with torch.no_grad():
+            self.projection.bias.copy_(-self.projection.weight @ text.mean(0))
+
+    def item_vectors(self, text: Tensor | None, id_dropout: float = 0.0) -> Tensor:
+        """Item vectors `(n_items, d)` from text vectors `(n_items, t)`.
+
+        Args:
+            id_dropout: the share of items that go without their ID embedding, so that the text alone serves too
+                (DropoutNet, Volkovs et al., NeurIPS 2017).
+        """
+        if text is None:
+            return self.item_embedding
+        vectors: Tensor = self.projection(text)
+        if not self.shape.item_embeddings:
+            return vectors
+        if id_dropout and self.training:
+            keep = torch.rand(len(vectors), 1, device=vectors.device) >= id_dropout
+            return vectors + self.item_embedding * keep
+        return vectors + self.item_embedding
+
+    def states(self, items: Tensor, lengths: Tensor, vectors: Tensor) -> Tensor:
+        """User vectors `(b, h, d)` after each item of right-padded histories.
+
+        Args:
+            items: `(b, h)` item indices, padded on the right with any index; h <= history.
+            lengths: `(b,)` how many of them count.
+            vectors: `(n_items, d)`.
+        """
+        window = nn.functional.embedding(items, vectors)
+        if self.shape.tower == "decayed_mean":
+            age = torch.arange(items.shape[1], device=items.device)
+            weights = (DECAY ** (age[:, None] - age).clamp(min=0)).tril().to(window.dtype)
+            return (weights / weights.sum(1, keepdim=True)) @ window
+        return self._attend(window, lengths)
+
+    def _attend(self, window: Tensor, lengths: Tensor) -> Tensor:
+        b, h, d = window.shape
+        # Positions count from the end: the last item is always at the last position.
+        place = torch.arange(h, device=window.device) + (self.shape.history - lengths)[:, None]
+        x = dropout(window + self.position[place.clamp(max=self.shape.history - 1)], self.drop, self.training)
+        qkv = self.attention_in(self.attention_norm(x)).view(b, h, 3, HEADS, d // HEADS)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        # Written out: torch's fused kernel takes five times as long for windows this short on a CPU. Padding is on the
+        # right, so the causal mask hides it from every item that counts.
+        future = torch.full((h, h), -1e9, dtype=query.dtype, device=query.device).triu(1)
+        weights = (query * (d // HEADS) ** -0.5 @ key.transpose(-1, -2) + future).softmax(-1).to(value.dtype)
+        x = x + dropout(self.attention_out((weights @ value).transpose(1, 2).reshape(b, h, d)), self.drop, self.training)
+        inner = dropout(nn.functional.gelu(self.feed_in(self.feed_norm(x))), self.drop, self.training)
+        x = x + dropout(self.feed_out(inner), self.drop, self.training)
+        return self.final_norm(x)
+
+    def files(self, notes: Mapping[str, object]) -> dict[str, bytes]:
+        """`recommender.json` (the shape and notes) and `recommender.safetensors` (the parameters by plain names)."""
+        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        text = json.dumps({**asdict(self.shape), **notes}, indent=2, sort_keys=True)
+        return {"recommender.json": text.encode(), "recommender.safetensors": save(tensors)}
+
+    @classmethod
+    def loaded(cls, files: Mapping[str, bytes]) -> "Recommender":
+        """The recommender of a checkpoint's files."""
+        notes = json.loads(files["recommender.json"])
+        model = cls(Shape(**{name: notes[name] for name in Shape.__dataclass_fields__}))
+        model.load_state_dict(load(files["recommender.safetensors"]))
+        return model.eval()
+
+
+@dataclass(frozen=True)
+class TowerScorer:
+    """A trained recommender with its item vectors, as a scorer of histories.
+
+    Attributes:
+        vectors: `(n_items, d)`.
+    """
+
+    model: Recommender
+    vectors: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Recommender, text: Tensor | None) -> "TowerScorer":
+        return cls(model.eval(), model.item_vectors(text))
+
+    @torch.no_grad()
+    def users(self, history: Sequences) -> Tensor:
+        """User vectors `(m, d)`, zero for a user without history."""
+        items, lengths = last_items(history, self.model.shape.history)
+        device = self.vectors.device
+        users = torch.zeros(len(items), self.model.shape.width, device=device)
+        for start in range(0, len(items), 512):  # bounds the memory of the attention windows
+            rows = slice(start, start + 512)
+            ends = torch.from_numpy(lengths[rows]).to(device)
+            states = self.model.states(torch.from_numpy(items[rows]).to(device), ends, self.vectors)
+            last = states[torch.arange(len(states), device=device), (ends - 1).clamp(min=0)]
+            users[rows] = torch.where(ends[:, None] > 0, last, 0.0)
+        return users
+
+    @torch.no_grad()
+    def scores(self, history: Sequences) -> NDArray[np.float32]:
+        """Scores `(m, n_items)`: u·v / temperature + bias."""
+        users = self.users(history) / self.model.temperature
+        return torch.addmm(self.model.item_bias, users, self.vectors.T).cpu().numpy()
+
+
+def last_items(history: Sequences, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The last `size` items of each history `(m, size)`, right-padded with 0, and how many there are `(m,)`."""
+    lengths = np.minimum(np.diff(history.indptr), size)
+    column = np.arange(size)
+    inside = column < lengths[:, None]
+    items = np.zeros((len(lengths), size), np.int64)
+    items[inside] = history.items[(history.indptr[1:, None] - lengths[:, None] + column)[inside]]
+    return items, lengths

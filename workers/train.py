@@ -1,0 +1,201 @@
+"""Training: the tower on frozen item vectors (once), and the fine-tuning of one candidate (many times)."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pareto_search.candidate import Genes
+from pareto_search.errors import ParetoSearchError
+from pareto_search.objective import Objective
+from pareto_search.recsys.split import Sequences
+from pareto_search.workers.batches import Batch, Batches
+from pareto_search.workers.encoder import Encoder
+from pareto_search.workers.lora import Adapter, LoraShape, attached
+from pareto_search.workers.losses import ItemTensors, Scalariser, cross_entropy, list_values
+from pareto_search.workers.recommender import Recommender, Shape
+
+BATCH = 128
+ID_DROPOUT = 0.2
+LISTS = 256
+"""How many positions of a batch the list surrogates look at."""
+TOWER_BATCHES = 6
+"""Tower batches per encoder step: an encode costs as much as many of them."""
+
+
+class Diverged(ParetoSearchError):
+    """The loss is no longer a number."""
+
+
+def train_tower(shape: Shape, text: Tensor | None, train: Sequences, *, epochs: int, seed: int) -> Recommender:
+    """A recommender trained on frozen text vectors, or on IDs alone (SASRec).
+
+    AdamW with one cycle to a peak of 5e-3 and decay 0.05, full softmax at every position.
+
+    Args:
+        text: `(n_items, t)`, or None for IDs alone.
+    """
+    torch.manual_seed(seed)
+    device = "cpu" if text is None else str(text.device)
+    model = Recommender(shape).to(device).train()
+    if text is not None:
+        model.centre(text)
+    batches = Batches(train, shape.history, BATCH, seed)
+    steps = epochs * batches.per_epoch
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
+    for batch in islice(batches, steps):
+        vectors = model.item_vectors(text, ID_DROPOUT)
+        states = _states(model, batch, vectors)
+        wanted = batch.targets.to(device)
+        loss = _accuracy(model, states, vectors, wanted)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every fine-tuning of a search has in common."""
+
+    encoder: Encoder
+    start: Recommender
+    train: Sequences
+    items: ItemTensors
+    objectives: Sequence[Objective]
+
+
+@contextmanager
+def fine_tune(task: Task, genes: Genes, *, steps: int, seed: int) -> Iterator[tuple[Adapter, Recommender]]:
+    """Fine-tunes adapter and tower from the shared warm start, as the genes say.
+
+    A step is a few tower batches against cached text vectors, whose gradient is collected (gradient caching: Gao et al.,
+    RepL4NLP 2021), then one pass of the encoder over the items with the largest collected gradient. The others keep
+    their vectors and their gradient until it is their turn.
+
+    Yields:
+        The adapter, still in the encoder, and the recommender, once trained; afterwards the encoder is as it was.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    torch.manual_seed(seed)
+    encoder, model = task.encoder, _start(task.start, genes)
+    objectives = {o.name: o for o in task.objectives}
+    weights = {name: float(genes[f"weight.{name}"]) for name in objectives if f"weight.{name}" in genes}
+    scalarise = Scalariser(str(genes["scalarisation"]), weights, task.objectives)  # type: ignore[arg-type]
+    layers = min(int(genes["layers"]), encoder.layers)
+    shape = LoraShape(
+        int(genes["rank"]), float(genes["alpha"]), float(genes["dropout"]), str(genes["targets"]), layers  # type: ignore[arg-type]
+    )
+    batches = Batches(task.train, model.shape.history, BATCH, seed)
+    stream = iter(batches)
+    rng = np.random.default_rng(seed)
+    with attached(encoder, shape) as adapter:
+        decay = float(genes["weight_decay"])
+        tower = _optimiser(model.parameters(), float(genes["tower_lr"]), decay, steps * TOWER_BATCHES)
+        lora = _optimiser(adapter.weights(), float(genes["adapter_lr"]), decay, steps)
+        text = encoder.frozen.to(encoder.device, copy=True).requires_grad_()
+        text.grad = torch.zeros_like(text)
+        adapter.train()
+        model.train()
+        for step in range(steps):
+            for batch in islice(stream, TOWER_BATCHES):
+                loss = _loss(model, batch, batches, text, task, scalarise, rng)
+                if not math.isfinite(float(loss.detach())):
+                    raise Diverged(f"the loss is not finite at step {step + 1} of {steps}")
+                model.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                tower.step()
+            _encoder_step(encoder, adapter, text, layers)
+            lora.step()
+        adapter.eval()
+        yield adapter, model.eval()
+
+
+def _start(start: Recommender, genes: Genes) -> Recommender:
+    """The warm start in the form that the genes ask for."""
+    shape = replace(start.shape, item_embeddings=start.shape.item_embeddings and bool(genes["id_embeddings"]))
+    model = Recommender(shape)
+    model.load_state_dict({k: v for k, v in start.state_dict().items() if k in model.state_dict()})
+    model.temperature.fill_(float(genes["temperature"]))
+    return model.to(start.item_bias.device)
+
+
+class _Scheduled:
+    """AdamW with gradient clipping and a learning rate that rises over a tenth of the steps and then falls to zero."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, decay: float, steps: int) -> None:
+        self.parameters = parameters
+        self.optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+        rise = max(1, steps // 10)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda s: min((s + 1) / rise, (steps - s) / max(1, steps - rise), 1.0)
+        )
+
+    def step(self) -> None:
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self.optimiser.zero_grad()
+
+
+def _optimiser(parameters: Iterator[nn.Parameter] | list[nn.Parameter], lr: float, decay: float, steps: int) -> _Scheduled:
+    return _Scheduled(list(parameters), lr, decay, steps)
+
+
+def _states(model: Recommender, batch: Batch, vectors: Tensor) -> Tensor:
+    """The tower over a batch, in bfloat16 where that is what the hardware is fast with."""
+    device = vectors.device
+    with torch.autocast(device.type, torch.bfloat16):
+        return model.states(batch.items.to(device), batch.lengths.to(device), vectors)
+
+
+def _accuracy(model: Recommender, states: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+    known = targets >= 0
+    scaled = (states[known] / model.temperature).to(torch.bfloat16)
+    return cross_entropy(scaled, vectors, model.item_bias, targets[known])
+
+
+def _loss(
+    model: Recommender,
+    batch: Batch,
+    batches: Batches,
+    text: Tensor,
+    task: Task,
+    scalarise: Scalariser,
+    rng: np.random.Generator,
+) -> Tensor:
+    vectors = model.item_vectors(text, ID_DROPOUT)
+    states = _states(model, batch, vectors)
+    accuracy = _accuracy(model, states, vectors, batch.targets.to(vectors.device))
+    rows, places = np.nonzero(batch.targets.numpy() >= 0)
+    some = rng.choice(len(rows), min(LISTS, len(rows)), replace=False)
+    rows, places = rows[some], places[some]
+    users = states[torch.from_numpy(rows), torch.from_numpy(places)].float() / model.temperature
+    logits = torch.addmm(model.item_bias, users, vectors.T)
+    owner, item = batches.seen(batch, rows, places)
+    logits = logits.index_put((owner.to(logits.device), item.to(logits.device)), logits.new_tensor(-torch.inf))
+    return scalarise(accuracy, list_values(logits, task.items, task.objectives))
+
+
+def _encoder_step(encoder: Encoder, adapter: Adapter, text: Tensor, layers: int) -> None:
+    """Back-propagates the collected gradient of the items where it is largest, and renews their vectors."""
+    gradient = text.grad
+    assert gradient is not None
+    count = min(len(text), max(256, len(text) // 3))
+    chosen = gradient.square().sum(1).topk(count).indices.sort().values.cpu().numpy()
+    for chunk in encoder.chunks(chosen):
+        rows = torch.from_numpy(chunk).to(text.device)
+        vectors = encoder.encode(chunk, layers)
+        vectors.backward(gradient[rows])  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            text[rows] = vectors.detach()
+            gradient[rows] = 0.0

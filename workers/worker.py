@@ -1,0 +1,221 @@
+"""A worker: a resident base model that fits the components once and then trains and scores one candidate after another."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pareto_search.candidate import Attempt, Evaluation, Genes
+from pareto_search.objective import Objective, Values
+from pareto_search.recsys import baselines
+from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.ranking import Ranking, search_settings
+from pareto_search.recsys.split import Part, Split
+from pareto_search.recsys.statistics import ItemStatistics, category_features
+from pareto_search.space import SearchSpace
+from pareto_search.workers.base import locate
+from pareto_search.workers.encoder import Encoder, Precision, precision
+from pareto_search.workers.evaluate import Files, Scores, blended, component, score, scorer, similarity_files
+from pareto_search.workers.losses import ItemTensors
+from pareto_search.workers.recommender import Recommender, Shape, Tower
+from pareto_search.workers.train import Task, fine_tune, train_tower
+
+SASREC_EPOCHS = 30
+WARM_START_EPOCHS = 20
+LARGEST_EASE = 20_000
+"""Items up to which EASE is fitted: its matrix grows with their square."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What all candidates of a search share; sent to each worker once.
+
+    Attributes:
+        base, revision, dtype, max_item_tokens, history, tower, width: the config's section `model`.
+        texts: what the encoder reads, one an item.
+        categories: of each item, or None where distances come from the frozen text vectors.
+        space: serving genes only.
+        metrics: what is evaluated.
+        layers: the most blocks that any candidate adapts.
+        notes: written into each checkpoint's `recommender.json`.
+    """
+
+    base: str
+    revision: str | None
+    dtype: Precision
+    max_item_tokens: int
+    history: int
+    tower: Tower
+    width: int
+    texts: Sequence[str]
+    categories: Sequence[Sequence[str]] | None
+    split: Split
+    objectives: Sequence[Objective]
+    metrics: Sequence[str]
+    space: SearchSpace
+    steps: int
+    serving_settings: int
+    seed: int
+    layers: int
+    notes: Mapping[str, object] = field(default_factory=dict)
+
+
+Components = Mapping[str, Files]
+"""Name -> files of what every candidate needs: `warm-start`, and the blended `ease` and `sasrec`."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished attempt sends back.
+
+    Attributes:
+        evaluations: the checkpoint alone first, then its settings.
+        files: the checkpoint.
+        seconds: training and evaluation.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+    files: dict[str, bytes]
+    seconds: float
+
+
+class Worker:
+    """One process's share of the work. Its methods are called one at a time.
+
+    Args:
+        cpus: threads of the numerical libraries.
+        device: where the base model lives.
+    """
+
+    def __init__(self, load: Workload, cpus: float = 1.0, device: str = "cpu") -> None:
+        torch.set_num_threads(max(1, int(cpus)))
+        self.load, self.device = load, device
+        dtype = precision(load.dtype, device)
+        self.base = locate(load.base, load.revision)
+        self.encoder = Encoder(
+            self.base, load.texts, max_tokens=load.max_item_tokens, layers=load.layers, dtype=dtype, device=device
+        )
+        features = self.encoder.frozen.numpy() if load.categories is None else category_features(load.categories)
+        self.items = ItemStatistics.of(load.split.train, load.split.n_items, features)
+        self.known: Sequence[Genes] = ()
+        self.components: dict[str, Scorer] = {}
+        self._start: Recommender | None = None
+
+    def base_sha256(self) -> str:
+        """Which bytes the base model is."""
+        return self.base.sha256
+
+    def fit(self, name: str) -> dict[str, bytes] | None:
+        """The files of a component, trained here; None where the catalogue is too large for it."""
+        split, seed = self.load.split, self.load.seed
+        if name == "ease":
+            if split.n_items > LARGEST_EASE:
+                return None
+            return similarity_files(baselines.ease(split.train, split.n_items).weights)
+        text = None if name == "sasrec" else self.encoder.frozen.to(self.device)
+        epochs = SASREC_EPOCHS if name == "sasrec" else WARM_START_EPOCHS
+        # SASRec is the attention tower on IDs alone, whatever tower the candidates have.
+        tower: Tower = "attention" if name == "sasrec" else self.load.tower
+        width = 0 if text is None else self.encoder.width
+        shape = Shape(split.n_items, self.load.width, self.load.history, tower, width, item_embeddings=True)
+        return train_tower(shape, text, split.train, epochs=epochs, seed=seed).files(self._notes({"component": name}))
+
+    def equip(self, components: Components) -> None:
+        """Takes the components that were fitted, here or elsewhere."""
+        self._start = Recommender.loaded(components["warm-start"]).to(self.device)
+        self.components = {n: component(f, self.encoder) for n, f in components.items() if n != "warm-start"}
+        self._warm = scorer(components["warm-start"], self.encoder)
+
+    def teach(self, known: Sequence[Genes]) -> None:
+        """Takes the settings from which each candidate's inner search starts."""
+        self.known = known
+
+    def curve(self, name: str, blend: Sequence[str], count: int) -> list[tuple[Genes, Values]]:
+        """A baseline's curve on validation: the inner search over re-ranking and the named blends."""
+        wanted = {"ease", "sasrec"} - set(blend)
+        genes = tuple(g for g in self.load.space.genes if g.name not in wanted)
+        space = SearchSpace(genes, {}, {g.name: g.role for g in genes})
+        ranking = self._ranking(self.load.split.validation, self._baseline(name), blend)
+        return search_settings(
+            lambda settings: ranking.values(settings, self.load.metrics),
+            space,
+            self.load.objectives,
+            count=count,
+            seed=self.load.seed,
+        )
+
+    def baseline(self, name: str) -> Values:
+        """A baseline's values on validation."""
+        return self._ranking(self.load.split.validation, self._baseline(name), ()).values([{}], self.load.metrics)[0]
+
+    def test_baseline(self, name: str, settings: Sequence[Genes]) -> list[Scores]:
+        """A baseline's scores on test under some settings."""
+        scorers = {"model": self._baseline(name), **blended(settings, self.components)}
+        return score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
+
+    def test(self, files: Files, settings: Sequence[Genes]) -> list[Scores]:
+        """A checkpoint's scores on test under some settings, from its files alone."""
+        scorers = {"model": scorer(files, self.encoder), **blended(settings, self.components)}
+        return score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
+
+    def run(self, attempt: Attempt) -> Result:
+        """Trains a candidate and evaluates it, alone and under serving settings.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        assert self._start is not None, "a worker is equipped before it runs a candidate"
+        began = time.perf_counter()
+        load, candidate = self.load, attempt.candidate
+        seed = _seed(load.seed, candidate.id)
+        task = Task(
+            self.encoder, self._start, load.split.train, ItemTensors(self.items, self.device), load.objectives
+        )
+        with fine_tune(task, candidate.genes, steps=load.steps, seed=seed) as (adapter, model):
+            notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": load.steps})
+            files = adapter.files(self.load.base, self.load.revision) | model.files(notes)
+        # Scored from the files, as whoever reloads the checkpoint will.
+        ranking = self._ranking(load.split.validation, scorer(files, self.encoder), tuple(self.components))
+        found = search_settings(
+            lambda settings: ranking.values(settings, load.metrics),
+            load.space,
+            load.objectives,
+            count=load.serving_settings,
+            seed=seed,
+            known=self.known,
+        )
+        evaluations = tuple(
+            Evaluation(candidate.id, attempt.number, load.steps, number, {} if number == 0 else setting, values)
+            for number, (setting, values) in enumerate(found)
+        )
+        return Result(evaluations, files, time.perf_counter() - began)
+
+    def _ranking(self, part: Part, model: Scorer, blend: Sequence[str]) -> Ranking:
+        return Ranking(part, self.items, {"model": model} | {n: self.components[n] for n in blend})
+
+    def _baseline(self, name: str) -> Scorer:
+        train, n_items = self.load.split.train, self.load.split.n_items
+        if name in self.components:
+            return self.components[name]
+        if name == "popularity":
+            return baselines.Popularity(self.items.users)
+        if name == "item-knn":
+            return baselines.item_knn(train, n_items)
+        return {"warm-start": self._warm, "frozen-encoder": baselines.DecayedMean(self.encoder.frozen.numpy())}[name]
+
+    def _notes(self, more: Mapping[str, object]) -> dict[str, object]:
+        return {
+            "base": {"id": self.base.id, "revision": self.load.revision, "sha256": self.base.sha256},
+            "dtype": str(self.encoder.dtype).removeprefix("torch."),
+            "max_item_tokens": self.load.max_item_tokens,
+            "pooling": "mean over tokens, then unit length",
+            **self.load.notes,
+            **more,
+        }
+
+
+def _seed(seed: int, candidate: str) -> int:
+    """A candidate's own seed, the same on whichever worker and attempt it runs."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {candidate}".encode()).digest()[:4], "big")
