@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -124,7 +124,7 @@ def plot(run: Path, out: Path | None) -> None:
 @click.option("--best", metavar="METRIC", help="With --where: what is to be best.")
 @AS_JSON
 def select(
-    run: Path, knee: bool, prefer: str | None, bounds: tuple[str, ...], best: str | None, as_json: bool
+    *, run: Path, knee: bool, prefer: str | None, bounds: tuple[str, ...], best: str | None, as_json: bool
 ) -> None:
     """One entry of the front, chosen by its validation scores, and why.
 
@@ -155,7 +155,15 @@ def select(
 @click.option("--split", "part", default="test", show_default=True, type=click.Choice(["validation", "test"]))
 @click.option("--base", help="Where the base model is, if not where it was in the search.")
 @AS_JSON
-def evaluate(place: Path, name: str | None, data: str | None, part: str, base: str | None, as_json: bool) -> None:
+def evaluate(
+    *,
+    place: Path,
+    name: str | None,
+    data: str | None,
+    part: Literal["validation", "test"],
+    base: str | None,
+    as_json: bool,
+) -> None:
     """Scores an entry again, from its files alone.
 
     Example: pareto-search evaluate exported/ --data movielens-100k --split test
@@ -165,15 +173,13 @@ def evaluate(place: Path, name: str | None, data: str | None, part: str, base: s
     if name is None:
         if data is None:
             raise ConfigError("--data is missing; give movielens-100k, a folder of atomic files or a config")
-        served, metrics = Serving(entry.of_folder(place), _data(data), base), ("ndcg@10", "ild@10", "novelty@10")
+        served = Serving(entry.of_folder(place), _data(data), base)
     else:
         config = _config_of(place)
         served = Serving(entry.of_run(place, name), _data(data) if data else load(**config.data.arguments()), base)
-        metrics = tuple(o.name for o in config.objectives)
         if part == "test":
             _count_test(place, config)
-    metrics += ("credibility@10",) if name is None and served.data.ratings is not None else ()
-    scores = served.evaluate(part, metrics)
+    scores = served.evaluate(part)
     click.echo(json.dumps(scores, indent=1)) if as_json else display.show_scores(served.entry.name, part, scores)
 
 
@@ -200,7 +206,7 @@ def export(run: Path, name: str, to: Path, form: str) -> None:
 @click.option("--explain", is_flag=True, help="Say why.")
 @AS_JSON
 def recommend(
-    run: Path, name: str, user: str | None, history: str | None, k: int, explain: bool, as_json: bool
+    *, run: Path, name: str, user: str | None, history: str | None, k: int, explain: bool, as_json: bool
 ) -> None:
     """Items for a user, with titles and scores.
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pareto_search import checkpoint
 from pareto_search.candidate import Genes
@@ -31,10 +32,9 @@ class Entry:
     components: Mapping[str, Mapping[str, bytes]]
 
     @property
-    def notes(self) -> Mapping[str, object]:
+    def notes(self) -> Mapping[str, Any]:
         """The content of `recommender.json`."""
-        notes: dict[str, object] = json.loads(self.files["recommender.json"])
-        return notes
+        return json.loads(self.files["recommender.json"])
 
 
 def of_run(run: Path, name: str) -> Entry:

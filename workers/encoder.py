@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from pareto_search.errors import CheckpointError
 from pareto_search.workers.base import Base
@@ -130,6 +131,7 @@ def pool(hidden: Tensor) -> Tensor:
 
 
 def _load(base: Base, dtype: torch.dtype) -> Any:
+    logging.disable_progress_bar()  # a second of loading needs no bar, and the search has its own
     try:
         model = AutoModel.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

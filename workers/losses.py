@@ -1,7 +1,7 @@
 """One differentiable surrogate per objective, and the scalarisations that make one loss of them.
 
-Every list surrogate is the expected value of its metric under p, the softmax over the unseen catalogue, so that it is in
-the metric's own units and direction.
+Every list surrogate is the expected value of its metric under p, the softmax over the unseen catalogue, so that it is
+in the metric's own units and direction.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ class FullSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, states, vectors, bias, targets):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(ctx, states, vectors, bias, targets):  # type: ignore[no-untyped-def]
         """Loss of states `(p, d)` against item vectors `(n, d)`, biases `(n,)` and target items `(p,)`."""
         low = vectors.to(states.dtype)
         total = torch.zeros((), device=states.device)
@@ -50,7 +50,7 @@ class FullSoftmax(torch.autograd.Function):
         return total / len(targets)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
         """Scales the gradients found on the way forward."""
         scale = grad / ctx.count
         d_states, d_vectors, d_bias = ctx.saved_tensors
@@ -59,7 +59,7 @@ class FullSoftmax(torch.autograd.Function):
 
 def cross_entropy(states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """-log p(target) over the whole catalogue, averaged over positions; see `FullSoftmax`."""
-    loss: Tensor = FullSoftmax.apply(states, vectors, bias, targets)
+    loss: Tensor = FullSoftmax.apply(states, vectors, bias, targets)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -1,4 +1,4 @@
-"""Workers on Ray: local processes, or actors on a cluster, behind a small Executor protocol."""
+"""Workers on Ray: local processes, or actors on a cluster. The one executor beside those of tests."""
 
 import logging
 import math
@@ -7,57 +7,20 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from pareto_search.candidate import Attempt
 from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
-from pareto_search.workers.worker import Result, Worker, Workload
+from pareto_search.workers.executor import Outcome
+from pareto_search.workers.worker import Worker, Workload
 
 PATIENCE = 10.0
 """Seconds to wait for a cluster's port to answer."""
 START = 300.0
 """Seconds within which workers must have started: a base model may be large."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended: with a result, with an error, or lost with its worker.
-
-    Attributes:
-        lost: the worker died, which says nothing about the candidate.
-        seconds: from submission.
-    """
-
-    attempt: Attempt
-    result: Result | None = None
-    error: str = ""
-    lost: bool = False
-    seconds: float = 0.0
-
-
-class Executor(Protocol):
-    """Runs attempts somewhere."""
-
-    @property
-    def free(self) -> int:
-        """How many attempts can start at once."""
-        ...
-
-    @property
-    def busy(self) -> int:
-        """How many attempts are under way."""
-        ...
-
-    def submit(self, attempt: Attempt) -> str:
-        """Starts an attempt and names its worker."""
-        ...
-
-    def wait(self) -> list[Outcome]:
-        """Waits for the next attempts to end; each attempt ends in exactly one outcome."""
-        ...
 
 
 @dataclass
@@ -196,7 +159,7 @@ class RayPool:
     @staticmethod
     def _gather(references: list[Any], timeout: float | None = None) -> list[Any]:
         try:
-            return ray.get(references, timeout=timeout)  # type: ignore[no-any-return]
+            return ray.get(references, timeout=timeout)
         except RayTaskError as error:
             if isinstance(error.cause, ParetoSearchError):
                 raise error.cause from None
@@ -223,7 +186,9 @@ def _connect(address: str | None, cpus: float) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ClusterError(f"no Ray cluster at '{address}': {_line(error)}; start one with `ray start --head`") from error
+        raise ClusterError(
+            f"no Ray cluster at '{address}': {_line(error)}; start one with `ray start --head`"
+        ) from error
 
 
 def _knock(address: str) -> None:
@@ -234,18 +199,21 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ClusterError(f"nobody answers at Ray address '{address}' ({reason}); check it, or start a cluster with `ray start --head`") from None
+        raise ClusterError(
+            f"nobody answers at Ray address '{address}' ({error.strerror or error}); check it, or start a cluster with "
+            "`ray start --head`"
+        ) from None
 
 
 def _check(count: int, cpus: float, gpus: float) -> None:
     """Refuses what the cluster can never give; Ray would wait for it without end."""
-    have = ray.cluster_resources()
+    resources = ray.cluster_resources()
     for name, each in (("CPU", cpus), ("GPU", gpus)):
-        if count * each > have.get(name, 0.0) + 1e-9:
+        have = resources.get(name, 0.0)
+        if count * each > have + 1e-9:
             raise ClusterError(
-                f"{count} workers with {each:g} {name}s each were asked for, but the cluster has {have.get(name, 0.0):g} "
-                f"{name}s; lower workers.count or workers.{name.lower()}s, or add nodes"
+                f"{count} workers with {each:g} {name}s each were asked for, but the cluster has {have:g} {name}s; "
+                f"lower workers.count or workers.{name.lower()}s, or add nodes"
             )
 
 

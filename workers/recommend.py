@@ -1,8 +1,8 @@
 """An entry at work in this process: scores it again, or recommends to a user and says why."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class Serving:
     """
 
     def __init__(self, entry: Entry, data: Dataset, base: str | None = None) -> None:
-        notes: Mapping[str, Any] = entry.notes
+        notes = entry.notes
         if notes["data_sha256"] != data.sha256:
             raise DataError(
                 f"{data.name} is not the data that {entry.name} was trained on (sha256 {data.sha256[:12]}, expected "
@@ -74,9 +74,10 @@ class Serving:
         components = {name: component(files, self.encoder) for name, files in entry.components.items()}
         self.scorers = {"model": self.model, **components}
 
-    def evaluate(self, part: str, metrics: Sequence[str]) -> Scores:
-        """The entry's scores on the validation or test part."""
-        return score(getattr(self.split, part), self.items, self.scorers, [self.entry.serving], metrics)[0]
+    def evaluate(self, part: Literal["validation", "test"]) -> Scores:
+        """The entry's scores on a part, by the metrics of its search."""
+        ranked = self.split.validation if part == "validation" else self.split.test
+        return score(ranked, self.items, self.scorers, [self.entry.serving], self.entry.notes["metrics"])[0]
 
     def history_of(self, user: str) -> list[str]:
         """All items of a user, in the order of time.

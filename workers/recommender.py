@@ -1,6 +1,6 @@
 """The recommender on top of item text vectors: item vectors, user vectors and scores, for training and serving alike.
 
-v_i = projection(text_i) + item_embedding_i, u = tower(v of the last items), s(u, i) = u·v_i / temperature + item_bias_i.
+v_i = projection(text_i) + item_embedding_i, u = tower(v of the last items), s(u, i) = u·v_i / temperature + bias_i.
 The tower is one causal self-attention block (SASRec, Kang & McAuley, ICDM 2018; over text vectors as in UniSRec, Hou et
 al., KDD 2022), or the decayed mean of the history.
 """
@@ -119,7 +119,8 @@ class Recommender(nn.Module):
         # right, so the causal mask hides it from every item that counts.
         future = torch.full((h, h), -1e9, dtype=query.dtype, device=query.device).triu(1)
         weights = (query * (d // HEADS) ** -0.5 @ key.transpose(-1, -2) + future).softmax(-1).to(value.dtype)
-        x = x + dropout(self.attention_out((weights @ value).transpose(1, 2).reshape(b, h, d)), self.drop, self.training)
+        heads = (weights @ value).transpose(1, 2).reshape(b, h, d)
+        x = x + dropout(self.attention_out(heads), self.drop, self.training)
         inner = dropout(nn.functional.gelu(self.feed_in(self.feed_norm(x))), self.drop, self.training)
         x = x + dropout(self.feed_out(inner), self.drop, self.training)
         return self.final_norm(x)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from pareto_search.objective import Objective
 from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import Adapter, LoraShape, attached
-from pareto_search.workers.losses import ItemTensors, Scalariser, cross_entropy, list_values
+from pareto_search.workers.lora import Adapter, LoraShape, Targets, attached
+from pareto_search.workers.losses import ItemTensors, Scalarisation, Scalariser, cross_entropy, list_values
 from pareto_search.workers.recommender import Recommender, Shape
 
 BATCH = 128
@@ -28,7 +29,7 @@ TOWER_BATCHES = 6
 """Tower batches per encoder step: an encode costs as much as many of them."""
 
 
-class Diverged(ParetoSearchError):
+class DivergedError(ParetoSearchError):
     """The loss is no longer a number."""
 
 
@@ -76,48 +77,49 @@ class Task:
 def fine_tune(task: Task, genes: Genes, *, steps: int, seed: int) -> Iterator[tuple[Adapter, Recommender]]:
     """Fine-tunes adapter and tower from the shared warm start, as the genes say.
 
-    A step is a few tower batches against cached text vectors, whose gradient is collected (gradient caching: Gao et al.,
-    RepL4NLP 2021), then one pass of the encoder over the items with the largest collected gradient. The others keep
-    their vectors and their gradient until it is their turn.
+    A step is a few tower batches against cached text vectors, whose gradient is collected (gradient caching: Gao et
+    al., RepL4NLP 2021), then one pass of the encoder over the items with the largest collected gradient. The others
+    keep their vectors and their gradient until it is their turn.
 
     Yields:
         The adapter, still in the encoder, and the recommender, once trained; afterwards the encoder is as it was.
 
     Raises:
-        Diverged: the loss is not finite.
+        DivergedError: the loss is not finite.
     """
     torch.manual_seed(seed)
     encoder, model = task.encoder, _start(task.start, genes)
-    objectives = {o.name: o for o in task.objectives}
-    weights = {name: float(genes[f"weight.{name}"]) for name in objectives if f"weight.{name}" in genes}
-    scalarise = Scalariser(str(genes["scalarisation"]), weights, task.objectives)  # type: ignore[arg-type]
-    layers = min(int(genes["layers"]), encoder.layers)
-    shape = LoraShape(
-        int(genes["rank"]), float(genes["alpha"]), float(genes["dropout"]), str(genes["targets"]), layers  # type: ignore[arg-type]
-    )
-    batches = Batches(task.train, model.shape.history, BATCH, seed)
-    stream = iter(batches)
-    rng = np.random.default_rng(seed)
+    shape = _shape(genes, encoder)
+    loss = _Loss(task, genes, model, seed)
+    decay = float(genes["weight_decay"])
     with attached(encoder, shape) as adapter:
-        decay = float(genes["weight_decay"])
-        tower = _optimiser(model.parameters(), float(genes["tower_lr"]), decay, steps * TOWER_BATCHES)
-        lora = _optimiser(adapter.weights(), float(genes["adapter_lr"]), decay, steps)
+        tower = _Optimiser(list(model.parameters()), float(genes["tower_lr"]), decay, steps * TOWER_BATCHES)
+        lora = _Optimiser(adapter.weights(), float(genes["adapter_lr"]), decay, steps)
         text = encoder.frozen.to(encoder.device, copy=True).requires_grad_()
         text.grad = torch.zeros_like(text)
         adapter.train()
         model.train()
         for step in range(steps):
-            for batch in islice(stream, TOWER_BATCHES):
-                loss = _loss(model, batch, batches, text, task, scalarise, rng)
-                if not math.isfinite(float(loss.detach())):
-                    raise Diverged(f"the loss is not finite at step {step + 1} of {steps}")
-                model.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+            for _ in range(TOWER_BATCHES):
+                value = loss(text)
+                if not math.isfinite(float(value.detach())):
+                    raise DivergedError(f"the loss is not finite at step {step + 1} of {steps}")
+                value.backward()  # type: ignore[no-untyped-call]
                 tower.step()
-            _encoder_step(encoder, adapter, text, layers)
+            _encoder_step(encoder, text, shape.layers)
             lora.step()
         adapter.eval()
         yield adapter, model.eval()
+
+
+def _shape(genes: Genes, encoder: Encoder) -> LoraShape:
+    return LoraShape(
+        rank=int(genes["rank"]),
+        alpha=float(genes["alpha"]),
+        dropout=float(genes["dropout"]),
+        targets=cast(Targets, genes["targets"]),
+        layers=min(int(genes["layers"]), encoder.layers),
+    )
 
 
 def _start(start: Recommender, genes: Genes) -> Recommender:
@@ -129,26 +131,54 @@ def _start(start: Recommender, genes: Genes) -> Recommender:
     return model.to(start.item_bias.device)
 
 
-class _Scheduled:
+class _Optimiser:
     """AdamW with gradient clipping and a learning rate that rises over a tenth of the steps and then falls to zero."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float, decay: float, steps: int) -> None:
-        self.parameters = parameters
-        self.optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+        self._parameters = parameters
+        self._adamw = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
         rise = max(1, steps // 10)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda s: min((s + 1) / rise, (steps - s) / max(1, steps - rise), 1.0)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._adamw, lambda s: min((s + 1) / rise, (steps - s) / max(1, steps - rise), 1.0)
         )
 
     def step(self) -> None:
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
-        self.schedule.step()
-        self.optimiser.zero_grad()
+        """Moves along the gradients, and clears them."""
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._adamw.step()
+        self._schedule.step()
+        self._adamw.zero_grad()
 
 
-def _optimiser(parameters: Iterator[nn.Parameter] | list[nn.Parameter], lr: float, decay: float, steps: int) -> _Scheduled:
-    return _Scheduled(list(parameters), lr, decay, steps)
+class _Loss:
+    """The scalarised loss of a candidate, one batch a call."""
+
+    def __init__(self, task: Task, genes: Genes, model: Recommender, seed: int) -> None:
+        self._task, self._model = task, model
+        weights = {n.removeprefix("weight."): float(w) for n, w in genes.items() if n.startswith("weight.")}
+        self._scalarise = Scalariser(cast(Scalarisation, genes["scalarisation"]), weights, task.objectives)
+        self._batches = Batches(task.train, model.shape.history, BATCH, seed)
+        self._stream = iter(self._batches)
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, text: Tensor) -> Tensor:
+        """The loss of the next batch, given the items' text vectors `(n_items, t)`."""
+        batch = next(self._stream)
+        vectors = self._model.item_vectors(text, ID_DROPOUT)
+        states = _states(self._model, batch, vectors)
+        accuracy = _accuracy(self._model, states, vectors, batch.targets.to(vectors.device))
+        logits = self._logits(batch, states, vectors)
+        return self._scalarise(accuracy, list_values(logits, self._task.items, self._task.objectives))
+
+    def _logits(self, batch: Batch, states: Tensor, vectors: Tensor) -> Tensor:
+        """Scores `(q, n_items)` at some random places of the windows, -inf for what the user had seen by then."""
+        rows, places = np.nonzero(batch.targets.numpy() >= 0)
+        some = self._rng.choice(len(rows), min(LISTS, len(rows)), replace=False)
+        rows, places = rows[some], places[some]
+        users = states[torch.from_numpy(rows), torch.from_numpy(places)].float() / self._model.temperature
+        logits = torch.addmm(self._model.item_bias, users, vectors.T)
+        owner, item = self._batches.seen(batch, rows, places)
+        return logits.index_put((owner.to(logits.device), item.to(logits.device)), logits.new_tensor(-torch.inf))
 
 
 def _states(model: Recommender, batch: Batch, vectors: Tensor) -> Tensor:
@@ -164,29 +194,7 @@ def _accuracy(model: Recommender, states: Tensor, vectors: Tensor, targets: Tens
     return cross_entropy(scaled, vectors, model.item_bias, targets[known])
 
 
-def _loss(
-    model: Recommender,
-    batch: Batch,
-    batches: Batches,
-    text: Tensor,
-    task: Task,
-    scalarise: Scalariser,
-    rng: np.random.Generator,
-) -> Tensor:
-    vectors = model.item_vectors(text, ID_DROPOUT)
-    states = _states(model, batch, vectors)
-    accuracy = _accuracy(model, states, vectors, batch.targets.to(vectors.device))
-    rows, places = np.nonzero(batch.targets.numpy() >= 0)
-    some = rng.choice(len(rows), min(LISTS, len(rows)), replace=False)
-    rows, places = rows[some], places[some]
-    users = states[torch.from_numpy(rows), torch.from_numpy(places)].float() / model.temperature
-    logits = torch.addmm(model.item_bias, users, vectors.T)
-    owner, item = batches.seen(batch, rows, places)
-    logits = logits.index_put((owner.to(logits.device), item.to(logits.device)), logits.new_tensor(-torch.inf))
-    return scalarise(accuracy, list_values(logits, task.items, task.objectives))
-
-
-def _encoder_step(encoder: Encoder, adapter: Adapter, text: Tensor, layers: int) -> None:
+def _encoder_step(encoder: Encoder, text: Tensor, layers: int) -> None:
     """Back-propagates the collected gradient of the items where it is largest, and renews their vectors."""
     gradient = text.grad
     assert gradient is not None

@@ -1,4 +1,4 @@
-"""A worker: a resident base model that fits the components once and then trains and scores one candidate after another."""
+"""A worker: a resident base model that fits components, and trains and scores one candidate after another."""
 
 import hashlib
 import time
@@ -164,15 +164,13 @@ class Worker:
         """Trains a candidate and evaluates it, alone and under serving settings.
 
         Raises:
-            Diverged: the loss is not finite.
+            DivergedError: the loss is not finite.
         """
         assert self._start is not None, "a worker is equipped before it runs a candidate"
         began = time.perf_counter()
         load, candidate = self.load, attempt.candidate
         seed = _seed(load.seed, candidate.id)
-        task = Task(
-            self.encoder, self._start, load.split.train, ItemTensors(self.items, self.device), load.objectives
-        )
+        task = Task(self.encoder, self._start, load.split.train, ItemTensors(self.items, self.device), load.objectives)
         with fine_tune(task, candidate.genes, steps=load.steps, seed=seed) as (adapter, model):
             notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": load.steps})
             files = adapter.files(self.load.base, self.load.revision) | model.files(notes)
@@ -203,7 +201,10 @@ class Worker:
             return baselines.Popularity(self.items.users)
         if name == "item-knn":
             return baselines.item_knn(train, n_items)
-        return {"warm-start": self._warm, "frozen-encoder": baselines.DecayedMean(self.encoder.frozen.numpy())}[name]
+        if name == "frozen-encoder":
+            return baselines.DecayedMean(self.encoder.frozen.numpy())
+        assert name == "warm-start", name
+        return self._warm
 
     def _notes(self, more: Mapping[str, object]) -> dict[str, object]:
         return {

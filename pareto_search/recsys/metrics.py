@@ -78,7 +78,7 @@ def mrr(ranked: Ranked, _: ItemStatistics) -> PerUser:
 
 def precision(ranked: Ranked, _: ItemStatistics) -> PerUser:
     """The share of the list that is a target."""
-    return ranked.hits.mean(1)
+    return ranked.hits.mean(axis=1, dtype=np.float64)
 
 
 def ild(ranked: Ranked, items: ItemStatistics) -> PerUser:

@@ -77,8 +77,8 @@ def search_settings(
 ) -> list[tuple[Genes, Values]]:
     """The inner search: serving settings of one model that together cover most hypervolume.
 
-    First come the model alone and the known settings, or a Sobol sequence where none are known; then rounds of ever closer
-    neighbours of the settings that add most hypervolume so far.
+    First come the model alone and the known settings, or a Sobol sequence where none are known; then rounds of ever
+    closer neighbours of the settings that add most hypervolume so far.
 
     Args:
         evaluate: from settings to their values on validation.

@@ -43,10 +43,10 @@ def blend(standardised: Mapping[str, Floats], setting: Genes) -> Floats:
 def rerank(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDArray[np.int32]:
     """The k items to show each user, best first.
 
-    `novelty` and `credibility` add their weight times the item's standardised value to the score. Of the best `POOL` items
-    by that sum, scaled to 0..1 per user, items are taken greedily by (1 - λ)·score + λ·(mean distance from those taken),
-    λ being `diversity`: maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998) with the mean in place of the
-    nearest item, because ILD is a mean.
+    `novelty` and `credibility` add their weight times the item's standardised value to the score. Of the best `POOL`
+    items by that sum, scaled to 0..1 per user, items are taken greedily by (1 - λ)·score + λ·(mean distance from those
+    taken), λ being `diversity`: maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998) with the mean in place
+    of the nearest item, because ILD is a mean.
 
     Args:
         scores: `(m, n)`, -inf for items that must not be shown.

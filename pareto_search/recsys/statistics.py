@@ -17,7 +17,7 @@ class ItemStatistics:
 
     Attributes:
         users: `(n_items,)` how many users interacted with the item.
-        novelty: `(n_items,)` self-information -log2(n_i / users) with n_i >= 1, divided by its largest value log2(users).
+        novelty: `(n_items,)` self-information -log2(n_i / users), n_i >= 1, divided by its largest value log2(users).
         credibility: `(n_items,)` Bayesian average rating scaled to 0..1; None where the data set has no ratings.
         features: `(n_items, f)` rows of unit length (or zero), which training cannot change.
     """
@@ -47,8 +47,8 @@ class ItemStatistics:
 def _credibility(train: Sequences, n_items: int) -> Floats | None:
     """The Bayesian average (C·m + Σr) / (C + n), scaled by the range of the ratings.
 
-    m is the mean rating and C the mean number of ratings an item has, so that an item with as many ratings as the average
-    one lies half way between its own mean and everybody's.
+    m is the mean rating and C the mean number of ratings an item has, so that an item with as many ratings as the
+    average one lies half way between its own mean and everybody's.
     """
     if train.ratings is None:
         return None

@@ -1,0 +1,3 @@
+from running import undisturbed
+
+__all__ = ["undisturbed"]

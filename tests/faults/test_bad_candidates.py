@@ -1,0 +1,78 @@
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import Finished, pareto_search
+
+from benchmarks import small
+from pareto_search.candidate import Attempt
+from pareto_search.config import SearchConfig
+from pareto_search.launch import run_search
+from pareto_search.store import Store
+from pareto_search.workers import pool
+
+TIMEOUT = 20
+
+
+class Poisoned(pool._Actor):
+    """A worker that some candidates are bad for."""
+
+    def run(self, attempt: Attempt) -> Any:
+        candidate = attempt.candidate
+        if candidate.id == "c0001":  # a learning rate at which no loss stays a number
+            return super().run(replace(attempt, candidate=replace(candidate, genes={**candidate.genes, "tower_lr": 1e30})))
+        if candidate.id == "c0002":
+            raise ValueError("first line\nsecond line \x1b[31m" + "x" * 10_000)
+        if candidate.id == "c0003":
+            os._exit(1)
+        if candidate.id == "c0004":
+            time.sleep(3600)
+        return super().run(attempt)
+
+
+def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_themselves(
+    undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_Actor", Poisoned)
+    config = small.write_config(
+        undisturbed.config.with_name("poisoned.yaml"), candidates=7, candidate_timeout=TIMEOUT, mode="async"
+    )
+    front = run_search(SearchConfig.load(config), tmp_path / "run")
+
+    store = Store.open(tmp_path / "run" / "search.db")
+    ended = {(a.candidate, a.number): (a.state, a.error or "") for a in store.attempts()}
+    scored = {e.candidate for e in store.evaluations()}
+    store.close()
+    good = {"c0005", "c0006", "c0007"}
+    assert {name for (name, _), (state, _) in ended.items() if state == "finished"} == good
+    assert scored == good
+    assert front["front"]
+    assert {entry["candidate"] for entry in front["front"]} <= good
+
+    states = [(key, state) for key, (state, _) in sorted(ended.items()) if key[0] not in good]
+    assert states == [
+        (("c0001", 1), "failed"),
+        (("c0002", 1), "failed"),
+        (("c0003", 1), "lost"),
+        (("c0003", 2), "failed"),
+        (("c0004", 1), "failed"),
+    ]
+    assert "the loss is not finite at step 1 of 2" in ended["c0001", 1][1]
+    assert "ValueError: first line" in ended["c0002", 1][1]
+    assert "the worker died" in ended["c0003", 2][1]
+    assert ended["c0004", 1][1] == f"still running after {TIMEOUT} s"
+    assert all(len(error) <= 500 and error.isprintable() for _, error in ended.values())
+
+
+def test_a_search_in_which_every_candidate_diverges_ends_with_one_line(undisturbed: Finished, tmp_path: Path) -> None:
+    content = yaml.safe_load(undisturbed.config.read_text())
+    content["space"] = {"tower_lr": 1e30}
+    content["search"]["candidates"] = 3
+    config = undisturbed.config.with_name("hopeless.yaml")
+    config.write_text(yaml.safe_dump(content))
+    ended = pareto_search("run", config, "--out", tmp_path / "run")
+    assert "all 3 candidates failed, c0001 with: the loss is not finite at step 1" in ended.complaint

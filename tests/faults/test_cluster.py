@@ -1,0 +1,126 @@
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from running import Finished, eventually, pareto_search, started, title
+
+from benchmarks import kills, small
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Node:
+    """A Ray node on this machine."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+
+    def workers(self) -> set[int]:
+        """The ids of the processes on it that are actors."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return {p.pid for p in family if title(p).startswith("ray::_Actor")}
+
+
+@contextmanager
+def node(folder: str, *options: str) -> Iterator[Node]:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--num-gpus=0"]
+    command += ["--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *options]
+    with Path(folder, "output").open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    try:
+        yield Node(process)
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for left in psutil.wait_procs(family, timeout=5)[1]:
+            left.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[str, Node, Node]]:
+    """An address, and two nodes with one CPU each."""
+    folder = tempfile.mkdtemp(prefix="ps-ray-")  # Ray's sockets want a short path
+    address = f"127.0.0.1:{(port := free_port())}"
+    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    try:
+        with ExitStack() as stack:
+            first = stack.enter_context(node(folder, *head, f"--ray-client-server-port={free_port()}"))
+            eventually(lambda: answers(port))
+            second = stack.enter_context(node(folder, f"--address={address}"))
+            eventually(lambda: "Ray runtime started" in Path(folder, "output").read_text().partition("Local node IP")[2])
+            yield address, first, second
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_search_uses_the_workers_of_all_nodes_and_leaves_the_cluster_as_it_was(
+    undisturbed: Finished, tmp_path: Path, cluster: tuple[str, Node, Node]
+) -> None:
+    address, first, second = cluster
+    run = tmp_path / "run"
+    with started("run", undisturbed.config, "--out", run, "--address", address) as driver:
+        eventually(lambda: first.workers() and second.workers())
+        ended = driver.end()
+    assert ended.code == 0, ended.err
+    assert kills.essence(run) == kills.essence(undisturbed.run)
+    eventually(lambda: not first.workers() | second.workers())
+    assert first.process.poll() is None
+    assert second.process.poll() is None
+
+
+def test_more_gpus_than_the_cluster_has_are_refused(
+    undisturbed: Finished, tmp_path: Path, cluster: tuple[str, Node, Node]
+) -> None:
+    config = small.write_config(undisturbed.config.with_name("gpus.yaml"), workers={"gpus": 1})
+    ended = pareto_search("run", config, "--out", tmp_path / "run", "--address", cluster[0])
+    assert "2 workers with 1 GPUs each were asked for, but the cluster has 0 GPUs" in ended.complaint
+
+
+@contextmanager
+def silence() -> Iterator[int]:
+    """The port of a server that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("answering", [False, True], ids=["closed", "silent"])
+def test_an_address_without_ray_is_refused_within_30_seconds(
+    undisturbed: Finished, tmp_path: Path, answering: bool
+) -> None:
+    with silence() as port:
+        port = port if answering else free_port()
+        began = time.monotonic()
+        ended = pareto_search("run", undisturbed.config, "--out", tmp_path / "run", "--address", f"127.0.0.1:{port}")
+        assert time.monotonic() - began < 30
+    assert f"127.0.0.1:{port}" in ended.complaint
+    assert "ray start --head" in ended.complaint
+
+
+def test_what_is_no_address_is_refused(undisturbed: Finished, tmp_path: Path) -> None:
+    ended = pareto_search("run", undisturbed.config, "--out", tmp_path / "run", "--address", "somewhere")
+    assert ended.complaint == "'somewhere' is no Ray address; expected HOST:PORT, ray://HOST:PORT or auto"

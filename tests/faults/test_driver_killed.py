@@ -1,0 +1,52 @@
+import random
+import signal
+import time
+from pathlib import Path
+
+from running import Finished, eventually, pareto_search, started
+
+from benchmarks import kills
+
+KILLS = 4
+
+
+def test_a_search_whose_driver_is_killed_again_and_again_ends_as_if_it_had_not(
+    undisturbed: Finished, tmp_path: Path
+) -> None:
+    rng, tally, run = random.Random(7), kills.Tally(), tmp_path / "run"
+    # Ray needs some seconds to start: later moments find candidates under way.
+    kills.killed_until_done(undisturbed.config, run, lambda: rng.uniform(5, 12), tally, KILLS)
+    assert tally == kills.Tally(kills=tally.kills, searches=1)
+    assert tally.kills
+    assert kills.essence(run) == kills.essence(undisturbed.run)
+
+
+def test_a_driver_killed_in_the_middle_of_a_candidate_leaves_no_process_and_is_resumed(
+    undisturbed: Finished, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with started("run", undisturbed.config, "--out", run) as driver:
+        eventually(lambda: len(kills.finished(run)) >= 2 and driver.at_work())
+        driver.process.send_signal(signal.SIGKILL)
+        driver.process.wait()
+        before = kills.finished(run)
+        killed = time.monotonic()
+        eventually(lambda: not driver.family(), patience=60)
+        print(f"Ray was gone after {time.monotonic() - killed:.1f} s")
+    ended = pareto_search("resume", run)
+    assert ended.code == 0, ended.err
+    assert kills.essence(run) == kills.essence(undisturbed.run)
+    after = kills.finished(run)
+    assert {name: after[name] for name in before} == before
+    assert kills.attempts_after_the_end(run) == 0
+
+
+def test_a_driver_killed_before_its_first_candidate_can_be_started_again(undisturbed: Finished, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started("run", undisturbed.config, "--out", run) as driver:
+        eventually((run / "search.db").exists)
+        driver.process.send_signal(signal.SIGKILL)
+    (run / "search.yaml").unlink(missing_ok=True)  # as if it had come a moment earlier
+    ended = pareto_search("run", undisturbed.config, "--out", run)
+    assert ended.code == 0, ended.err
+    assert kills.essence(run) == kills.essence(undisturbed.run)

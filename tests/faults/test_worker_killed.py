@@ -1,0 +1,23 @@
+from collections import Counter
+from pathlib import Path
+
+from running import Finished, eventually, started
+
+from benchmarks import kills
+from pareto_search.store import Store
+
+
+def test_a_worker_killed_in_the_middle_of_a_candidate_costs_one_retry(undisturbed: Finished, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started("run", undisturbed.config, "--out", run) as driver:
+        eventually(driver.at_work)[0].kill()
+        ended = driver.end()
+    assert ended.code == 0, ended.err
+    assert kills.essence(run) == kills.essence(undisturbed.run)
+    store = Store.open(run / "search.db")
+    attempts = store.attempts()
+    store.close()
+    assert Counter(a.state for a in attempts) == {"finished": kills.SEARCH["candidates"], "lost": 1}
+    (lost,) = [a for a in attempts if a.state == "lost"]
+    assert (lost.number, lost.worker_died) == (1, True)
+    assert "the worker died" in str(lost.error)

@@ -1,0 +1,138 @@
+"""Searches as a user has them: processes of their own, from outside."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+
+from benchmarks import kills, small
+
+T = TypeVar("T")
+PATIENCE = 120.0
+"""Seconds after which a test stops waiting for what should come at once: slow machines are no failure."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line on stderr of a user's error; anything else fails the test."""
+        lines = self.err.strip().splitlines()
+        assert (self.code, len(lines)) == (2, 1), f"exit {self.code}, stderr:\n{self.err}"
+        assert "Traceback" not in self.out
+        return lines[0].removeprefix("pareto-search: ")
+
+
+@dataclass
+class Driver:
+    """A `pareto-search` under way, in a process group of its own as a terminal gives it."""
+
+    process: "subprocess.Popen[str]"
+    seen: dict[int, psutil.Process] = field(default_factory=dict)
+
+    def family(self) -> list[psutil.Process]:
+        """All processes that it has started, whoever their parent is by now."""
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            children = []
+        self.seen |= {child.pid: child for child in children}
+        return [p for p in self.seen.values() if alive(p)]
+
+    def at_work(self) -> list[psutil.Process]:
+        """Its workers that are in the middle of a candidate."""
+        return [p for p in self.family() if title(p).startswith("ray::") and title(p).endswith(".run")]
+
+    def end(self) -> Ended:
+        """Waits for its end."""
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return Ended(self.process.returncode, out, err)
+
+
+@contextmanager
+def started(*arguments: str | Path) -> Iterator[Driver]:
+    """A `pareto-search` under way; what is left of it afterwards is killed."""
+    command = [sys.executable, "-c", "from pareto_search.cli import main; main()", *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    pipe = subprocess.PIPE
+    driver = Driver(
+        subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+    )
+    try:
+        yield driver
+    finally:
+        driver.family()
+        driver.process.kill()
+        driver.process.communicate()
+        for process in driver.family():
+            process.send_signal(signal.SIGKILL)
+
+
+def pareto_search(*arguments: str | Path) -> Ended:
+    """Runs a command to its end."""
+    with started(*arguments) as driver:
+        return driver.end()
+
+
+def eventually(what: Callable[[], T], patience: float = PATIENCE) -> T:
+    """The first result that is true; fails the test where none comes."""
+    until = time.monotonic() + patience
+    while not (found := what()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def title(process: psutil.Process) -> str:
+    """How it calls itself; Ray's workers say what they do."""
+    try:
+        return " ".join(process.cmdline()).strip()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A search that nothing happened to."""
+
+    config: Path
+    run: Path
+    said: str
+
+
+_finished: list[Finished] = []
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The small search in ordered mode, done once for all modules that import this fixture."""
+    if not _finished:
+        folder = tmp_path_factory.mktemp("small")
+        config = small.make(folder, **kills.SEARCH)
+        ended = pareto_search("run", config, "--out", folder / "run")
+        assert ended.code == 0, ended.err
+        _finished.append(Finished(config, folder / "run", ended.out))
+    return _finished[0]
