@@ -1,7 +1,7 @@
 """The driver is killed at random moments, again and again, over small searches in ordered mode.
 
-Every search is resumed until it ends. Then nothing that was evaluated may be lost, nothing trained twice, and the front must
-be that of a search that was never killed.
+Every search is resumed until it ends. Then nothing that was evaluated may be lost, nothing trained twice, and the front
+must be that of a search that was never killed.
 """
 
 import argparse
@@ -80,7 +80,11 @@ def attempts_after_the_end(run: Path) -> int:
 def killed_until_done(
     config: Path, run: Path, moment: Callable[[], float], tally: Tally, most: int | None = None
 ) -> None:
-    """Runs a search, killing its driver `moment()` seconds after each start until it is faster, or `most` kills are made."""
+    """Runs a search, killing its driver `moment()` seconds after each start until it ends sooner.
+
+    Args:
+        most: after so many kills it is left in peace.
+    """
     known: dict[str, tuple[int, int]] = {}
     kills = 0
     while True:

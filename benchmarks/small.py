@@ -1,4 +1,4 @@
-"""A search that takes seconds: a small data set and a tiny base model, made on the fly for tests and fault benchmarks."""
+"""A search that takes seconds, for tests and fault benchmarks: its small data set and tiny base model are made here."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -33,7 +33,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> str:
         RunError: the disk is full, or the folder cannot be written; there is the old folder or the new one, if any.
         ValueError: a file's name is not a plain one.
     """
-    for name in (folder.name, *files):
+    for name in files:
         if not _PLAIN.fullmatch(name) or name == MANIFEST:
             raise ValueError(f"'{name}' is not a plain file name")
     manifest = _manifest(files)

@@ -172,7 +172,9 @@ def evaluate(
 
     if name is None:
         if data is None:
-            raise ConfigError("--data is missing; give movielens-100k, a folder of atomic files or a config")
+            raise ConfigError(
+                "give RUN ENTRY, or an ENTRY_FOLDER with --data: movielens-100k, a folder of atomic files or a config"
+            )
         served = Serving(entry.of_folder(place), _data(data), base)
     else:
         config = _config_of(place)
@@ -280,9 +282,14 @@ def _count_test(run: Path, config: SearchConfig) -> None:
 def main() -> None:
     """The entry point: a user's error is one line and exit 2."""
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="pareto-search", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"pareto-search: {error.format_message()} (see --help)", err=True)
+        context = getattr(error, "ctx", None)
+        place = context.command_path if context else "pareto-search"
+        click.echo(f"pareto-search: {error.format_message()} (see {place} --help)", err=True)
         sys.exit(2)
     except ParetoSearchError as error:
         click.echo(f"pareto-search: {error}", err=True)

@@ -32,7 +32,8 @@ class Live:
         """A candidate has ended."""
         left = "" if now.left is None else f", about {_duration(now.left)} left"
         failed = f", {now.failed} failed" if now.failed else ""
-        detail = f"front of {now.front} entries, hypervolume {now.hypervolume:.4f}{failed}{left}"
+        entries = f"{now.front} {'entry' if now.front == 1 else 'entries'}"
+        detail = f"front of {entries}, hypervolume {now.hypervolume:.4f}{failed}{left}"
         done = now.finished + now.failed
         if self._bar and self._task is not None:
             self._bar.update(self._task, total=now.total, completed=done, detail=detail)

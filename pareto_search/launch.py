@@ -70,7 +70,7 @@ def run_search(
         data = load(**config.data.arguments())
         _check(config, data)
         for reason, number in data.dropped.items():
-            watcher.notice(f"Dropped {number} {reason}.")
+            watcher.notice(f"Left out {reason}: {number}.")
         parts = split(data, config.data.split, config.data.tie_seed)
         store = _open(config, run, data, parts)
         try:
@@ -118,7 +118,7 @@ def _claim(run: Path, config: SearchConfig) -> None:
     if (run / "search.yaml").is_file():
         if load_config(run).identity() != config.identity():
             raise RunError(f"{run} holds a search of another config; give --out another folder")
-    elif run.exists() and any(p.name not in ("search.lock", "search.db") for p in run.iterdir()):
+    elif run.exists() and not all(p.name.lstrip(".").startswith("search.") for p in run.iterdir()):
         raise RunError(f"{run} is not empty and holds no search; give --out a new folder")
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -140,16 +140,13 @@ def _check(config: SearchConfig, data: Dataset) -> None:
 
 
 def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split) -> Store:
+    """The record, begun if it is not there yet; search.yaml comes first, so that a kill in between can be mended."""
     base = locate(config.model.base, config.model.revision)
+    _write(run / "search.yaml", config.to_yaml())
     where = config.store or run / "search.db"
-    if (run / "search.yaml").is_file():
+    try:
         store = Store.open(where, config.name)
-        seen = store.search
-        if (seen.data_sha256, seen.split_sha256) != (data.sha256, parts.sha256):
-            raise DataError(f"the data is not what {run} was begun with; give --out a new folder")
-        if seen.base_sha256 != base.sha256:
-            raise CheckpointError(f"base model '{base.id}' is not what {run} was begun with; give --out a new folder")
-    else:
+    except RunError:
         record = SearchRecord(
             name=config.name,
             identity=config.identity(),
@@ -162,7 +159,13 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split) -> Store
             lanes=config.workers.count,
         )
         store = Store.create(where, record)
-    _write(run / "search.yaml", config.to_yaml())
+    seen = store.search
+    if seen.identity != config.identity():
+        raise RunError(f"the record of {run} is of another search; give --out a new folder, or the search a new name")
+    if (seen.data_sha256, seen.split_sha256) != (data.sha256, parts.sha256):
+        raise DataError(f"the data is not what {run} was begun with; give --out a new folder")
+    if seen.base_sha256 != base.sha256:
+        raise CheckpointError(f"base model '{base.id}' is not what {run} was begun with; give --out a new folder")
     return store
 
 
@@ -228,10 +231,10 @@ class _Launch:
         for points in (baselines, *curves.values()):
             self._test(points)
         front = results.document(self._store.search, self._search.objectives, entries, baselines, curves)
-        _write(self._run / results.FRONT, json.dumps(front, indent=1))
         config = self._config
         moments = results.moments(self._store, config.objectives, config.constraints, config.search.steps)
         write(report(front, self._search.evaluations, moments), self._run / "report.html")
+        _write(self._run / results.FRONT, json.dumps(front, indent=1))  # the last: with it the run is whole
         return front
 
     def _fit(self) -> None:

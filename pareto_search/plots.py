@@ -298,7 +298,9 @@ def _layers(front: Front, archive: Sequence[Evaluation], part: Part) -> list[_La
     for key, colour in _CURVES.items():
         curve = front.get("curves", {}).get(key, [])
         marker = {"color": colour, "size": 6, "symbol": "circle-open", "opacity": 0.8}
-        layers.append(_Layer(key, [p[part] for p in curve], marker, [_hover(p["name"], p, names) for p in curve]))
+        layers.append(
+            _Layer(f"{key} curve", [p[part] for p in curve], marker, [_hover(p["name"], p, names) for p in curve])
+        )
     for baseline, symbol in zip(front["baselines"], cycle(_SYMBOLS), strict=False):
         marker = {"color": GREY, "size": 9, "symbol": f"{symbol}-open", "line": {"width": 1.8}}
         layers.append(_Layer(baseline["name"], [baseline[part]], marker, [_hover(baseline["name"], baseline, names)]))
@@ -313,7 +315,7 @@ def _hover(name: str, scored: Mapping[str, Any], metrics: Sequence[str]) -> str:
     lines = [f"<b>{escape(name)}</b>"]
     for metric in metrics:
         test = scored["test"][metric]
-        interval = f" [{test['low']:.4g}, {test['high']:.4g}]" if isinstance(test, Mapping) else ""
+        interval = f" [{test['low']:.4g}, {test['high']:.4g}]" if isinstance(test, Mapping) and "low" in test else ""
         lines.append(
             f"{escape(metric)}: {scored['validation'][metric]:.4g} validation, {_middle(test):.4g}{interval} test"
         )
@@ -347,8 +349,8 @@ def _bars(layer: _Layer, name: str) -> dict[str, Any] | None:
     if not all(isinstance(v, Mapping) for v in values):
         return None
     return {
-        "array": [v["high"] - v["mean"] for v in values],
-        "arrayminus": [v["mean"] - v["low"] for v in values],
+        "array": [v.get("high", v["mean"]) - v["mean"] for v in values],
+        "arrayminus": [v["mean"] - v.get("low", v["mean"]) for v in values],
         "color": f"rgba({', '.join(str(c) for c in bytes.fromhex(layer.marker['color'][1:]))}, 0.4)",
         "thickness": 1,
         "width": 0,

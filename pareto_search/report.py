@@ -120,7 +120,8 @@ def _row(name: str, scored: Mapping[str, Any], objectives: Sequence[Objective]) 
     cells = []
     for o in objectives:
         test = scored["test"][o.name]
-        interval = f"{test['mean']:.4f} [{test['low']:.4f}, {test['high']:.4f}]"
+        # A bootstrap over users is biased for coverage and Gini, so these have no interval.
+        interval = f"{test['mean']:.4f}" + (f" [{test['low']:.4f}, {test['high']:.4f}]" if "low" in test else "")
         cells.append(f"<td>{scored['validation'][o.name]:.4f}<small>{interval}</small></td>")
     serving = ", ".join(escape(f"{gene} {shown(value)}") for gene, value in scored.get("serving", {}).items())
     return f'<tr><th>{escape(name)}</th>{"".join(cells)}<td class="serving">{serving}</td></tr>'

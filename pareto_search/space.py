@@ -1,7 +1,7 @@
 """Genes and the search space: what can be varied, and the mapping between a vector and named values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
@@ -132,6 +132,14 @@ class SearchSpace:
             {n: r for n, r in self.roles.items() if r == role},
         )
 
+    def without(self, names: Collection[str]) -> "SearchSpace":
+        """The space without some genes."""
+        return SearchSpace(
+            tuple(g for g in self.genes if g.name not in names),
+            {n: v for n, v in self.fixed.items() if n not in names},
+            {n: r for n, r in self.roles.items() if n not in names},
+        )
+
     def from_unit(self, vector: Sequence[float]) -> Genes:
         """Named values at a point `(len(genes),)` of the unit cube, fixed ones included."""
         return {g.name: g.from_unit(float(u)) for g, u in zip(self.genes, vector, strict=True)} | dict(self.fixed)
@@ -152,11 +160,11 @@ class SearchSpace:
 def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     """Everything that a search of these objectives can vary; a config's `space` narrows or fixes it.
 
-    The weights are relative to the loss of the accuracy objective, whose own weight is 1: 0.3 on expected novelty costs
-    most of the accuracy, so they are searched on a log scale.
+    Accuracy metrics share one loss, whose weight is 1. The weights of the others are relative to it and on a log scale:
+    a small one on novelty can cost most of the accuracy.
     """
-    accuracy = accuracy_objective(objectives)
-    weights = [Gene(f"weight.{o.name}", "real", low=10**-2.5, high=2.0, log=True) for o in objectives if o != accuracy]
+    lists = [o.name for o in objectives if metric_family(o.name) not in ACCURACY]
+    weights = [Gene(f"weight.{name}", "real", low=10**-2.5, high=2.0, log=True) for name in lists]
     training = [
         Gene("scalarisation", "choice", choices=("weighted_sum", "tchebycheff")),
         Gene("rank", "choice", choices=(4, 8, 16, 32)),
@@ -183,11 +191,6 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     ]
     blending = [Gene(name, "real", "serving", low=0.0, high=1.0) for name in ("ease", "sasrec")]
     return (*weights, *training, *reranking, *blending)
-
-
-def accuracy_objective(objectives: Sequence[Objective]) -> Objective | None:
-    """The first objective that counts hits, whose loss every candidate trains on; None where there is none."""
-    return next((o for o in objectives if metric_family(o.name) in ACCURACY), None)
 
 
 def metric_family(name: str) -> str:

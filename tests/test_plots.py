@@ -84,9 +84,9 @@ def test_each_pair_of_objectives_shows_each_entry_at_its_exact_scores() -> None:
 
 def test_archive_baselines_and_the_practitioners_curve_lie_behind_the_front() -> None:
     figure = plots.pairwise(FRONT, ARCHIVE)
-    assert [t.name for t in figure.data[:4]] == ["archive", "practitioner", "ease", "front"]
+    assert [t.name for t in figure.data[:4]] == ["archive", "practitioner curve", "ease", "front"]
     assert points(figure, "ease")[0] == [(0.09, 0.6)]
-    assert points(figure, "practitioner")[0] == [(0.1, 0.6)]
+    assert points(figure, "practitioner curve")[0] == [(0.1, 0.6)]
     assert len(points(figure, "archive")[0]) == 3
 
 

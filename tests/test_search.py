@@ -3,6 +3,8 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from pareto_search.config import SearchConfig
 from pareto_search.errors import RunError, SearchError
 from pareto_search.search import HOPELESS, Progress, Search
 from pareto_search.store import Record, SearchRecord, Store
-from pareto_search.workers.pool import Outcome
+from pareto_search.workers.executor import Outcome
 from pareto_search.workers.worker import Result
 
 LANES = 3
@@ -59,15 +61,15 @@ def result(attempt: Attempt, scores: Mapping[str, float] | None = None) -> Resul
 class Workers:
     """An executor whose attempts take no time and end in the order that `pick` says."""
 
-    def __init__(self, count: int = LANES, pick: Pick = oldest, deed: Deed = lambda _: None) -> None:
-        self.count, self.pick, self.deed = count, pick, deed
+    def __init__(self, number: int = LANES, pick: Pick = oldest, deed: Deed = lambda _: None) -> None:
+        self.number, self.pick, self.deed = number, pick, deed
         self.running: list[Attempt] = []
         self.submitted: list[Attempt] = []
         self.ended: list[str] = []
 
     @property
     def free(self) -> int:
-        return self.count - len(self.running)
+        return self.number - len(self.running)
 
     @property
     def busy(self) -> int:
@@ -144,11 +146,11 @@ def test_ordered_mode_proposes_the_same_whoever_is_fast(
     assert (store.journal(), store.candidates(), entries(found)) == expected
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("number", [1, 2, 5])
 def test_ordered_mode_proposes_the_same_with_other_workers_than_it_began_with(
-    store: Store, run: Path, tmp_path: Path, count: int
+    store: Store, run: Path, tmp_path: Path, number: int
 ) -> None:
-    found = searched(store, run, Workers(count, chance(0)))
+    found = searched(store, run, Workers(number, chance(0)))
     assert (store.journal(), store.candidates(), entries(found)) == undisturbed(tmp_path / "calm")
 
 
@@ -203,40 +205,49 @@ class Crash(BaseException):
     """The driver's death."""
 
 
-@contextmanager
-def crashing(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, call: int, after: bool) -> Iterator[None]:
-    """Within this, the driver dies before or after the given call of a function, counted from 0."""
-    calls = iter(range(1_000_000))
-    original = getattr(target, name)
+@dataclass(frozen=True)
+class Point:
+    """A point in time: before or after the given call of a function, counted from 0."""
 
-    def fatal(*arguments: Any, **options: Any) -> Any:
-        mine = next(calls) == call
-        if mine and not after:
-            raise Crash
-        outcome = original(*arguments, **options)
-        if mine:
-            raise Crash
-        return outcome
+    target: Any
+    name: str
+    call: int
+    after: bool
 
-    with monkeypatch.context() as patch:
-        patch.setattr(target, name, fatal)
-        yield
+    @contextmanager
+    def deadly(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Within this, the driver dies at the point."""
+        calls, original = count(), getattr(self.target, self.name)
+
+        def fatal(*arguments: Any, **options: Any) -> Any:
+            mine = next(calls) == self.call
+            if mine and not self.after:
+                raise Crash
+            outcome = original(*arguments, **options)
+            if mine:
+                raise Crash
+            return outcome
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.target, self.name, fatal)
+            yield
 
 
-def disturbed_at(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, target: Any, name: str, call: int, after: bool
-) -> tuple[list[Any], ...] | None:
-    """As `undisturbed`, of a search that died at a call and was resumed; None where it ends before that call."""
+CHECKPOINT = Point(search.checkpoint, "write", 0, after=False)
+
+
+def disturbed(monkeypatch: pytest.MonkeyPatch, folder: Path, point: Point) -> tuple[list[Any], ...] | None:
+    """As `undisturbed`, of a search that died and was resumed; None where it ended before it could die."""
     store, died = create(folder), False
-    with crashing(monkeypatch, target, name, call, after):
+    with point.deadly(monkeypatch):
         try:
-            searched(store, folder, Workers(pick=chance(call)), candidates=8)
+            searched(store, folder, Workers(pick=chance(point.call)), candidates=8)
         except Crash:
             died = True
     store.close()
     store = Store.open(folder / "search.db")
     finished = {a.candidate for a in store.attempts() if a.state == "finished"}
-    workers = Workers(pick=chance(call + 1))
+    workers = Workers(pick=chance(point.call + 1))
     found = searched(store, folder, workers, candidates=8)
     assert not finished & {a.candidate.id for a in workers.submitted}, "trained again"
     seen = store.journal(), store.candidates(), entries(found)
@@ -262,7 +273,7 @@ def test_a_search_that_dies_at_any_named_point_ends_as_if_it_had_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: Any, name: str, after: bool
 ) -> None:
     expected, points = undisturbed(tmp_path / "calm", candidates=8), 0
-    while seen := disturbed_at(monkeypatch, tmp_path / f"run{points}", target, name, points, after):
+    while seen := disturbed(monkeypatch, tmp_path / f"run{points}", Point(target, name, points, after)):
         assert seen == expected
         points += 1
     assert points >= 5
@@ -274,7 +285,7 @@ def test_a_full_disk_ends_the_search_with_one_line_and_it_resumes_with_the_same_
     expected, synced = undisturbed(tmp_path / "calm", candidates=8), os.fsync
     for write in range(0, 24, 3):
         folder = tmp_path / f"run{write}"
-        store, calls = create(folder), iter(range(1_000))
+        store, calls = create(folder), count()
 
         def full(descriptor: int, calls: Iterator[int] = calls, write: int = write) -> None:
             if next(calls) >= write:
@@ -292,7 +303,7 @@ def test_a_full_disk_ends_the_search_with_one_line_and_it_resumes_with_the_same_
 
 def test_a_record_that_proposes_other_genes_is_refused(store: Store, run: Path) -> None:
     searched(store, run, Workers(), candidates=4)
-    with pytest.raises(SearchError, match="the record proposes other genes for c0001 .*; resume it with the version"):
+    with pytest.raises(SearchError, match=r"the record proposes other genes for c0001 .*; resume it with the version"):
         Search(config(seed=1), store, run / "checkpoints")
 
 
@@ -361,7 +372,7 @@ def test_a_death_of_the_driver_is_not_held_against_a_candidate(
     monkeypatch: pytest.MonkeyPatch, store: Store, run: Path
 ) -> None:
     for _ in range(3):
-        with crashing(monkeypatch, search.checkpoint, "write", 0, after=False), pytest.raises(Crash):
+        with CHECKPOINT.deadly(monkeypatch), pytest.raises(Crash):
             searched(store, run, Workers())
     workers = Workers(deed=fate(("c0001", 4), error="died", lost=True))
     searched(store, run, workers)
@@ -373,7 +384,7 @@ def test_a_worker_that_died_before_a_resume_counts_after_it(
     monkeypatch: pytest.MonkeyPatch, store: Store, run: Path
 ) -> None:
     deed = fate(("c0001", 1), ("c0001", 2), ("c0001", 3), error="died", lost=True)
-    with crashing(monkeypatch, search.checkpoint, "write", 0, after=False), pytest.raises(Crash):
+    with CHECKPOINT.deadly(monkeypatch), pytest.raises(Crash):
         searched(store, run, Workers(1, deed=deed))
     searched(store, run, Workers(deed=deed))
     assert [a.state for a in store.attempts() if a.candidate == "c0001"][-1] == "failed"

@@ -219,5 +219,7 @@ def _check(count: int, cpus: float, gpus: float) -> None:
 
 def _line(error: BaseException) -> str:
     """An error in one line, with its type where the message alone says little."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # Of an actor that could not start, Ray quotes the traceback, and what went wrong is its last line.
+    text = lines[-1] if isinstance(error, RayActorError) else lines[0]
     return text if isinstance(error, ParetoSearchError) else f"{type(error).__name__}: {text}"[:300]

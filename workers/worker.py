@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -134,13 +134,10 @@ class Worker:
 
     def curve(self, name: str, blend: Sequence[str], count: int) -> list[tuple[Genes, Values]]:
         """A baseline's curve on validation: the inner search over re-ranking and the named blends."""
-        wanted = {"ease", "sasrec"} - set(blend)
-        genes = tuple(g for g in self.load.space.genes if g.name not in wanted)
-        space = SearchSpace(genes, {}, {g.name: g.role for g in genes})
         ranking = self._ranking(self.load.split.validation, self._baseline(name), blend)
         return search_settings(
             lambda settings: ranking.values(settings, self.load.metrics),
-            space,
+            self._space(blend),
             self.load.objectives,
             count=count,
             seed=self.load.seed,
@@ -178,7 +175,7 @@ class Worker:
         ranking = self._ranking(load.split.validation, scorer(files, self.encoder), tuple(self.components))
         found = search_settings(
             lambda settings: ranking.values(settings, load.metrics),
-            load.space,
+            self._space(self.components),
             load.objectives,
             count=load.serving_settings,
             seed=seed,
@@ -192,6 +189,10 @@ class Worker:
 
     def _ranking(self, part: Part, model: Scorer, blend: Sequence[str]) -> Ranking:
         return Ranking(part, self.items, {"model": model} | {n: self.components[n] for n in blend})
+
+    def _space(self, blend: Collection[str]) -> SearchSpace:
+        """The serving genes, of those that blend only the named ones."""
+        return self.load.space.without({"ease", "sasrec"} - set(blend))
 
     def _baseline(self, name: str) -> Scorer:
         train, n_items = self.load.split.train, self.load.split.n_items

@@ -68,7 +68,7 @@ def recall(ranked: Ranked, _: ItemStatistics) -> PerUser:
 
 def hit_rate(ranked: Ranked, _: ItemStatistics) -> PerUser:
     """1 where the list holds any target."""
-    return ranked.hits.any(1).astype(np.float64)
+    return np.asarray(ranked.hits.any(1), np.float64)
 
 
 def mrr(ranked: Ranked, _: ItemStatistics) -> PerUser:
@@ -78,7 +78,7 @@ def mrr(ranked: Ranked, _: ItemStatistics) -> PerUser:
 
 def precision(ranked: Ranked, _: ItemStatistics) -> PerUser:
     """The share of the list that is a target."""
-    return ranked.hits.mean(axis=1, dtype=np.float64)
+    return ranked.hits.sum(1) / ranked.hits.shape[1]
 
 
 def ild(ranked: Ranked, items: ItemStatistics) -> PerUser:

@@ -1,7 +1,6 @@
 """Ranks a part under many settings, in chunks of users, and searches for good settings."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +17,34 @@ from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import SearchSpace
 
 CHUNK = 2_000_000
-"""How many scores are held at once."""
+"""How many scores of each model are computed at once."""
+KEPT = 10 * CHUNK
+"""Up to how many scores of each model a ranking keeps."""
 WIDTHS = tuple(np.geomspace(0.2, 0.05, 6))
 """The spread of each round of neighbours, in units of a serving gene's range."""
 ELITE = 32
 
+_Chunk = tuple[Sequences, dict[str, NDArray[np.float32]]]
+"""The targets of some users, and the standardised scores of each model."""
 
-@dataclass(frozen=True)
+
 class Ranking:
     """A part to rank with a model and the components that may be blended into its scores.
 
-    Attributes:
+    Args:
         scorers: `model`, and a component under each name that is a serving gene.
     """
 
-    part: Part
-    items: ItemStatistics
-    scorers: Mapping[str, Scorer]
+    def __init__(self, part: Part, items: ItemStatistics, scorers: Mapping[str, Scorer]) -> None:
+        self._part, self._items, self._scorers = part, items, scorers
+        self._kept: list[_Chunk] | None = None
 
     def tallies(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[Tally]:
         """The metrics of each setting; the scores are computed once for all of them."""
-        tallies = [Tally(metrics, self.items) for _ in settings]
+        tallies = [Tally(metrics, self._items) for _ in settings]
         for targets, standardised in self._chunks():
             for setting, tally in zip(settings, tallies, strict=True):
-                lists = rerank(blend(standardised, setting), self.items, setting, tally.length)
+                lists = rerank(blend(standardised, setting), self._items, setting, tally.length)
                 tally.add(Ranked.of(lists, targets))
         return tallies
 
@@ -49,13 +52,22 @@ class Ranking:
         """The values of each setting, averaged over all users."""
         return [tally.values() for tally in self.tallies(settings, metrics)]
 
-    def _chunks(self) -> Iterator[tuple[Sequences, dict[str, NDArray[np.float32]]]]:
-        n_items = len(self.items.users)
+    def _chunks(self) -> Iterable[_Chunk]:
+        """All users' scores in chunks; those of a small part are kept for the next call."""
+        if len(self._part.users) * len(self._items.users) > KEPT:
+            return self._compute()
+        if self._kept is None:
+            self._kept = list(self._compute())
+        return self._kept
+
+    def _compute(self) -> Iterator[_Chunk]:
+        n_items = len(self._items.users)
         size = max(1, CHUNK // n_items)
-        for start in range(0, len(self.part.users), size):
-            history, targets = self.part.history.rows(start, start + size), self.part.targets.rows(start, start + size)
+        for start in range(0, len(self._part.users), size):
+            history = self._part.history.rows(start, start + size)
+            targets = self._part.targets.rows(start, start + size)
             seen = _seen(history, targets, n_items)
-            yield targets, {name: standardise(s.scores(history), seen) for name, s in self.scorers.items()}
+            yield targets, {name: standardise(s.scores(history), seen) for name, s in self._scorers.items()}
 
 
 def _seen(history: Sequences, targets: Sequences, n_items: int) -> NDArray[np.bool_]:

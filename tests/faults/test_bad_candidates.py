@@ -24,7 +24,9 @@ class Poisoned(pool._Actor):
     def run(self, attempt: Attempt) -> Any:
         candidate = attempt.candidate
         if candidate.id == "c0001":  # a learning rate at which no loss stays a number
-            return super().run(replace(attempt, candidate=replace(candidate, genes={**candidate.genes, "tower_lr": 1e30})))
+            return super().run(
+                replace(attempt, candidate=replace(candidate, genes={**candidate.genes, "tower_lr": 1e30}))
+            )
         if candidate.id == "c0002":
             raise ValueError("first line\nsecond line \x1b[31m" + "x" * 10_000)
         if candidate.id == "c0003":

@@ -65,7 +65,9 @@ def cluster() -> Iterator[tuple[str, Node, Node]]:
             first = stack.enter_context(node(folder, *head, f"--ray-client-server-port={free_port()}"))
             eventually(lambda: answers(port))
             second = stack.enter_context(node(folder, f"--address={address}"))
-            eventually(lambda: "Ray runtime started" in Path(folder, "output").read_text().partition("Local node IP")[2])
+            eventually(
+                lambda: "Ray runtime started" in Path(folder, "output").read_text().partition("Local node IP")[2]
+            )
             yield address, first, second
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -112,8 +114,8 @@ def silence() -> Iterator[int]:
 def test_an_address_without_ray_is_refused_within_30_seconds(
     undisturbed: Finished, tmp_path: Path, answering: bool
 ) -> None:
-    with silence() as port:
-        port = port if answering else free_port()
+    with silence() as silent:
+        port = silent if answering else free_port()
         began = time.monotonic()
         ended = pareto_search("run", undisturbed.config, "--out", tmp_path / "run", "--address", f"127.0.0.1:{port}")
         assert time.monotonic() - began < 30

@@ -1,0 +1,166 @@
+"""What several tests share: a tiny data set and base model, and the real ones for the few tests that need them."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pareto_search.objective import Objective
+from pareto_search.recsys.dataset import Columns, Dataset, load_movielens, load_tables
+from pareto_search.recsys.split import Split, split
+from pareto_search.space import SearchSpace, default_genes
+
+# torch and transformers are imported where they are used: most tests do without.
+
+WORDS = ("red", "green", "blue", "old", "young", "river", "mountain", "city", "winter", "summer")
+GENRES = {"comedy": 2, "drama": 3, "war": 5}
+DIGITS = [str(d) for d in range(10)]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *WORDS, *GENRES, *DIGITS, *(f"##{d}" for d in DIGITS)]
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """30 users who read 8 to 10 of 20 items round a circle: item i + 1 always follows item i."""
+    folder = tmp_path_factory.mktemp("toy")
+    read = [(u, (7 * u + time) % 20, time) for u in range(30) for time in range(8 + u % 3)]
+    ratings = [f"{u},{item},{1 + (3 * item + u) % 5},{time}\n" for u, item, time in read]
+    titles = [f"{i} {' '.join(WORDS[(i + j) % 10] for j in range(i % 4))}" for i in range(20)]
+    genres = ["|".join(name for name, every in GENRES.items() if i % every == 0) for i in range(20)]
+    (folder / "ratings.csv").write_text("user,item,rating,time\n" + "".join(ratings))
+    (folder / "items.csv").write_text(
+        "item,title,genres\n" + "".join(f"{i},{titles[i]},{genres[i]}\n" for i in range(20))
+    )
+    columns = Columns(
+        user="user", item="item", rating="rating", timestamp="time", text=("title", "genres"), categories="genres"
+    )
+    return load_tables(str(folder / "ratings.csv"), str(folder / "items.csv"), columns, "toy")
+
+
+@pytest.fixture(scope="session")
+def toy_split(toy: Dataset) -> Split:
+    return split(toy, "leave_last_out", 0)
+
+
+@pytest.fixture(scope="session")
+def objectives() -> tuple[Objective, ...]:
+    """The default four, at a cut-off that fits 20 items."""
+    floors = {"ndcg@5": 0.02, "ild@5": 0.1, "novelty@5": 0.05, "credibility@5": 0.1}
+    return tuple(Objective(name, "maximise", floor, 1.0) for name, floor in floors.items())
+
+
+@pytest.fixture(scope="session")
+def genes() -> dict[str, Any]:
+    """Training genes under which a tiny model learns."""
+    return {
+        "weight.ild@5": 0.01,
+        "weight.novelty@5": 0.01,
+        "weight.credibility@5": 0.01,
+        "scalarisation": "weighted_sum",
+        "rank": 4,
+        "alpha": 16.0,
+        "dropout": 0.1,
+        "targets": "query_value",
+        "layers": 2,
+        "adapter_lr": 1e-2,
+        "tower_lr": 5e-3,
+        "weight_decay": 0.01,
+        "temperature": 1.0,
+        "id_embeddings": True,
+    }
+
+
+@pytest.fixture(scope="session")
+def save_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
+    """Saves a base model of any config, with random weights and a WordPiece tokenizer for the toy data."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoModel, PreTrainedTokenizerFast
+
+    from pareto_search.workers.base import locate
+
+    def save(config: Any) -> Any:
+        folder = tmp_path_factory.mktemp(config.model_type)
+        pieces = Tokenizer(models.WordPiece({w: i for i, w in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+        pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        pieces.post_processor = processors.TemplateProcessing(
+            "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        PreTrainedTokenizerFast(tokenizer_object=pieces, **names).save_pretrained(folder)
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+        return locate(str(folder))
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_base(save_base: Callable[[Any], Any]) -> Any:
+    """A BERT of 3 blocks and width 32."""
+    from transformers import BertConfig
+
+    return save_base(
+        BertConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=32,
+            initializer_range=0.3,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_base: Any, toy: Dataset) -> Any:
+    """The tiny base model over the toy data's texts; whoever uses it leaves it as it was."""
+    from pareto_search.workers.encoder import Encoder
+
+    return Encoder(tiny_base, toy.texts, max_tokens=16, layers=3)
+
+
+@pytest.fixture(scope="session")
+def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[Objective, ...]) -> Any:
+    """A search over the toy data, for workers in this process."""
+    from pareto_search.workers.worker import Workload
+
+    return Workload(
+        base=tiny_base.id,
+        revision=None,
+        dtype="float32",
+        max_item_tokens=16,
+        history=6,
+        tower="attention",
+        width=16,
+        texts=toy.texts,
+        categories=toy.categories,
+        split=toy_split,
+        objectives=objectives,
+        metrics=tuple(o.name for o in objectives),
+        space=SearchSpace.build(default_genes(objectives), {}).of("serving"),
+        steps=3,
+        serving_settings=12,
+        seed=0,
+        layers=3,
+        notes={"items": list(toy.item_ids)},
+    )
+
+
+@pytest.fixture(scope="session")
+def movielens() -> Dataset:
+    return load_movielens()
+
+
+@pytest.fixture(scope="session")
+def minilm(movielens: Dataset) -> Any:
+    """The packaged base model over MovieLens' texts, in the precision that a search uses here."""
+    from pareto_search.workers.base import locate
+    from pareto_search.workers.encoder import Encoder, precision
+
+    return Encoder(locate("minilm"), movielens.texts, max_tokens=32, layers=2, dtype=precision("auto", "cpu"))

@@ -1,0 +1,92 @@
+"""A checkpoint used without this project: what its files and the written formulas are worth to a stranger.
+
+    python tests/plain.py BASE_FOLDER CHECKPOINT_FOLDER TEXTS.json HISTORIES.json OUT.npz
+
+Imports nothing of ours; OUT gets the items' text vectors `(n, t)` and the users' scores `(m, n)`.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+from scipy.special import erf
+
+Array = np.ndarray
+
+
+def text_vectors(base: str, folder: str, texts: Sequence[str]) -> Array:
+    """PEFT's model over padded texts: the mean over tokens, brought to unit length."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModel, AutoTokenizer
+
+    notes = json.loads(Path(folder, "recommender.json").read_text())
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(base, dtype=getattr(torch, notes["dtype"])), folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    options = {"padding": True, "truncation": True, "max_length": notes["max_item_tokens"], "return_tensors": "pt"}
+    batch = tokenizer(list(texts), **options)
+    with torch.no_grad():
+        hidden = model.eval()(batch["input_ids"], batch["attention_mask"]).last_hidden_state.float()
+    mask = batch["attention_mask"][..., None]
+    mean = (hidden * mask).sum(1) / mask.sum(1)
+    return torch.nn.functional.normalize(mean, dim=1).numpy()
+
+
+def item_vectors(tensors: Mapping[str, Array], text: Array | None) -> Array:
+    vectors = 0.0 if text is None else text @ tensors["projection.weight"].T + tensors["projection.bias"]
+    return vectors + tensors.get("item_embedding", 0.0)
+
+
+def decayed_mean(window: Array) -> Array:
+    weights = 0.8 ** np.arange(len(window))[::-1]
+    return weights @ window / weights.sum()
+
+
+def attention(window: Array, t: Mapping[str, Array], heads: int = 2) -> Array:
+    """The last state of one causal block; the last item is at the last position."""
+
+    def linear(name: str, x: Array) -> Array:
+        return x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
+
+    def norm(name: str, x: Array) -> Array:
+        centred = x - x.mean(-1, keepdims=True)
+        unit = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return unit * t[f"{name}.weight"] + t[f"{name}.bias"]
+
+    x = window + t["position"][len(t["position"]) - len(window) :]
+    width = x.shape[1] // heads
+    query, key, value = np.split(linear("attention_in", norm("attention_norm", x)), 3, axis=1)
+    mixed = []
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        # The last item sees all others, and only its state is wanted: no mask.
+        weights = np.exp(query[-1, part] @ key[:, part].T / np.sqrt(width))
+        mixed.append(weights / weights.sum() @ value[:, part])
+    last = x[-1] + linear("attention_out", np.concatenate(mixed))
+    inner = linear("feed_in", norm("feed_norm", last))
+    last = last + linear("feed_out", inner * (1 + erf(inner / np.sqrt(2))) / 2)
+    return norm("final_norm", last)
+
+
+def scores(
+    notes: Mapping[str, Any], tensors: Mapping[str, Array], text: Array | None, histories: Sequence[Any]
+) -> Array:
+    """s(u, i) = u·v_i / temperature + item_bias_i."""
+    tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    vectors = item_vectors(tensors, text)
+    windows = [vectors[np.asarray(history)[-notes["history"] :]] for history in histories]
+    users = [decayed_mean(w) if notes["tower"] == "decayed_mean" else attention(w, tensors) for w in windows]
+    return np.array(users) @ vectors.T / tensors["temperature"] + tensors["item_bias"]
+
+
+if __name__ == "__main__":
+    base, folder, texts, histories, out = sys.argv[1:]
+    text = text_vectors(base, folder, json.loads(Path(texts).read_text()))
+    notes = json.loads(Path(folder, "recommender.json").read_text())
+    tensors = load_file(Path(folder, "recommender.safetensors"))
+    np.savez(out, text=text, scores=scores(notes, tensors, text, json.loads(Path(histories).read_text())))
+    assert not any(name.startswith("pareto_search") for name in sys.modules)

@@ -1,0 +1,181 @@
+"""Metrics against values computed by hand, by brute force or by another library."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from pareto_search.errors import ConfigError
+from pareto_search.recsys.metrics import METRICS, Ranked, Tally, coverage, gini, ild, interval, parse_metric
+from pareto_search.recsys.split import Sequences
+from pareto_search.recsys.statistics import ItemStatistics
+
+
+def sequences(*rows: list[int]) -> Sequences:
+    ends = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
+    return Sequences(ends, np.array([i for row in rows for i in row], np.int32), None)
+
+
+def ranked(lists: list[list[int]], *targets: list[int]) -> Ranked:
+    return Ranked.of(np.array(lists, np.int32), sequences(*targets))
+
+
+def statistics(features: np.ndarray | None = None, n_items: int = 6) -> ItemStatistics:
+    """Six items, of which item i was chosen by i of 8 users and has credibility i / 10."""
+    users = np.arange(n_items)
+    novelty = -np.log2(np.maximum(users, 1) / 8) / 3
+    features = np.eye(n_items, dtype=np.float32) if features is None else features.astype(np.float32)
+    return ItemStatistics(users, novelty.astype(np.float32), (users / 10).astype(np.float32), features)
+
+
+# The first user has one target, in the second place. The second has three, of which the first and the third place hold
+# two. The third has two, and the list has none of them.
+LISTS = [[3, 1, 4, 0], [0, 2, 5, 1], [5, 4, 3, 2]]
+TARGETS = [1], [0, 5, 3], [0, 1]
+SECOND, THIRD = 1 / math.log2(3), 1 / math.log2(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ndcg@4", [SECOND / 1, (1 + THIRD) / (1 + SECOND + THIRD), 0]),
+        ("ndcg@2", [SECOND / 1, 1 / (1 + SECOND), 0]),  # three targets do not fit into two places
+        ("ndcg@1", [0, 1, 0]),
+        ("recall@4", [1 / 1, 2 / 3, 0 / 2]),
+        ("hr@4", [1, 1, 0]),
+        ("hr@1", [0, 1, 0]),
+        ("mrr@4", [1 / 2, 1 / 1, 0]),
+        ("mrr@1", [0, 1, 0]),
+        ("precision@4", [1 / 4, 2 / 4, 0 / 4]),
+    ],
+)
+def test_accuracy_by_hand(name: str, expected: list[float]) -> None:
+    tally = Tally([name], statistics())
+    tally.add(ranked(LISTS, *TARGETS))
+    assert tally.per_user()[name] == pytest.approx(expected)
+    assert tally.values()[name] == pytest.approx(sum(expected) / 3)
+
+
+def test_one_target_each_is_found_as_several_are() -> None:
+    assert ranked([[3, 1, 4], [0, 2, 5]], [4], [1]).hits.tolist() == [[False, False, True], [False, False, False]]
+
+
+def test_ild_by_hand() -> None:
+    # Items 0 and 1 are alike (distance 0), item 2 differs from both (distance 1): (0 + 1 + 1) / 3 pairs.
+    features = np.array([[1, 0], [1, 0], [0, 1]])
+    assert ild(ranked([[0, 1, 2], [2, 1, 0]], [], []), statistics(features, 3)) == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_ild_is_the_mean_over_all_ordered_pairs() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 7))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    lists = [rng.permutation(30)[:6].tolist() for _ in range(5)]
+    distances = [[1 - float(features[i] @ features[j]) for i, j in permutations(row, 2)] for row in lists]
+    expected = [sum(pairs) / (6 * 5) for pairs in distances]
+    assert ild(ranked(lists, *[[]] * 5), statistics(features, 30)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_list_of_one_has_no_diversity() -> None:
+    assert ild(ranked([[0], [3]], [], []), statistics()).tolist() == [0, 0]
+
+
+def test_novelty_is_rectools_miuf_over_its_largest_value() -> None:
+    # The example in RecTools' documentation of MeanInvUserFreq: user 1 had items 1 and 2, users 2 and 3 had item 1; it
+    # recommends [3], [2, 3] and [1, 2], and publishes [1.5849625, 1.5849625, 0.79248125] for k = 3. Items count from 0
+    # here. Its largest value, of three users, is log2(3).
+    items = ItemStatistics.of(sequences([0, 1], [0], [0]), 3, np.eye(3, dtype=np.float32))
+    one, others = Tally(["novelty@3"], items), Tally(["novelty@3"], items)
+    one.add(ranked([[2]], []))
+    others.add(ranked([[1, 2], [0, 1]], [], []))
+    values = [*one.per_user()["novelty@3"], *others.per_user()["novelty@3"]]
+    assert np.array(values) * np.log2(3) == pytest.approx([1.5849625, 1.5849625, 0.79248125])
+
+
+def test_novelty_and_credibility_are_means_over_the_list() -> None:
+    tally = Tally(["novelty@2", "credibility@3"], statistics())
+    tally.add(ranked([[4, 2, 1]], []))
+    # Of 8 users 4 and 2 had the items: 1 and 2 bits, of at most 3.
+    assert tally.values() == pytest.approx({"novelty@2": (1 / 3 + 2 / 3) / 2, "credibility@3": (0.4 + 0.2 + 0.1) / 3})
+
+
+def test_coverage_and_gini_by_hand() -> None:
+    tally = Tally(["coverage@2", "gini@2", "coverage@1"], statistics(n_items=4))
+    tally.add(ranked([[0, 1], [0, 2], [0, 1]], [], [], []))
+    # Shown 3, 2, 1 and 0 times. In order: (1·0 + 2·1 + 3·2 + 4·3)·2 / (4·6) - 5/4 = 40/24 - 30/24.
+    assert tally.values() == pytest.approx({"coverage@2": 3 / 4, "gini@2": 10 / 24, "coverage@1": 1 / 4})
+
+
+def test_gini_is_half_the_relative_mean_absolute_difference() -> None:
+    exposure = np.random.default_rng(0).poisson(3.0, 50)
+    differences = np.abs(exposure[:, None] - exposure[None, :]).mean()
+    assert gini(exposure) == pytest.approx(differences / (2 * exposure.mean()))
+
+
+def test_gini_is_0_for_even_exposure_and_nearly_1_for_one_item() -> None:
+    assert gini(np.full(5, 7)) == pytest.approx(0)
+    assert gini(np.array([0, 0, 9, 0, 0])) == pytest.approx(4 / 5)
+    assert gini(np.zeros(5, np.int64)) == 0
+    assert coverage(np.array([0, 2, 0, 1])) == 0.5
+
+
+def test_chunks_of_users_add_up() -> None:
+    rng = np.random.default_rng(0)
+    lists = np.array([rng.permutation(6)[:4] for _ in range(20)], np.int32)
+    targets = sequences(*(rng.permutation(6)[: 1 + i % 3].tolist() for i in range(20)))
+    names = [f"{family}@{k}" for family in METRICS for k in (1, 3, 4)]
+    whole, chunked = Tally(names, statistics()), Tally(names, statistics())
+    whole.add(Ranked.of(lists, targets))
+    for start, stop in ((0, 1), (1, 8), (8, 20)):
+        chunked.add(Ranked.of(lists[start:stop], targets.rows(start, stop)))
+    assert chunked.values() == pytest.approx(whole.values())
+    assert list(whole.values()) == names
+
+
+def test_a_tally_needs_lists_of_its_longest_cut_off() -> None:
+    assert Tally(["ndcg@10", "hr@3", "coverage@20"], statistics()).length == 20
+
+
+def test_the_interval_is_scipys_percentile_bootstrap() -> None:
+    values = np.random.default_rng(0).choice([0, 0.43, 0.63, 1.0], 400, p=[0.8, 0.1, 0.05, 0.05])
+    low, high = interval(values)
+    theirs = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
+    error = values.std() / 20  # the standard error of the mean of 400
+    assert low == pytest.approx(theirs.low, abs=0.3 * error)
+    assert high == pytest.approx(theirs.high, abs=0.3 * error)
+
+
+def test_the_interval_does_not_change_from_one_call_to_the_next() -> None:
+    values = np.random.default_rng(0).random(50)
+    assert interval(values) == interval(values)
+
+
+def test_coverage_and_gini_have_no_value_for_a_user() -> None:
+    tally = Tally(["ndcg@2", "coverage@2", "gini@2"], statistics())
+    tally.add(ranked([[0, 1]], [0]))
+    assert list(tally.per_user()) == ["ndcg@2"]
+
+
+def test_only_gini_is_to_be_minimised() -> None:
+    assert [name for name, metric in METRICS.items() if metric.direction == "minimise"] == ["gini"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ndgc@10", "metric 'ndgc' is unknown; did you mean 'ndcg'?"),
+        ("xyz@3", "metric 'xyz' is unknown; expected one of: coverage, "),
+        ("ndcg", "metric 'ndcg' has no cut-off; write it as in 'ndcg@10'"),
+        ("ndcg@0", "has no cut-off"),
+        ("ndcg@-1", "has no cut-off"),
+        ("NDCG@10", "has no cut-off"),
+        ("ndcg@10 ", "has no cut-off"),
+        ("novelt", "write it as in 'ndcg@10'; did you mean 'novelty'?"),
+    ],
+)
+def test_a_wrong_name_says_what_was_expected(name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_metric(name)
+    assert message in str(raised.value)

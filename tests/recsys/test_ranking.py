@@ -1,0 +1,151 @@
+"""Ranking a part under many settings, and the search for good settings."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from pareto_search.candidate import Genes
+from pareto_search.objective import Objective
+from pareto_search.recsys import ranking
+from pareto_search.recsys.ranking import Ranking, search_settings
+from pareto_search.recsys.split import Part, Sequences
+from pareto_search.recsys.statistics import ItemStatistics
+from pareto_search.space import Gene, SearchSpace
+
+OBJECTIVES = [Objective("up", "maximise", 0.0, 1.0), Objective("across", "maximise", 0.0, 1.0)]
+GENES = (Gene("diversity", "real", "serving", high=0.98), Gene("ease", "real", "serving"))
+SPACE = SearchSpace(GENES, {}, {g.name: g.role for g in GENES})
+
+
+def sequences(*rows: list[int]) -> Sequences:
+    ends = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
+    return Sequences(ends, np.array([i for row in rows for i in row], np.int32), None)
+
+
+class Fixed:
+    """Scores users by their last item: item i is followed by i + 1, i + 2, …"""
+
+    def scores(self, history: Sequences) -> np.ndarray:
+        last = history.items[history.indptr[1:] - 1]
+        return np.array([[-((i - own) % 6) for i in range(6)] for own in last], np.float32)
+
+
+def part() -> Part:
+    history = sequences([0], [4, 0, 2], [3, 1], [0, 5], [2])
+    return Part(np.arange(5, dtype=np.int32), history, sequences([1], [4], [2, 5], [0], [1]))
+
+
+ITEMS = ItemStatistics(np.arange(6), np.linspace(0, 1, 6).astype(np.float32), None, np.eye(6, dtype=np.float32))
+METRICS = ["ndcg@2", "hr@2", "coverage@2"]
+
+
+def circle(settings: Sequence[Genes]) -> list[dict[str, float]]:
+    """A curve of trade-offs: the more diversity the less of `up`; blending is a waste."""
+    return [
+        {
+            "up": 0.9 - float(s["diversity"]) ** 2 / 2 - 0.1 * float(s["ease"]),
+            "across": 0.1 + 0.8 * float(s["diversity"]),
+        }
+        for s in settings
+    ]
+
+
+def search(count: int, known: Sequence[Genes] = (), seed: int = 0) -> list[Genes]:
+    return [s for s, _ in search_settings(circle, SPACE, OBJECTIVES, count=count, seed=seed, known=known)]
+
+
+def test_values_by_hand() -> None:
+    # After the masked history, the lists start 0->[1, 2], 2->[3, 4] (its target 4 is in the history, and stays),
+    # 1->[2, 4] (3 is seen), 5->[0, 1] (0 is the target again) and 2->[3, 4].
+    # NDCG: 1, 1/log2(3), 1/(1 + 1/log2(3)), 1, 0. Items 0 to 4 of 6 appear.
+    second = 1 / np.log2(3)
+    values = Ranking(part(), ITEMS, {"model": Fixed()}).values([{}], METRICS)[0]
+    assert values["ndcg@2"] == pytest.approx((1 + second + 1 / (1 + second) + 1 + 0) / 5)
+    assert values["hr@2"] == 4 / 5
+    assert values["coverage@2"] == 5 / 6
+
+
+def test_a_target_that_is_bought_again_is_not_masked() -> None:
+    again = Part(np.array([0], np.int32), sequences([2, 3]), sequences([3]))
+    only = Ranking(again, ITEMS, {"model": Fixed()}).values([{}], ["ndcg@1"])[0]
+    assert only == {"ndcg@1": 1.0}
+
+
+def test_chunks_of_users_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[Genes] = [{}, {"diversity": 0.5}]
+    whole = Ranking(part(), ITEMS, {"model": Fixed()}).values(settings, METRICS)
+    monkeypatch.setattr(ranking, "CHUNK", 2 * 6)  # two users at once
+    assert Ranking(part(), ITEMS, {"model": Fixed()}).values(settings, METRICS) == whole
+
+
+def test_each_setting_is_blended_from_the_same_scores() -> None:
+    class Backwards(Fixed):
+        def scores(self, history: Sequences) -> np.ndarray:
+            return -super().scores(history)
+
+    both = Ranking(part(), ITEMS, {"model": Fixed(), "ease": Backwards()})
+    alone, cancelled, turned = both.values([{}, {"ease": 0.5}, {"ease": 2.0}], METRICS)
+    assert alone == cancelled  # half of the opposite leaves the order
+    assert turned["ndcg@2"] < alone["ndcg@2"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 24, 64])
+def test_the_model_alone_comes_first_and_the_count_is_kept(count: int) -> None:
+    found = search(count)
+    assert found[0] == {"diversity": 0, "ease": 0}
+    assert len(found) == count + 1
+
+
+def test_each_setting_has_its_own_values() -> None:
+    found = search_settings(circle, SPACE, OBJECTIVES, count=20, seed=0)
+    assert [v for _, v in found] == circle([s for s, _ in found])
+
+
+def test_settings_stay_within_the_genes_bounds() -> None:
+    found = search(64)
+    assert all(0 <= float(s["diversity"]) <= 0.98 and 0 <= float(s["ease"]) <= 1 for s in found)
+
+
+def test_known_settings_are_evaluated_first() -> None:
+    known = [{"diversity": 0.1, "ease": 0.7}, {"diversity": 0.98, "ease": 0.0}, {"diversity": 0.5, "ease": 1.0}]
+    found = search(10, known)
+    assert [found[1 + i]["diversity"] for i in range(3)] == pytest.approx([0.1, 0.98, 0.5])
+    assert [found[1 + i]["ease"] for i in range(3)] == pytest.approx([0.7, 0.0, 1.0])
+    assert len(found) == 11
+
+
+def test_more_known_settings_than_fit_are_cut() -> None:
+    known = [{"diversity": i / 10, "ease": 0.5} for i in range(9)]
+    assert [s["diversity"] for s in search(4, known)] == pytest.approx([0, 0, 0.1, 0.2, 0.3])
+
+
+def test_a_seed_decides_everything() -> None:
+    assert search(24) == search(24)
+    assert search(24) != search(24, seed=1)
+
+
+def test_without_serving_genes_only_the_model_alone_is_evaluated() -> None:
+    asked: list[Sequence[Genes]] = []
+
+    def evaluate(settings: Sequence[Genes]) -> list[dict[str, float]]:
+        asked.append(settings)
+        return [{"up": 0.5, "across": 0.5} for _ in settings]
+
+    nothing = SearchSpace((), {}, {})
+    assert search_settings(evaluate, nothing, OBJECTIVES, count=8, seed=0) == [({}, {"up": 0.5, "across": 0.5})]
+    assert [len(s) for s in asked] == [1]
+
+
+def test_a_fixed_gene_holds_in_every_setting_but_the_model_alone() -> None:
+    fixed = SearchSpace(GENES[:1], {"ease": 0.3}, SPACE.roles)
+    alone, *others = [s for s, _ in search_settings(circle, fixed, OBJECTIVES, count=9, seed=0)]
+    assert alone == {"diversity": 0, "ease": 0}
+    assert {s["ease"] for s in others} == {0.3}
+
+
+def test_later_rounds_look_near_what_was_good() -> None:
+    # Blending only costs here, so settings that cover much have little of it.
+    found = search(64)
+    blended = [float(s["ease"]) for s in found]
+    assert np.mean(blended[-16:]) < np.mean(blended[1:17]) / 2

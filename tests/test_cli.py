@@ -1,0 +1,475 @@
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+from running import Ended, Finished, undisturbed
+
+from benchmarks import small
+from pareto_search.cli import cli, main
+
+__all__ = ["undisturbed"]
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Runs a command in this process, from its arguments to its exit code."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else a search sets it, and a token, for this whole process
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["pareto-search", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Ended(code, *capfd.readouterr())
+
+    return run
+
+
+def commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*names, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+
+
+EVERY = list(commands(cli))
+
+
+@pytest.mark.parametrize(("names", "command"), EVERY, ids=[" ".join(names) for names, _ in EVERY])
+def test_every_commands_help_shows_an_example_that_the_command_accepts(
+    names: tuple[str, ...], command: click.Command
+) -> None:
+    result = CliRunner().invoke(cli, [*names, "--help"])
+    shown = " ".join(result.output.split())
+    assert result.exit_code == 0
+    if isinstance(command, click.Group):
+        return
+    example = re.search(rf"Example: pareto-search {' '.join(names)} ?(.*?) Options:", shown)
+    assert example, result.output
+    command.make_context(names[-1], shlex.split(example[1]))
+
+
+@pytest.mark.parametrize("names", [(), ("run",), ("recommend",)])
+def test_help_is_there_under_its_short_name_too(call: Call, names: tuple[str, ...]) -> None:
+    ended = call(*names, "-h")
+    assert ended.code == 0
+    assert ended.out.startswith("Usage: ")
+
+
+def test_the_version_is_told(call: Call) -> None:
+    assert re.fullmatch(r"pareto-search, version \d+\.\d+\.\d+\n", call("--version").out)
+
+
+def test_no_command_at_all_shows_the_help(call: Call) -> None:
+    ended = call()
+    assert ended.code == 2
+    assert "Commands:" in ended.out + ended.err
+    assert "see --help" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["rnu"], "No such command 'rnu'"),
+        (["run"], "Missing argument 'CONFIG'"),
+        (["run", "search.yaml"], "Missing option '--out'"),
+        (["run", "search.yaml", "--out", "r", "--sed", "1"], "No such option"),
+        (["run", "search.yaml", "--out", "r", "--seed", "one"], "'one' is not a valid integer"),
+        (["resume", "r", "--minutes", "soon"], "'soon' is not a valid float"),
+        (["front"], "Missing argument 'RUN'"),
+        (["export", "r", "c0001-s00"], "Missing option '--to'"),
+        (["data", "fetch", "movielens"], "'movielens' is not 'movielens-100k'"),
+        (["evaluate", "e", "--split", "train"], "'train' is not one of"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_line_that_does_not_fit_gets_one_line(call: Call, arguments: list[str], complaint: str) -> None:
+    said = call(*arguments).complaint
+    assert complaint in said
+    assert re.search(r"\(see pareto-search.* --help\)$", said)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a base model and a config that fit."""
+    folder = tmp_path_factory.mktemp("material")
+    small.make(folder)
+    return folder
+
+
+Change = Callable[[dict[str, Any], Path], object]
+
+
+def replaced(file: str, old: str, new: str) -> Change:
+    def change(_: dict[str, Any], folder: Path) -> None:
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def added(file: str, line: str) -> Change:
+    return lambda _, folder: (folder / file).write_text((folder / file).read_text() + line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        pytest.param(
+            lambda config, _: config.update(serach=config.pop("search")),
+            "serach is no key; did you mean 'search'?",
+            id="misspelt section",
+        ),
+        pytest.param(
+            lambda config, _: config["search"].update(poplation=3),
+            "search.poplation is no key; did you mean 'population'?",
+            id="misspelt key",
+        ),
+        pytest.param(
+            lambda config, _: config["search"].update(colour="red"),
+            "search.colour is no key; expected one of: algorithm, candidate_timeout,",
+            id="unknown key",
+        ),
+        pytest.param(
+            lambda config, _: config["search"].update(candidates="many"),
+            "search.candidates is 'many'; expected a whole number",
+            id="not a number",
+        ),
+        pytest.param(
+            lambda config, _: config["objectives"][0].update(metric="ndgc@5"),
+            "metric 'ndgc' is unknown; did you mean 'ndcg'?",
+            id="misspelt metric",
+        ),
+        pytest.param(
+            lambda config, _: config["space"].update(rnak=3),
+            "space.rnak is no gene; did you mean 'rank'?",
+            id="misspelt gene",
+        ),
+        pytest.param(
+            lambda config, _: config["data"]["columns"].update(rating="stars"),
+            "ratings.csv has no column 'stars' (columns.rating); expected one of: item, rating, time, user",
+            id="missing column",
+        ),
+        pytest.param(
+            lambda config, _: config["data"].update(items="films.csv"),
+            "films.csv does not exist; check the path",
+            id="missing file",
+        ),
+        pytest.param(
+            lambda _, folder: (folder / "ratings.csv").write_text(""),
+            "ratings.csv has no rows; expected a header in the first line and rows under it",
+            id="empty file",
+        ),
+        pytest.param(
+            lambda _, folder: (folder / "ratings.csv").write_text("user,item,rating,time\n"),
+            "ratings.csv has no rows",
+            id="no rows",
+        ),
+        pytest.param(
+            replaced("ratings.csv", ",5,", ",five,"),
+            "'five' in column 'rating' is no number; expected a finite number as rating in every row",
+            id="rating that is no number",
+        ),
+        pytest.param(
+            added("items.csv", "i1,Again,drama"),
+            "items.csv, line 32: item id 'i1' has been given in line 2; expected one row for each item",
+            id="item given twice",
+        ),
+        pytest.param(
+            lambda config, _: config["model"].update(base="./nowhere"),
+            "base model './nowhere' is no folder; expected 'minilm', a local folder or a hub id",
+            id="base model that is not there",
+        ),
+        pytest.param(
+            lambda config, _: config["model"].update(base="nobody/nothing"),
+            "base model 'nobody/nothing' is neither a local folder nor reachable on the hub",
+            id="hub out of reach",
+        ),
+        pytest.param(
+            lambda _, folder: (folder / "base" / "model.safetensors").rename(folder / "base" / "model.bin"),
+            "no .safetensors file in",
+            id="pickled base model",
+        ),
+        pytest.param(
+            lambda config, _: config["workers"].update(gpus=64),
+            "2 workers with 64 GPUs each were asked for, but the cluster has 0 GPUs; lower workers.count",
+            id="more GPUs than there are",
+        ),
+    ],
+)
+def test_a_config_or_data_that_does_not_fit_gets_one_line(
+    call: Call, material: Path, tmp_path: Path, change: Change, complaint: str
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(material, folder)
+    config = yaml.safe_load((folder / "search.yaml").read_text())
+    config["space"] = {}
+    change(config, folder)
+    (folder / "search.yaml").write_text(yaml.safe_dump(config))
+    assert complaint in call("run", folder / "search.yaml", "--out", tmp_path / "run").complaint
+
+
+def test_a_config_that_is_not_there_or_no_yaml_gets_one_line(call: Call, tmp_path: Path) -> None:
+    assert "none.yaml cannot be read" in call("run", tmp_path / "none.yaml", "--out", tmp_path / "run").complaint
+    (tmp_path / "bad.yaml").write_text("name: [")
+    assert "is not valid YAML" in call("run", tmp_path / "bad.yaml", "--out", tmp_path / "run").complaint
+
+
+def test_what_is_left_out_of_the_data_is_counted(call: Call, material: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(material, folder)
+    added("items.csv", "i31,,")({}, folder)
+    added("ratings.csv", "lonely,i1,5,1\nlonely,i2,4,2\nu1,i31,3,99999\nu1,i99,3,99999")({}, folder)
+    shutil.rmtree(folder / "base")  # so that the search ends before it starts workers
+    config = folder / "search.yaml"
+    said = call("run", config, "--out", tmp_path / "run").out
+    assert "Left out users with fewer than 3 interactions: 1." in said
+    assert "Left out items without text: 1." in said
+    assert "Left out interactions of items without text: 1." in said
+    assert "Left out interactions of items that the items table lacks: 1." in said
+
+
+def test_a_damaged_download_gets_one_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARETO_SEARCH_CACHE", str(tmp_path))
+    folder = tmp_path / "movielens-100k"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"sha256": {"interactions.csv": "0" * 64, "items.csv": "0" * 64}}))
+    (folder / "interactions.csv").write_text("user_id,item_id,rating,timestamp\n1,1,1,")
+    said = call("data", "fetch", "movielens-100k").complaint
+    assert f"{folder} is damaged (interactions.csv has changed since it was fetched); delete that folder" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["front"],
+        ["plot"],
+        ["select"],
+        ["resume"],
+        ["evaluate", "c0001-s00"],
+        ["export", "c0001-s00", "--to", "x"],
+        ["recommend", "c0001-s00", "--user", "u1"],
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_run_folder_that_is_not_there_gets_one_line(call: Call, tmp_path: Path, arguments: list[str]) -> None:
+    command, *rest = arguments
+    said = call(command, tmp_path / "none", *rest).complaint
+    assert str(tmp_path / "none") in said
+    assert "expected a run folder" in said
+
+
+def test_a_run_folder_of_another_config_is_refused(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
+    said = call("run", undisturbed.config, "--out", undisturbed.run, "--seed", "1").complaint
+    assert said == f"{undisturbed.run} holds a search of another config; give --out another folder"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    said = call("run", undisturbed.config, "--out", tmp_path / "other").complaint
+    assert said == f"{tmp_path / 'other'} is not empty and holds no search; give --out a new folder"
+
+
+def test_a_search_shows_its_progress_and_at_the_end_its_front(undisturbed: Finished) -> None:
+    lines = undisturbed.said.splitlines()
+    progress = [
+        line for line in lines if re.search(r"\d of 8 candidates: front of \d+ entr(y|ies), hypervolume 0\.", line)
+    ]
+    assert len(progress) == 8
+    assert "left" in progress[0]
+    assert any(line.strip().startswith("entry") and "ndcg@5" in line for line in lines)
+    assert lines[-1] == f"Run folder: {undisturbed.run}; report: {undisturbed.run / 'report.html'}"
+
+
+def test_a_finished_search_is_shown_again_and_not_run_again(call: Call, undisturbed: Finished) -> None:
+    before = (undisturbed.run / "front.json").read_bytes()
+    ended = call("run", undisturbed.config, "--out", undisturbed.run)
+    assert ended.code == 0
+    assert "Starting workers" not in ended.out
+    assert (undisturbed.run / "front.json").read_bytes() == before
+
+
+def test_the_front_is_a_table_with_the_baselines_or_the_file_itself(call: Call, undisturbed: Finished) -> None:
+    written = json.loads((undisturbed.run / "front.json").read_text())
+    assert json.loads(call("front", undisturbed.run, "--json").out) == written
+    shown = call("front", undisturbed.run).out
+    for row in written["front"]:
+        assert row["entry"] in shown
+        assert f"{row['validation']['ndcg@5']:.4f} → {row['test']['ndcg@5']['mean']:.4f}" in shown
+    for name in ("popularity", "item-knn", "ease", "sasrec", "practitioner"):
+        assert name in shown
+
+
+def test_plot_writes_a_page_that_needs_no_network(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
+    page = tmp_path / "front.html"
+    assert call("plot", undisturbed.run, "--out", page).out == f"Wrote {page}\n"
+    assert not re.search(r'<(script|link)[^>]+(src|href)="http', page.read_text())
+    assert "cannot be written" in call("plot", undisturbed.run, "--out", tmp_path / "no" / "front.html").complaint
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        [],
+        ["--knee"],
+        ["--prefer", "ndcg@5=3,ild@5=1"],
+        ["--where", "ndcg@5>=0.0001", "--where", "ild@5 >= 0.1", "--best", "novelty@5"],
+    ],
+    ids=" ".join,
+)
+def test_select_names_one_entry_and_says_why(call: Call, undisturbed: Finished, rule: list[str]) -> None:
+    chosen = json.loads(call("select", undisturbed.run, *rule, "--json").out)
+    written = json.loads((undisturbed.run / "front.json").read_text())
+    assert {k: v for k, v in chosen.items() if k != "reason"} in written["front"]
+    shown = call("select", undisturbed.run, *rule).out
+    assert shown == f"{chosen['entry']}: {chosen['reason']}\n"
+
+
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [
+        (
+            ["--knee", "--prefer", "ndcg@5=1"],
+            "give one of --knee, --prefer WEIGHTS, or --where BOUND with --best METRIC",
+        ),
+        (["--where", "ndcg@5>=0.1"], "give one of --knee"),
+        (["--best", "ndcg@5"], "give one of --knee"),
+        (["--prefer", "ndcg"], "preference 'ndcg' is not of the form 'ndcg@10=3,ild@10=1'"),
+        (["--prefer", "ndgc@5=1"], "'ndgc@5' is no objective of this front; did you mean 'ndcg@5'?"),
+        (["--where", "ndcg@5 about 1", "--best", "ild@5"], "constraint 'ndcg@5 about 1' is not of the form"),
+        (["--where", "gini@5<=1", "--best", "ild@5"], "'gini@5' is no scored metric of this front"),
+        (["--where", "ndcg@5>=2", "--best", "ild@5"], "no entry keeps ndcg@5 >= 2; the nearest of"),
+        (["--where", "ndcg@5>=0", "--best", "gini@5"], "'gini@5' is no objective of this front"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wish_that_no_entry_can_fulfil_gets_one_line(
+    call: Call, undisturbed: Finished, rule: list[str], complaint: str
+) -> None:
+    assert complaint in call("select", undisturbed.run, *rule).complaint
+
+
+def chosen(undisturbed: Finished) -> dict[str, Any]:
+    """The entry of the front that blends most, for whose files most are needed."""
+    front = json.loads((undisturbed.run / "front.json").read_text())["front"]
+    entry: dict[str, Any] = max(front, key=lambda e: e["serving"]["ease"] + e["serving"]["sasrec"])
+    return entry
+
+
+def test_evaluate_finds_the_reported_test_scores_again(call: Call, undisturbed: Finished) -> None:
+    entry = chosen(undisturbed)
+    for part, reported in (
+        ("test", {n: s["mean"] for n, s in entry["test"].items()}),
+        ("validation", entry["validation"]),
+    ):
+        ended = call("evaluate", undisturbed.run, entry["entry"], "--split", part, "--json")
+        found = {name: score["mean"] for name, score in json.loads(ended.out).items()}
+        assert found == pytest.approx(reported, abs=1e-3)
+    shown = call("evaluate", undisturbed.run, entry["entry"]).out
+    assert f"{entry['entry']}  test  ndcg@5  {entry['test']['ndcg@5']['mean']:.4f}" in shown
+
+
+def test_an_exported_entry_is_evaluated_from_its_folder_alone(
+    call: Call, undisturbed: Finished, tmp_path: Path
+) -> None:
+    entry, to = chosen(undisturbed), tmp_path / "exported"
+    assert call("export", undisturbed.run, entry["entry"], "--to", to).out == f"Wrote {to}\n"
+    ended = call("evaluate", to, "--data", undisturbed.config, "--json")
+    assert ended.code == 0, ended.err
+    here = json.loads(ended.out)
+    again = json.loads(call("evaluate", undisturbed.run, entry["entry"], "--json").out)
+    shared = set(here) & set(again)
+    assert {n: here[n]["mean"] for n in shared} == pytest.approx({n: again[n]["mean"] for n in shared})
+    assert "give RUN ENTRY, or an ENTRY_FOLDER with --data" in call("evaluate", to).complaint
+    assert (
+        "is there already; give --to a new folder"
+        in call("export", undisturbed.run, entry["entry"], "--to", to).complaint
+    )
+
+
+def test_an_entry_is_exported_into_a_folder_of_any_name(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
+    to = tmp_path / "my exported entry"
+    ended = call("export", undisturbed.run, chosen(undisturbed)["entry"], "--to", to)
+    assert ended.code == 0, ended.err
+    assert (to / "adapter_config.json").is_file()
+
+
+def test_export_in_an_unknown_format_gets_one_line(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
+    said = call("export", undisturbed.run, chosen(undisturbed)["entry"], "--to", tmp_path / "x", "--format", "adaptor")
+    assert said.complaint == "format 'adaptor' is unknown; did you mean 'adapter'?"
+
+
+def test_recommend_gives_items_that_the_user_has_not_seen_with_titles_and_reasons(
+    call: Call, undisturbed: Finished
+) -> None:
+    name = chosen(undisturbed)["entry"]
+    history = [
+        r.split(",")[1] for r in (undisturbed.config.parent / "ratings.csv").read_text().split() if r.startswith("u7,")
+    ]
+    ended = call("recommend", undisturbed.run, name, "--user", "u7", "-k", "5", "--explain", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert len({r["item"] for r in found}) == 5
+    assert not {r["item"] for r in found} & set(history)
+    assert all(r["title"].startswith("The ") for r in found)
+    assert any(r["because"] for r in found)
+    as_list = call("recommend", undisturbed.run, name, "--history", ",".join(history), "-k", "5", "--explain", "--json")
+    assert json.loads(as_list.out) == found
+    shown = call("recommend", undisturbed.run, name, "--user", "u7", "-k", "5").out.splitlines()
+    assert [line.strip().startswith(f"{place}. The ") for place, line in enumerate(shown, 1)] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--user", "u99"], "user 'u99' is not in ratings; give --history 'ITEM,ITEM,…' for a new user"),
+        (["--history", "i1,i99"], "item 'i99' is not in ratings; expected ids as in its item table"),
+        (["--history", "i1", "-k", "30"], "-k is 30; expected 1 to 29"),
+        (["--history", "i1", "-k", "0"], "-k is 0; expected 1 to 29"),
+        ([], "give either --user ID or --history"),
+        (["--user", "u1", "--history", "i1"], "give either --user ID or --history"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_recommendations_that_cannot_be_made_get_one_line(
+    call: Call, undisturbed: Finished, arguments: list[str], complaint: str
+) -> None:
+    assert complaint in call("recommend", undisturbed.run, chosen(undisturbed)["entry"], *arguments).complaint
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["export", "--to", "x"], ["recommend", "--user", "u1"]])
+def test_an_entry_that_is_not_on_the_front_gets_one_line(call: Call, undisturbed: Finished, command: list[str]) -> None:
+    name = chosen(undisturbed)["entry"]
+    verb, *rest = command
+    assert (
+        f"entry '{name}x' is not on the front; did you mean '{name}'?"
+        in call(verb, undisturbed.run, f"{name}x", *rest).complaint
+    )
+
+
+def test_a_checkpoint_with_a_changed_byte_gets_one_line(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
+    run, entry = tmp_path / "run", chosen(undisturbed)
+    shutil.copytree(undisturbed.run, run)
+    weights = run / "checkpoints" / entry["candidate"] / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for command in (["evaluate"], ["export", "--to", tmp_path / "x"], ["recommend", "--user", "u1"]):
+        verb, *rest = command
+        said = call(str(verb), run, entry["entry"], *rest).complaint
+        assert "'adapter_model.safetensors' was changed" in said
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,89 @@
+"""Training windows: each transition is predicted once, from all that the window holds before it."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from pareto_search.recsys.split import Sequences
+from pareto_search.workers.batches import Batch, Batches
+
+LENGTHS = (1, 2, 3, 5, 6, 17, 40)
+TRANSITIONS = sum(length - 1 for length in LENGTHS)
+
+
+@pytest.fixture(scope="module")
+def train() -> Sequences:
+    """Users of various lengths; no item occurs twice anywhere, so an item says where it comes from."""
+    ends = np.cumsum([0, *LENGTHS]).astype(np.int64)
+    return Sequences(ends, np.random.default_rng(0).permutation(ends[-1]).astype(np.int32), None)
+
+
+def epoch(stream: Iterator[Batch]) -> list[Batch]:
+    """Batches until every transition had its turn; fails where they do not end there."""
+    batches, predicted = [], 0
+    while predicted < TRANSITIONS:
+        batches.append(next(stream))
+        predicted += int((batches[-1].targets >= 0).sum())
+    assert predicted == TRANSITIONS
+    return batches
+
+
+@pytest.mark.parametrize("history", [1, 4, 5, 50])
+def test_every_transition_is_predicted_once_an_epoch(train: Sequences, history: int) -> None:
+    stream = iter(Batches(train, history, size=3, seed=0))
+    everything = {(user, place) for user, length in enumerate(LENGTHS) for place in range(length - 1)}
+    for _ in range(4):
+        predicted: Counter[tuple[int, int]] = Counter()
+        for batch in epoch(stream):
+            for row, column in zip(*np.nonzero(batch.targets.numpy() >= 0), strict=True):
+                predicted[int(batch.users[row]), int(batch.starts[row] + column)] += 1
+        assert set(predicted) == everything
+        assert set(predicted.values()) == {1}
+
+
+@pytest.mark.parametrize("history", [1, 4, 50])
+def test_the_target_is_the_item_after(train: Sequences, history: int) -> None:
+    for batch in epoch(iter(Batches(train, history, size=3, seed=1))):
+        assert int(batch.lengths.max()) <= history
+        for row, user in enumerate(batch.users):
+            start, length = int(batch.starts[row]), int(batch.lengths[row])
+            own = train.of(user)
+            assert batch.items[row, :length].tolist() == own[start : start + length].tolist()
+            for column, target in enumerate(batch.targets[row].tolist()):
+                if target >= 0:
+                    assert column < length
+                    assert target == own[start + column + 1]
+
+
+def test_each_epoch_cuts_long_histories_elsewhere(train: Sequences) -> None:
+    stream = iter(Batches(train, 4, size=3, seed=0))
+    cuts = [{(int(u), int(s)) for b in epoch(stream) for u, s in zip(b.users, b.starts, strict=True)} for _ in range(3)]
+    assert len({frozenset(c) for c in cuts}) > 1
+
+
+def test_seen_is_the_whole_history_up_to_a_place_not_only_the_window(train: Sequences) -> None:
+    batches = Batches(train, 4, size=3, seed=0)
+    for batch in epoch(iter(batches)):
+        rows, places = np.nonzero(batch.targets.numpy() >= 0)
+        owner, item = batches.seen(batch, rows, places)
+        for query, (row, place) in enumerate(zip(rows, places, strict=True)):
+            expected = train.of(batch.users[row])[: batch.starts[row] + place + 1]
+            assert item[owner == query].tolist() == expected.tolist()
+            assert batch.targets[row, place] not in item[owner == query]
+
+
+@pytest.mark.parametrize("history", [1, 4, 50])
+def test_the_number_of_batches_an_epoch_is_about_right(train: Sequences, history: int) -> None:
+    batches = Batches(train, history, size=3, seed=0)
+    stream = iter(batches)
+    assert batches.per_epoch == pytest.approx(np.mean([len(epoch(stream)) for _ in range(5)]), abs=1)
+
+
+def test_a_seed_decides_the_stream(train: Sequences) -> None:
+    first, again, other = (
+        [b.items.tolist() for b in epoch(iter(Batches(train, 4, size=3, seed=seed)))] for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other

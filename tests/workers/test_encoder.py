@@ -1,0 +1,137 @@
+"""The encoder against plain transformers, which pads and masks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    DistilBertConfig,
+    LlamaConfig,
+    MPNetConfig,
+    Qwen3Config,
+    RobertaConfig,
+)
+
+from pareto_search.errors import CheckpointError
+from pareto_search.recsys.dataset import Dataset
+from pareto_search.workers import encoder as module
+from pareto_search.workers.base import MINILM_SHA256, Base, locate
+from pareto_search.workers.encoder import Encoder, precision
+
+SIZE = {"vocab_size": 40, "max_position_embeddings": 32, "pad_token_id": 0, "initializer_range": 0.3}
+BERT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+CONFIGS = {
+    "bert": BertConfig(**SIZE, **BERT),
+    "roberta": RobertaConfig(**SIZE, **BERT),
+    "mpnet": MPNetConfig(**SIZE, **BERT),
+    "distilbert": DistilBertConfig(**SIZE, dim=32, n_layers=3, n_heads=2, hidden_dim=64),
+    "llama": LlamaConfig(**SIZE, **BERT),
+    "qwen3": Qwen3Config(**SIZE, **BERT, num_key_value_heads=2, head_dim=16),
+}
+
+
+def plain(base: Base, texts: Sequence[str], max_tokens: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Mean pooling over padded texts with an attention mask, then L2 normalisation."""
+    model = AutoModel.from_pretrained(base.folder, dtype=dtype).eval()
+    batch = AutoTokenizer.from_pretrained(base.folder)(
+        list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+    )
+    with torch.no_grad():
+        hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
+    mask = batch["attention_mask"][..., None]
+    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def base(request: pytest.FixtureRequest, save_base: Callable[[Any], Base]) -> Base:
+    return save_base(CONFIGS[request.param])
+
+
+def test_frozen_vectors_are_those_of_plain_transformers(base: Base, toy: Dataset) -> None:
+    ours = Encoder(base, toy.texts, max_tokens=16, layers=2).frozen
+    assert torch.allclose(ours, plain(base, toy.texts, 16), atol=1e-5)
+    assert (ours @ ours.T).min() < 0.95  # the texts do not all look alike
+
+
+def test_every_depth_of_the_cached_prefix_leads_to_the_same_vectors(base: Base, toy: Dataset) -> None:
+    ours = Encoder(base, toy.texts, max_tokens=16, layers=3)
+    for layers in (1, 2, 3):
+        assert torch.allclose(ours.catalogue(layers), ours.frozen, atol=1e-5)
+
+
+def test_long_texts_are_truncated_as_transformers_does(tiny_base: Base, toy: Dataset) -> None:
+    ours = Encoder(tiny_base, toy.texts, max_tokens=5, layers=1).frozen
+    assert torch.allclose(ours, plain(tiny_base, toy.texts, 5), atol=1e-5)
+
+
+def test_more_layers_than_the_model_has_are_all_of_them(tiny_base: Base, toy: Dataset) -> None:
+    assert Encoder(tiny_base, toy.texts, max_tokens=16, layers=1000).layers == 3
+
+
+def test_chunks_hold_each_item_once_and_only_items_of_one_length(
+    tiny_base: Base, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOKENS", 20)
+    ours = Encoder(tiny_base, toy.texts, max_tokens=16, layers=2)
+    lengths = np.array([len(t) for t in AutoTokenizer.from_pretrained(tiny_base.folder)(list(toy.texts))["input_ids"]])
+    items = np.array([19, 3, 4, 0, 7, 11, 12, 15, 16, 8])
+    chunks = list(ours.chunks(items))
+    assert sorted(np.concatenate(chunks).tolist()) == sorted(items.tolist())
+    for chunk in chunks:
+        assert len(set(lengths[chunk])) == 1
+        assert len(chunk) == 1 or len(chunk) * lengths[chunk[0]] <= 20
+    assert len(chunks) > len(set(lengths[items]))  # some length needed two
+
+
+def test_the_size_of_the_chunks_changes_no_vector(
+    encoder: Encoder, tiny_base: Base, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOKENS", 20)
+    chunked = Encoder(tiny_base, toy.texts, max_tokens=16, layers=3)
+    assert torch.allclose(chunked.frozen, encoder.frozen, atol=1e-6)
+    assert torch.allclose(chunked.catalogue(2), encoder.frozen, atol=1e-5)
+
+
+def test_the_packaged_minilm_is_what_plain_transformers_computes(minilm: Encoder, movielens: Dataset) -> None:
+    some = np.arange(0, len(movielens.texts), 40)
+    theirs = plain(minilm.base, [movielens.texts[i] for i in some], 32, minilm.dtype)
+    cosines = (minilm.frozen[some] * theirs).sum(1)
+    assert cosines.min() > 0.999
+    assert minilm.base.sha256 == MINILM_SHA256
+
+
+def test_a_wish_for_a_precision_is_obeyed() -> None:
+    assert precision("float32", "cpu") is torch.float32
+    assert precision("bfloat16", "cpu") is torch.bfloat16
+
+
+def test_a_base_without_safetensors_is_refused(tmp_path: Any) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file .* pickled weights are not loaded"):
+        locate(str(tmp_path))
+
+
+def test_a_base_that_is_nowhere_is_named() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"'\./nowhere' is no folder; expected 'minilm', a local folder or a hub id"
+    ):
+        locate("./nowhere")
+
+
+def test_a_hub_id_without_a_hub_is_one_line(tmp_path: Any) -> None:
+    with pytest.raises(CheckpointError, match="'nobody/nothing' is neither a local folder nor reachable") as raised:
+        locate("nobody/nothing")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_config_is_one_line(tmp_path: Any) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot be loaded") as raised:
+        Encoder(locate(str(tmp_path)), ["a text"], max_tokens=8, layers=1)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,162 @@
+"""Adapters: put in, taken out, and as files that PEFT reads."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, DistilBertConfig
+
+from pareto_search.errors import CheckpointError
+from pareto_search.recsys.dataset import Dataset
+from pareto_search.workers.base import Base
+from pareto_search.workers.encoder import Encoder
+from pareto_search.workers.lora import Adapter, LoraShape, attached, loaded
+
+SHAPE = LoraShape(rank=4, alpha=16.0, dropout=0.0, targets="query_value", layers=2)
+SELF = "attention.self"
+DENSE = ("attention.output.dense", "intermediate.dense", "output.dense")
+
+
+def stir(adapter: Adapter) -> None:
+    """Moves an adapter away from its start, where B is zero."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for _, module in adapter.named():
+            module.B.normal_(std=0.3)
+
+
+def state(encoder: Encoder) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
+
+
+def write(files: dict[str, bytes], folder: Path) -> Path:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_taken_out_an_adapter_leaves_the_base_bit_for_bit(encoder: Encoder) -> None:
+    before, vectors = state(encoder), encoder.catalogue(2)
+    with attached(encoder, SHAPE) as adapter:
+        stir(adapter)
+        assert not torch.allclose(encoder.catalogue(2), vectors, atol=1e-3)
+    assert same(state(encoder), before)
+    assert torch.equal(encoder.catalogue(2), vectors)
+
+
+def test_an_error_inside_takes_the_adapter_out_too(encoder: Encoder) -> None:
+    before = state(encoder)
+    with pytest.raises(KeyError), attached(encoder, SHAPE):
+        raise KeyError
+    assert same(state(encoder), before)
+
+
+def test_a_fresh_adapter_is_the_identity(encoder: Encoder) -> None:
+    vectors = encoder.catalogue(3)
+    with attached(encoder, replace(SHAPE, targets="all", layers=3)) as adapter:
+        assert torch.equal(encoder.catalogue(3), vectors)
+        assert all(float(m.A.detach().abs().sum()) > 0 for _, m in adapter.named())
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers", "children"),
+    [
+        ("query_value", 1, [f"{SELF}.query", f"{SELF}.value"]),
+        ("query_value", 3, [f"{SELF}.query", f"{SELF}.value"]),
+        ("attention", 2, [f"{SELF}.query", f"{SELF}.key", f"{SELF}.value"]),
+        ("all", 2, [f"{SELF}.query", f"{SELF}.key", f"{SELF}.value", *DENSE]),
+    ],
+)
+def test_targets_and_layers_choose_the_maps(encoder: Encoder, targets: Any, layers: int, children: list[str]) -> None:
+    with attached(encoder, replace(SHAPE, targets=targets, layers=layers)) as adapter:
+        names = {name for name, _ in adapter.named()}
+    assert names == {f"encoder.layer.{i}.{child}" for i in range(3 - layers, 3) for child in children}
+
+
+def test_other_architectures_name_their_queries_and_values_otherwise(
+    save_base: Callable[[Any], Base], toy: Dataset
+) -> None:
+    config = DistilBertConfig(vocab_size=40, max_position_embeddings=32, dim=32, n_layers=2, n_heads=2, hidden_dim=64)
+    with attached(Encoder(save_base(config), toy.texts, max_tokens=16, layers=1), replace(SHAPE, layers=1)) as adapter:
+        assert {n for n, _ in adapter.named()} == {f"transformer.layer.1.attention.{c}_lin" for c in "qv"}
+
+
+def test_only_the_adapter_learns(encoder: Encoder) -> None:
+    with attached(encoder, SHAPE) as adapter:
+        stir(adapter)
+        items = next(iter(encoder.chunks(torch.arange(20).numpy())))
+        encoder.encode(items, 2).sum().backward()
+        assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in adapter.weights())
+        learning = {name for name, p in encoder.model.named_parameters() if p.requires_grad}
+        assert len(learning) == len(adapter.weights()) == 2 * 2 * 2
+        assert all(name.endswith((".A", ".B")) for name in learning)
+
+
+@pytest.mark.parametrize("targets", ["query_value", "attention", "all"])
+def test_peft_loads_the_files_and_computes_the_same_vectors(
+    encoder: Encoder, toy: Dataset, tmp_path: Path, targets: Any
+) -> None:
+    with attached(encoder, replace(SHAPE, targets=targets)) as adapter:
+        stir(adapter)
+        ours = encoder.catalogue(2)
+        write(adapter.files("tiny", None), tmp_path)
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(encoder.base.folder), tmp_path).eval()
+    batch = AutoTokenizer.from_pretrained(encoder.base.folder)(list(toy.texts), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    theirs = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert not torch.allclose(ours, encoder.frozen, atol=1e-3)
+
+
+def test_the_config_says_what_peft_wants_to_know(encoder: Encoder) -> None:
+    with attached(encoder, replace(SHAPE, dropout=0.125)) as adapter:
+        config = json.loads(adapter.files("owner/name", "v1")["adapter_config.json"])
+    wanted = {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION",
+        "r": 4,
+        "lora_alpha": 16.0,
+        "lora_dropout": 0.125,
+        "base_model_name_or_path": "owner/name",
+        "revision": "v1",
+    }
+    assert {name: config[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("targets", ["query_value", "all"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_loaded_files_are_the_adapter_that_was_saved(encoder: Encoder, targets: Any, layers: int) -> None:
+    with attached(encoder, replace(SHAPE, targets=targets, layers=layers)) as adapter:
+        stir(adapter)
+        saved = {name: (m.A.detach().clone(), m.B.detach().clone()) for name, m in adapter.named()}
+        vectors, files = encoder.catalogue(layers), adapter.files("tiny", None)
+    with loaded(encoder, files) as again:
+        found = dict(again.named())
+        assert all(torch.equal(found[n].A, a) and torch.equal(found[n].B, b) for n, (a, b) in saved.items())
+        assert again.shape.layers == layers
+        assert torch.equal(encoder.catalogue(layers), vectors)
+    assert torch.equal(encoder.catalogue(layers), Encoder.catalogue(encoder, layers))
+
+
+def test_an_adapter_of_another_base_is_refused(
+    encoder: Encoder, save_base: Callable[[Any], Base], toy: Dataset
+) -> None:
+    wide = BertConfig(vocab_size=40, hidden_size=48, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64)
+    other = Encoder(save_base(wide), toy.texts, max_tokens=16, layers=3)
+    with attached(other, SHAPE) as adapter:
+        files = adapter.files("other", None)
+    before = state(encoder)
+    with pytest.raises(CheckpointError, match="the adapter does not fit base model"), loaded(encoder, files):
+        pass
+    assert same(state(encoder), before)

@@ -1,0 +1,157 @@
+"""Losses against torch, against brute-force expectations and by hand."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pareto_search.objective import Objective
+from pareto_search.recsys import metrics
+from pareto_search.recsys.metrics import Ranked
+from pareto_search.recsys.statistics import ItemStatistics
+from pareto_search.workers.losses import SURROGATES, ItemTensors, Scalariser, cross_entropy, list_values
+
+ILD = Objective("ild@10", "maximise", reference=0.4, ideal=1.0)
+NOVELTY = Objective("novelty@10", "maximise", reference=0.1, ideal=0.8)
+GINI = Objective("gini@10", "minimise", reference=1.0, ideal=0.5)
+
+
+def statistics(n_items: int = 7, dtype: type = np.float32) -> ItemStatistics:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(n_items, 4))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    novelty, credibility = rng.random((2, n_items)).astype(dtype)
+    return ItemStatistics(np.zeros(n_items, np.int64), novelty, credibility, features.astype(dtype))
+
+
+def shares(rows: int = 3, n_items: int = 7) -> Tensor:
+    return torch.randn(rows, n_items, generator=torch.Generator().manual_seed(0)).softmax(1)
+
+
+def lists(*rows: list[int]) -> Ranked:
+    array = np.array(rows, np.int32)
+    return Ranked(array, np.zeros(array.shape, bool), np.ones(len(array), np.int64))
+
+
+@pytest.mark.parametrize("positions", [5, 512, 1300])
+def test_the_full_softmax_is_torchs_cross_entropy(positions: int) -> None:
+    generator = torch.Generator().manual_seed(positions)
+    states = torch.randn(positions, 8, generator=generator)
+    vectors = torch.randn(30, 8, generator=generator)
+    bias = torch.randn(30, generator=generator)
+    targets = torch.randint(0, 30, (positions,), generator=generator)
+    ours = [x.clone().requires_grad_() for x in (states, vectors, bias)]
+    theirs = [x.clone().requires_grad_() for x in (states, vectors, bias)]
+    loss = cross_entropy(*ours, targets)
+    expected = functional.cross_entropy(theirs[0] @ theirs[1].T + theirs[2], targets)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    (loss * 2.5).backward()
+    (expected * 2.5).backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_in_bfloat16_the_full_softmax_is_near() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states, vectors = torch.randn(300, 16, generator=generator), torch.randn(50, 16, generator=generator)
+    targets = torch.randint(0, 50, (300,), generator=generator)
+    loss = cross_entropy(states.bfloat16(), vectors, torch.zeros(50), targets)
+    assert float(loss) == pytest.approx(float(functional.cross_entropy(states @ vectors.T, targets)), rel=0.01)
+
+
+@pytest.mark.parametrize(("family", "metric"), [("novelty", metrics.novelty), ("credibility", metrics.credibility)])
+def test_a_mean_over_items_has_its_metrics_expectation(family: str, metric: metrics.Metric) -> None:
+    items, p = statistics(), shares()
+    alone = metric(lists(*([i] for i in range(7))), items)  # the metric of each list of one item
+    expected = np.mean([sum(float(p[q, i]) * alone[i] for i in range(7)) for q in range(3)])
+    assert float(SURROGATES[family](p, ItemTensors(items, "cpu"))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_expected_ild_is_its_metrics_expectation_over_all_pairs() -> None:
+    items, p = statistics(), shares()
+    expected = 0.0
+    for i, j in product(range(7), repeat=2):
+        if i != j:  # an item is at distance 0 from itself
+            distance = metrics.ild(lists([i, j]), items)[0]
+            expected += float((p[:, i] * p[:, j]).mean()) * distance
+    assert float(SURROGATES["ild"](p, ItemTensors(items, "cpu"))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_spread_is_1_where_all_items_share_alike_and_0_on_one_item() -> None:
+    items = ItemTensors(statistics(4), "cpu")
+    even, one = torch.full((2, 4), 0.25), torch.tensor([[0.0, 1, 0, 0]] * 2)
+    assert [float(SURROGATES["coverage"](p, items)) for p in (even, one)] == pytest.approx([1, 0], abs=1e-6)
+    assert [float(SURROGATES["gini"](p, items)) for p in (even, one)] == pytest.approx([0, 1], abs=1e-6)
+
+
+def test_the_spread_is_that_of_the_mean_user() -> None:
+    # One user on each of two of four items: the mean is even over two, with entropy log 2 of at most log 4.
+    p = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0]])
+    assert float(SURROGATES["coverage"](p, ItemTensors(statistics(4), "cpu"))) == pytest.approx(0.5)
+
+
+def test_a_seen_item_has_no_share_in_any_list_value() -> None:
+    items = statistics()
+    logits = torch.zeros(1, 7)
+    logits[0, [0, 2, 3, 5, 6]] = -math.inf
+    values = list_values(logits, ItemTensors(items, "cpu"), [Objective("ndcg@10", "maximise", 0, 1), ILD, NOVELTY])
+    assert set(values) == {"ild@10", "novelty@10"}
+    assert float(values["novelty@10"]) == pytest.approx((items.novelty[1] + items.novelty[4]) / 2, abs=1e-6)
+    # Both drawn from {1, 4}: different with probability 1/2.
+    assert float(values["ild@10"]) == pytest.approx((1 - items.features[1] @ items.features[4]) / 2, abs=1e-6)
+
+
+def test_a_data_set_without_ratings_has_tensors_too() -> None:
+    rated = statistics()
+    unrated = ItemStatistics(rated.users, rated.novelty, None, rated.features)
+    assert float(SURROGATES["credibility"](shares(), ItemTensors(unrated, "cpu"))) == 0
+
+
+@pytest.mark.parametrize("family", list(SURROGATES))
+def test_the_gradient_of_each_surrogate_is_its_slope(family: str) -> None:
+    items = ItemTensors(statistics(dtype=np.float64), "cpu")
+    logits = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: SURROGATES[family](x.softmax(1), items), (logits,))
+
+
+def scalarised(kind: str, weights: dict[str, float], *steps: tuple[float, dict[str, float]]) -> float:
+    """The loss of the last step."""
+    scalarise = Scalariser(kind, weights, [ILD, NOVELTY, GINI])  # type: ignore[arg-type]
+    losses = [scalarise(torch.tensor(a), {n: torch.tensor(v) for n, v in values.items()}) for a, values in steps]
+    return float(losses[-1])
+
+
+# ILD of 0.7 is half way from 0.4 to 1; novelty of 0.1 is at its floor; Gini of 0.6 is 4/5 of the way from 1 to 0.5.
+VALUES = {"ild@10": 0.7, "novelty@10": 0.1, "gini@10": 0.6}
+WEIGHTS = {"ild@10": 0.2, "novelty@10": 0.3, "gini@10": 0.5}
+TERMS = [0.2 * 0.5, 0.3 * 1.0, 0.5 * 0.2]
+
+
+def test_the_weighted_sum_by_hand() -> None:
+    # The first batch's accuracy counts as 1, a later one by how many nats it has gained since.
+    assert scalarised("weighted_sum", WEIGHTS, (6.0, VALUES)) == pytest.approx(1.0 + sum(TERMS))
+    assert scalarised("weighted_sum", WEIGHTS, (6.0, VALUES), (5.5, VALUES)) == pytest.approx(0.5 + sum(TERMS))
+
+
+def test_the_smoothed_tchebycheff_by_hand() -> None:
+    expected = 0.1 * math.log(sum(math.exp(term / 0.1) for term in [0.5, *TERMS]))
+    assert scalarised("tchebycheff", WEIGHTS, (6.0, VALUES), (5.5, VALUES)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_smoothed_tchebycheff_lies_just_above_the_largest_term() -> None:
+    loss = scalarised("tchebycheff", {**WEIGHTS, "ild@10": 2.0}, (6.0, {**VALUES, "ild@10": 0.1}))
+    largest = 2.0 * 1.5
+    assert largest <= loss <= largest + 0.1 * math.log(4)
+
+
+@pytest.mark.parametrize("kind", ["weighted_sum", "tchebycheff"])
+def test_the_gradient_of_a_scalarisation_is_its_slope(kind: str) -> None:
+    scalarise = Scalariser(kind, WEIGHTS, [ILD, NOVELTY, GINI])  # type: ignore[arg-type]
+    scalarise(torch.tensor(1.0), {})
+    inputs = tuple(torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.4, 0.7, 0.3, 0.6))
+    names = ("ild@10", "novelty@10", "gini@10")
+    assert torch.autograd.gradcheck(lambda a, *v: scalarise(a, dict(zip(names, v, strict=True))), inputs)

@@ -1,0 +1,142 @@
+"""The recommender against the written formulas, in plain NumPy from the files' plain names (see plain.py)."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plain
+import pytest
+import torch
+from safetensors.numpy import load
+
+from pareto_search.recsys.split import Sequences
+from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, last_items
+
+ATTENTION = Shape(n_items=25, width=16, history=6, tower="attention", text_width=9, item_embeddings=True)
+HISTORIES = [[3], [1, 2, 3, 4, 5, 6], [9, 8, 9], [0, 24, 0, 11, 17, 2, 5, 21, 3, 3]]
+
+
+def sequences(rows: Sequence[Sequence[int]]) -> Sequences:
+    ends = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
+    return Sequences(ends, np.array([i for row in rows for i in row], np.int32), None)
+
+
+def stirred(shape: Shape) -> Recommender:
+    """A recommender whose parameters are all far from their start."""
+    torch.manual_seed(0)
+    model = Recommender(shape).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+        model.temperature.fill_(0.8)
+    return model
+
+
+def texts(shape: Shape) -> torch.Tensor | None:
+    width = shape.text_width
+    return torch.randn(shape.n_items, width, generator=torch.Generator().manual_seed(1)) if width else None
+
+
+def changed(**given: Any) -> Shape:
+    return Shape(**{**ATTENTION.__dict__, **given})
+
+
+SHAPES = {
+    "attention": ATTENTION,
+    "text only": changed(item_embeddings=False),
+    "IDs only": changed(text_width=0),
+    "decayed mean": changed(tower="decayed_mean"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_scores_are_the_written_formula_on_the_files(shape: Shape) -> None:
+    model, text = stirred(shape), texts(shape)
+    files = model.files({"pooling": "mean"})
+    ours = TowerScorer.of(model, text).scores(sequences(HISTORIES))
+    notes, tensors = json.loads(files["recommender.json"]), load(files["recommender.safetensors"])
+    theirs = plain.scores(notes, tensors, None if text is None else text.numpy(), HISTORIES)
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert np.std(theirs) > 0.5
+
+
+def test_the_names_in_the_file_are_plain() -> None:
+    linear = ("projection", "attention_in", "attention_out", "feed_in", "feed_out")
+    norms = ("attention_norm", "feed_norm", "final_norm")
+    pairs = {f"{name}.{part}" for name in (*linear, *norms) for part in ("weight", "bias")}
+    expected = pairs | {"item_bias", "item_embedding", "position", "temperature"}
+    assert set(load(stirred(ATTENTION).files({})["recommender.safetensors"])) == expected
+
+
+@pytest.mark.parametrize("tower", ["attention", "decayed_mean"])
+def test_a_user_is_the_same_alone_as_beside_longer_ones(tower: Any) -> None:
+    model = stirred(changed(tower=tower))
+    scorer = TowerScorer.of(model, texts(ATTENTION))
+    together = scorer.users(sequences(HISTORIES))
+    for row, history in enumerate(HISTORIES):
+        assert torch.allclose(scorer.users(sequences([history]))[0], together[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("tower", ["attention", "decayed_mean"])
+def test_training_and_serving_see_the_same_states(tower: Any) -> None:
+    # In training a window may be shorter than the longest history, and has a state after each item.
+    model, text = stirred(changed(tower=tower)), texts(ATTENTION)
+    vectors = model.item_vectors(text)
+    states = model.states(torch.tensor([[4, 7, 1], [2, 0, 0]]), torch.tensor([3, 1]), vectors)
+    prefixes = sequences([[4], [4, 7], [4, 7, 1], [2]])
+    expected = TowerScorer.of(model, text).users(prefixes)
+    found = torch.stack([states[0, 0], states[0, 1], states[0, 2], states[1, 0]])
+    if tower == "decayed_mean":
+        assert torch.allclose(found, expected, atol=1e-5)
+    else:  # a position counts from the window's end, so only the last state is what serving sees
+        assert torch.allclose(found[2:], expected[2:], atol=1e-5)
+
+
+def test_what_lies_before_the_window_changes_nothing() -> None:
+    scorer = TowerScorer.of(stirred(ATTENTION), texts(ATTENTION))
+    long, short = scorer.users(sequences([[7, 7, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]]))
+    assert torch.allclose(long, short, atol=1e-6)
+
+
+def test_a_user_without_history_gets_the_items_biases() -> None:
+    model = stirred(ATTENTION)
+    scores = TowerScorer.of(model, texts(ATTENTION)).scores(sequences([[], [3]]))
+    assert scores[0] == pytest.approx(model.item_bias.detach().numpy(), abs=1e-6)
+
+
+def test_a_saved_recommender_is_loaded_bit_for_bit() -> None:
+    model = stirred(ATTENTION)
+    files = model.files({"note": "kept"})
+    again = Recommender.loaded(files)
+    assert again.shape == ATTENTION
+    assert again.files({"note": "kept"}) == files
+    scored, expected = (TowerScorer.of(m, texts(ATTENTION)).scores(sequences(HISTORIES)) for m in (again, model))
+    assert np.array_equal(scored, expected)
+
+
+def test_the_notes_stand_beside_the_shape() -> None:
+    notes = json.loads(stirred(ATTENTION).files({"pooling": "mean"})["recommender.json"])
+    assert notes == {**ATTENTION.__dict__, "pooling": "mean"}
+
+
+def test_centred_the_mean_text_maps_to_zero() -> None:
+    model, text = stirred(ATTENTION), texts(ATTENTION)
+    assert text is not None
+    model.centre(text)
+    assert torch.allclose(model.projection(text).mean(0), torch.zeros(16), atol=1e-5)
+
+
+def test_in_training_some_items_go_without_their_id() -> None:
+    model, text = stirred(ATTENTION).train(), texts(ATTENTION)
+    torch.manual_seed(0)
+    moved = (model.item_vectors(text, 0.4) - model.projection(text)).abs().sum(1) > 1e-4
+    assert 0 < int(moved.sum()) < 25
+    model.eval()
+    assert torch.equal(model.item_vectors(text, 0.4), model.item_vectors(text))
+
+
+def test_the_last_items_are_padded_on_the_right() -> None:
+    items, lengths = last_items(sequences([[5], [], [1, 2, 3, 4]]), 3)
+    assert items.tolist() == [[5, 0, 0], [0, 0, 0], [2, 3, 4]]
+    assert lengths.tolist() == [1, 0, 3]

@@ -1,0 +1,188 @@
+"""A worker in this process, from the components to a candidate's result."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from pareto_search.candidate import Attempt, Candidate
+from pareto_search.recsys.dataset import Dataset
+from pareto_search.recsys.split import Split
+from pareto_search.workers import worker as module
+from pareto_search.workers.base import Base
+from pareto_search.workers.evaluate import component, score, scorer
+from pareto_search.workers.worker import Result, Worker, Workload
+
+NAMES = ("ease", "sasrec", "warm-start")
+
+
+@pytest.fixture(scope="module")
+def worker(workload: Workload) -> Worker:
+    return equipped(workload)
+
+
+def equipped(workload: Workload) -> Worker:
+    worker = Worker(workload)
+    worker.equip({name: files for name in NAMES if (files := worker.fit(name)) is not None})
+    return worker
+
+
+@pytest.fixture(scope="module")
+def attempt(genes: dict[str, Any]) -> Attempt:
+    return Attempt(Candidate("c0003", genes), number=2)
+
+
+@pytest.fixture(scope="module")
+def result(worker: Worker, attempt: Attempt) -> Result:
+    return worker.run(attempt)
+
+
+def test_the_first_evaluation_is_the_checkpoint_alone(result: Result, workload: Workload) -> None:
+    assert [e.setting for e in result.evaluations] == list(range(workload.serving_settings + 1))
+    assert result.evaluations[0].serving == {}
+    assert all(set(e.serving) == {g.name for g in workload.space.genes} for e in result.evaluations[1:])
+    assert {(e.candidate, e.attempt, e.steps) for e in result.evaluations} == {("c0003", 2, 3)}
+
+
+def test_the_raw_values_are_those_of_the_files_by_brute_force(worker: Worker, result: Result, toy_split: Split) -> None:
+    validation = toy_split.validation
+    scores = scorer(result.files, worker.encoder).scores(validation.history)
+    gains = []
+    for user in range(len(validation.users)):
+        scores[user, validation.history.of(user)] = -np.inf
+        (place,) = np.flatnonzero(np.argsort(-scores[user])[:5] == validation.targets.of(user)[0]).tolist() or [None]
+        gains.append(0.0 if place is None else 1 / np.log2(place + 2))
+    assert result.evaluations[0].values["ndcg@5"] == pytest.approx(np.mean(gains))
+
+
+def test_every_setting_is_reproduced_from_the_files(worker: Worker, result: Result, workload: Workload) -> None:
+    fresh = Worker(workload)
+    components = {name: component(worker_files, fresh.encoder) for name, worker_files in fitted(worker).items()}
+    again = score(
+        workload.split.validation,
+        fresh.items,
+        {"model": scorer(result.files, fresh.encoder), **components},
+        [e.serving for e in result.evaluations],
+        workload.metrics,
+    )
+    for evaluation, scores in zip(result.evaluations, again, strict=True):
+        assert {name: s["mean"] for name, s in scores.items()} == pytest.approx(dict(evaluation.values), abs=1e-6)
+
+
+def fitted(worker: Worker) -> dict[str, dict[str, bytes]]:
+    """The components that entries blend in, trained once more."""
+    return {name: files for name in ("ease", "sasrec") if (files := worker.fit(name)) is not None}
+
+
+def test_the_test_part_is_scored_from_the_files_alone(worker: Worker, result: Result, workload: Workload) -> None:
+    settings = [{}, {"ease": 0.5, "diversity": 0.3}]
+    first = worker.test(result.files, settings)
+    assert equipped(workload).test(result.files, settings) == first
+    for scores in first:
+        assert set(scores) == set(workload.metrics)
+        assert all(s["low"] <= s["mean"] <= s["high"] for s in scores.values())
+    assert first[0] != first[1]
+
+
+def test_the_files_are_complete(result: Result, worker: Worker, workload: Workload, genes: dict[str, Any]) -> None:
+    assert set(result.files) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "recommender.json",
+        "recommender.safetensors",
+    }
+    notes = json.loads(result.files["recommender.json"])
+    assert notes["base"] == {"id": workload.base, "revision": None, "sha256": worker.base_sha256()}
+    assert notes["pooling"] == "mean over tokens, then unit length"
+    assert (notes["dtype"], notes["max_item_tokens"], notes["history"]) == ("float32", 16, 6)
+    assert (notes["candidate"], notes["genes"], notes["steps"]) == ("c0003", genes, 3)
+    assert notes["items"] == [str(i) for i in range(20)]
+
+
+def test_a_candidate_gives_the_same_files_on_whichever_worker_and_attempt(
+    result: Result, workload: Workload, attempt: Attempt
+) -> None:
+    again = equipped(workload).run(replace(attempt, number=1))
+    assert again.files == result.files
+    assert [e.values for e in again.evaluations] == [e.values for e in result.evaluations]
+
+
+def test_another_candidate_with_the_same_genes_has_a_seed_of_its_own(
+    worker: Worker, result: Result, genes: dict[str, Any]
+) -> None:
+    other = worker.run(Attempt(Candidate("c0004", genes)))
+    assert other.files["recommender.safetensors"] != result.files["recommender.safetensors"]
+
+
+def test_a_worker_that_was_taught_starts_from_the_known_settings(
+    workload: Workload, worker: Worker, attempt: Attempt
+) -> None:
+    known = {g.name: 0.25 for g in workload.space.genes}
+    worker.teach([known])
+    try:
+        first, second, *_ = worker.run(attempt).evaluations
+    finally:
+        worker.teach(())
+    assert first.serving == {}
+    assert second.serving == pytest.approx(known)
+
+
+def test_each_baseline_has_values(worker: Worker, workload: Workload) -> None:
+    names = ("popularity", "item-knn", "ease", "sasrec", "frozen-encoder", "warm-start")
+    values = {name: worker.baseline(name) for name in names}
+    assert all(set(v) == set(workload.metrics) for v in values.values())
+    # What follows what is all that there is to know here, and only SASRec and the warm start look at the order.
+    assert min(values[n]["ndcg@5"] for n in ("sasrec", "warm-start")) > values["popularity"]["ndcg@5"]
+    assert worker.test_baseline("popularity", [{}])[0]["ndcg@5"]["mean"] > 0
+
+
+def test_a_baselines_curve_starts_with_the_baseline_and_blends_only_what_is_named(
+    worker: Worker, workload: Workload
+) -> None:
+    plain, blended = worker.curve("sasrec", (), 10), worker.curve("sasrec", ("ease",), 10)
+    assert len(plain) == len(blended) == 11
+    assert plain[0][1] == blended[0][1] == worker.baseline("sasrec")
+    assert {name for s, _ in plain for name in s} == {"diversity", "novelty", "credibility"}
+    assert {name for s, _ in blended for name in s} == {"diversity", "novelty", "credibility", "ease"}
+
+
+def test_ease_is_left_out_where_the_catalogue_is_too_large_for_it(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGEST_EASE", 19)
+    assert worker.fit("ease") is None
+
+
+def test_sasrec_reads_no_text_whatever_the_tower(workload: Workload) -> None:
+    other = Worker(replace(workload, tower="decayed_mean"))
+    sasrec, warm = other.fit("sasrec"), other.fit("warm-start")
+    assert sasrec is not None
+    assert warm is not None
+    assert "projection.weight" not in load(sasrec["recommender.safetensors"])
+    assert "position" in load(sasrec["recommender.safetensors"])
+    assert "position" not in load(warm["recommender.safetensors"])
+
+
+def test_with_the_decayed_mean_a_candidate_runs_too(workload: Workload, attempt: Attempt) -> None:
+    result = equipped(replace(workload, tower="decayed_mean", serving_settings=2)).run(attempt)
+    assert json.loads(result.files["recommender.json"])["tower"] == "decayed_mean"
+    assert all(np.isfinite(v) for e in result.evaluations for v in e.values.values())
+
+
+def test_distances_come_from_the_categories_where_there_are_any(worker: Worker, toy: Dataset) -> None:
+    assert toy.categories is not None
+    # Item 6 is comedy and drama, item 9 is drama: their cosine is 1 / √2.
+    assert (toy.categories[6], toy.categories[9]) == (("comedy", "drama"), ("drama",))
+    assert worker.items.features[6] @ worker.items.features[9] == pytest.approx(0.5**0.5)
+
+
+def test_without_categories_distances_come_from_the_frozen_text_vectors(workload: Workload) -> None:
+    bare = Worker(replace(workload, categories=None))
+    assert bare.items.features == pytest.approx(bare.encoder.frozen.numpy(), abs=1e-6)
+
+
+def test_the_base_is_named_by_its_bytes(worker: Worker, tiny_base: Base) -> None:
+    assert worker.base_sha256() == tiny_base.sha256
