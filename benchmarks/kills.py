@@ -21,7 +21,7 @@ from benchmarks import small
 from pareto_search import load_front
 from pareto_search.store import Store
 
-SEARCH = {"candidates": 8, "steps": 100}
+SEARCH = {"candidates": 8, "steps": 30}
 """Candidates that take about a second, so that many kills find one under way."""
 
 

@@ -4,14 +4,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from pareto_search import search
 from pareto_search.results import Document
+
+if TYPE_CHECKING:
+    from pareto_search import search  # loads torch, for which --help need not wait
 
 
 class Live:
@@ -28,7 +30,7 @@ class Live:
         else:
             print(f"[{_duration(time.monotonic() - self._began)}] {text}", flush=True)
 
-    def progress(self, now: search.Progress) -> None:
+    def progress(self, now: "search.Progress") -> None:
         """A candidate has ended."""
         left = "" if now.left is None else f", about {_duration(now.left)} left"
         failed = f", {now.failed} failed" if now.failed else ""

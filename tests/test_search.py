@@ -3,7 +3,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -315,8 +315,11 @@ class Clock:
         monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def slow(self, seconds: float) -> Deed:
-        def deed(_: Attempt) -> None:
+        """Attempts of which one ends after so many seconds, while another one is under way: each takes two such times."""
+
+        def deed(attempt: Attempt) -> Outcome:
             self.now += seconds
+            return Outcome(attempt, replace(result(attempt), seconds=2 * seconds), seconds=2 * seconds)
 
         return deed
 

@@ -124,9 +124,10 @@ class Worker:
 
     def equip(self, components: Components) -> None:
         """Takes the components that were fitted, here or elsewhere."""
-        self._start = Recommender.loaded(components["warm-start"]).to(self.device)
         self.components = {n: component(f, self.encoder) for n, f in components.items() if n != "warm-start"}
-        self._warm = scorer(components["warm-start"], self.encoder)
+        if "warm-start" in components:
+            self._start = Recommender.loaded(components["warm-start"]).to(self.device)
+            self._warm = scorer(components["warm-start"], self.encoder)
 
     def teach(self, known: Sequence[Genes]) -> None:
         """Takes the settings from which each candidate's inner search starts."""

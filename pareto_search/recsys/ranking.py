@@ -103,7 +103,8 @@ def search_settings(
     """
     genes = space.genes
     rng = np.random.default_rng(seed)
-    vectors = [np.array([space.to_unit(k) for k in known[:count]]).reshape(-1, len(genes))]
+    known = known[:count]
+    vectors = [np.array([space.to_unit(k) for k in known]).reshape(len(known), len(genes))]
     if not known and genes:
         vectors.append(qmc.Sobol(len(genes), rng=rng).random_base2(max(0, int(count / 4).bit_length() - 1))[:count])
     tried = np.concatenate([np.zeros((1, len(genes))), *vectors])

@@ -3,7 +3,7 @@
 A setting costs one pass over cached scores and no training, so one checkpoint becomes a curve of entries.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,10 @@ def _best(scores: Floats, size: int) -> tuple[NDArray[np.int32], Floats]:
     pool = np.argpartition(-scores, size - 1, axis=1)[:, :size]
     pool.sort(axis=1)
     relevance = np.take_along_axis(scores, pool, 1)
+    # Of items that tie for the last place, a partition takes any.
+    for row in np.flatnonzero(np.count_nonzero(scores >= relevance.min(1, keepdims=True), 1) > size):
+        pool[row] = np.sort(np.argsort(-scores[row], kind="stable")[:size])
+        relevance[row] = scores[row, pool[row]]
     order = np.argsort(-relevance, axis=1, kind="stable")
     return np.take_along_axis(pool, order, 1).astype(np.int32), np.take_along_axis(relevance, order, 1)
 
@@ -83,7 +87,8 @@ def _diversify(
     finite = np.isfinite(relevance)
     low = np.where(finite, relevance, np.inf).min(1, keepdims=True)
     span = np.maximum(relevance[:, :1] - low, 1e-9)
-    gain = np.where(finite, (1 - diversity) * (relevance - low) / span, -np.inf).astype(np.float32)
+    # What must not be shown comes after all else, but before what is in the list already.
+    gain = np.where(finite, (1 - diversity) * (relevance - low) / span, -1e9).astype(np.float32)
     pooled = features[pool]
     rows = np.arange(len(pool))
     lists = np.empty((len(pool), k), np.int32)
@@ -95,10 +100,3 @@ def _diversify(
         gain[rows, taken] = -np.inf
         similar += (pooled @ pooled[rows, taken][:, :, None])[:, :, 0]
     return lists
-
-
-def mask(seen_rows: NDArray[np.int64], seen_items: NDArray[np.int32], shape: Sequence[int]) -> NDArray[np.bool_]:
-    """A boolean matrix that is true at the given positions."""
-    seen = np.zeros(tuple(shape), bool)
-    seen[seen_rows, seen_items] = True
-    return seen

@@ -54,7 +54,7 @@ def _credibility(train: Sequences, n_items: int) -> Floats | None:
         return None
     counts = np.bincount(train.items, minlength=n_items)
     sums = np.bincount(train.items, weights=train.ratings, minlength=n_items)
-    weight, mean = len(train.items) / n_items, float(train.ratings.mean())
+    weight, mean = len(train.items) / n_items, float(train.ratings.mean(dtype=np.float64))
     low, high = float(train.ratings.min()), float(train.ratings.max())
     average = (weight * mean + sums) / (weight + counts)
     return ((average - low) / max(high - low, 1e-9)).astype(np.float32)

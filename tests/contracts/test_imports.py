@@ -121,7 +121,7 @@ def test_search_takes_only_the_executors_protocol_and_its_outcome_from_workers()
         if isinstance(s, ast.ImportFrom) and (s.module or "").startswith("pareto_search.workers")
         for alias in s.names
     }
-    assert taken == {("pareto_search.workers.pool", "Executor"), ("pareto_search.workers.pool", "Outcome")}
+    assert taken == {("pareto_search.workers.executor", "Executor"), ("pareto_search.workers.executor", "Outcome")}
 
 
 def test_the_loop_knows_no_face_and_only_faces_know_launch() -> None:

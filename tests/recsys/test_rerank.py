@@ -1,5 +1,7 @@
 """Blending and re-ranking, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -97,8 +99,8 @@ def test_no_item_comes_twice_even_where_nearly_all_are_seen(diversity: float) ->
 def test_ties_go_to_the_lower_index(setting: dict[str, float]) -> None:
     tied = np.zeros((2, 500), np.float32)
     tied[1, 3::7] = 1.0
-    lists = rerank(tied, many(500), {"diversity": 0.0}, 10)
-    assert lists.tolist() == [list(range(10)), list(range(3, 73, 7))]
+    items = replace(many(500), features=np.eye(500, dtype=np.float32))  # all equally far apart
+    assert rerank(tied, items, setting, 10).tolist() == [list(range(10)), list(range(3, 73, 7))]
 
 
 def test_standardised_scores_have_mean_0_and_deviation_1_over_the_unseen() -> None:

@@ -76,7 +76,7 @@ def test_more_layers_than_the_model_has_are_all_of_them(tiny_base: Base, toy: Da
 def test_chunks_hold_each_item_once_and_only_items_of_one_length(
     tiny_base: Base, toy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TOKENS", 20)
+    monkeypatch.setattr(module, "TOKENS", 15)
     ours = Encoder(tiny_base, toy.texts, max_tokens=16, layers=2)
     lengths = np.array([len(t) for t in AutoTokenizer.from_pretrained(tiny_base.folder)(list(toy.texts))["input_ids"]])
     items = np.array([19, 3, 4, 0, 7, 11, 12, 15, 16, 8])
@@ -84,7 +84,7 @@ def test_chunks_hold_each_item_once_and_only_items_of_one_length(
     assert sorted(np.concatenate(chunks).tolist()) == sorted(items.tolist())
     for chunk in chunks:
         assert len(set(lengths[chunk])) == 1
-        assert len(chunk) == 1 or len(chunk) * lengths[chunk[0]] <= 20
+        assert len(chunk) == 1 or len(chunk) * lengths[chunk[0]] <= 15
     assert len(chunks) > len(set(lengths[items]))  # some length needed two
 
 
