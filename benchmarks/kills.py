@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import small
 from pareto_search import load_front
+from pareto_search.errors import RunError
 from pareto_search.store import Store
 
 SEARCH = {"candidates": 8, "steps": 30}
@@ -55,9 +56,10 @@ def essence(run: Path) -> list[Mapping[str, Any]]:
 
 def finished(run: Path) -> dict[str, tuple[int, int]]:
     """Candidate -> the attempt that finished it, and how many evaluations it has."""
-    if not (run / "search.yaml").is_file():
+    try:
+        store = Store.open(run / "search.db")
+    except RunError:  # it has not begun
         return {}
-    store = Store.open(run / "search.db")
     evaluations = store.evaluations()
     found = {
         a.candidate: (a.number, sum((e.candidate, e.attempt) == (a.candidate, a.number) for e in evaluations))

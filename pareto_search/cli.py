@@ -13,9 +13,10 @@ from pareto_search import __version__, decide, display, entry, results
 from pareto_search.config import SearchConfig
 from pareto_search.errors import ConfigError, ParetoSearchError
 from pareto_search.objective import Constraint, Objective
-from pareto_search.plots import pairwise, write
+from pareto_search.plots import pairwise
 from pareto_search.recsys import fetch
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
+from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.store import Store
 

@@ -15,9 +15,9 @@ from pareto_search.candidate import Evaluation
 from pareto_search.config import SearchConfig
 from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
 from pareto_search.objective import is_feasible
-from pareto_search.plots import write
 from pareto_search.recsys.dataset import Dataset, load
 from pareto_search.recsys.split import Split, split
+from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.results import Document
 from pareto_search.search import Progress, Search

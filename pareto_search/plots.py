@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import cycle
-from pathlib import Path
 from typing import Any, Literal
 
 import plotly.graph_objects as go
@@ -17,7 +16,7 @@ from plotly.subplots import make_subplots
 from scipy.stats import spearmanr
 
 from pareto_search.candidate import Evaluation, GeneValue
-from pareto_search.errors import ConfigError, RunError, nearest
+from pareto_search.errors import ConfigError, nearest
 from pareto_search.objective import Objective
 
 Front = Mapping[str, Any]
@@ -43,14 +42,8 @@ _SYMBOLS = ("diamond", "square", "triangle-up", "cross", "x", "triangle-down", "
 _CURVES = {"warm-start": GREEN, "practitioner": ORANGE}
 _MOST_DOTS = 2000
 _MOST_GENES = 6
-_SHARPNESS = 2
-"""Pixels of a PNG for each of the figure's: the second is for dense screens."""
 _CORNER = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
 _BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.16, "yanchor": "top"}
-_NO_PNG = (
-    "PNG needs the 'png' extra and Chrome or Chromium: pip install 'pareto-search[png]' "
-    "and apt-get install chromium; or write .html"
-)
 _THEME = go.layout.Template(
     layout={
         "font": {
@@ -211,28 +204,6 @@ def timeline(points: Sequence[Moment], practitioner: float | None = None) -> go.
     )
 
 
-def write(content: go.Figure | str, path: Path) -> None:
-    """Writes a figure as a page of its own (.html) or a picture (.png, twice the figure's size), or a page as it is.
-
-    Raises:
-        ConfigError: the suffix is another, or a page was to become a picture.
-        RunError: the file cannot be written; or Kaleido, or the browser that it drives, is missing.
-    """
-    if path.suffix == ".html":
-        page = content if isinstance(content, str) else content.to_html(include_plotlyjs=True, config=CONFIG)
-        data = str(page).encode()
-    elif path.suffix == ".png" and not isinstance(content, str):
-        data = _png(content)
-    else:
-        raise ConfigError(f"cannot write '{path.name}'; expected a name that ends in .html, or .png for a figure")
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise RunError(
-            f"cannot write '{path}': {error.strerror}; expected a file name in a folder that exists"
-        ) from None
-
-
 def objectives_of(front: Front) -> list[Objective]:
     """The search's objectives, in the config's order."""
     return [Objective(o["name"], o["direction"], o["reference"], o["ideal"]) for o in front["objectives"]]
@@ -387,24 +358,3 @@ def _gene_axis(name: str, values: Sequence[GeneValue]) -> dict[str, Any]:
 def _correlation(a: Sequence[float], b: Sequence[float]) -> float:
     """Spearman's; 0 where one side does not vary."""
     return float(spearmanr(a, b).statistic) if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
-
-
-def _png(figure: go.Figure) -> bytes:
-    try:
-        import kaleido  # type: ignore[import-untyped]
-        from kaleido.errors import BrowserFailedError, ChromeNotFoundError  # type: ignore[import-untyped]
-    except ImportError:
-        raise RunError(_NO_PNG) from None
-    # A picture has no page behind it: it brings its own white, and ink instead of the mid-tone.
-    figure = go.Figure(figure).update_layout(paper_bgcolor="white", font_color="#27303a")
-    options = {
-        "format": "png",
-        "width": figure.layout.width or 1000,
-        "height": figure.layout.height or 600,
-        "scale": _SHARPNESS,
-    }
-    try:
-        # Kaleido's page would load MathJax from the network.
-        return bytes(kaleido.calc_fig_sync(figure, opts=options, kopts={"mathjax": False}))
-    except (ChromeNotFoundError, BrowserFailedError):
-        raise RunError(_NO_PNG) from None

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
-from pareto_search import plots
+from pareto_search import plots, render
 from pareto_search.candidate import Evaluation
 from pareto_search.errors import ConfigError, RunError
 from pareto_search.report import report
@@ -214,12 +214,12 @@ def test_names_from_data_are_never_markup() -> None:
 
 
 def test_a_figure_becomes_a_page_of_its_own(tmp_path: Path) -> None:
-    plots.write(plots.timeline(MOMENTS), tmp_path / "timeline.html")
+    render.write(plots.timeline(MOMENTS), tmp_path / "timeline.html")
     assert get_plotlyjs() in (tmp_path / "timeline.html").read_text("utf-8")
 
 
 def test_a_page_is_written_as_it_is(tmp_path: Path) -> None:
-    plots.write("<p>→</p>", tmp_path / "report.html")
+    render.write("<p>→</p>", tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text("utf-8") == "<p>→</p>"
 
 
@@ -228,12 +228,12 @@ def test_a_page_is_written_as_it_is(tmp_path: Path) -> None:
 )
 def test_another_kind_of_file_is_refused(content: go.Figure | str, name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"cannot write '{name}'; expected a name that ends in \.html"):
-        plots.write(content, tmp_path / name)
+        render.write(content, tmp_path / name)
 
 
 def test_a_folder_that_does_not_exist_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no/report\.html': No such file or directory"):
-        plots.write("<p>", tmp_path / "no" / "report.html")
+        render.write("<p>", tmp_path / "no" / "report.html")
 
 
 BROWSERS = ("google-chrome", "google-chrome-stable", "chrome", "chromium", "chromium-browser")
@@ -242,7 +242,7 @@ BROWSERS = ("google-chrome", "google-chrome-stable", "chrome", "chromium", "chro
 @pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chrome or Chromium on this machine")
 def test_a_png_is_twice_the_figures_size(tmp_path: Path) -> None:
     figure = plots.pair(FRONT, ARCHIVE, "ndcg@10", "ild@10").update_layout(width=500, height=400)
-    plots.write(figure, tmp_path / "pair.png")
+    render.write(figure, tmp_path / "pair.png")
     data = (tmp_path / "pair.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", data[16:24]) == (1000, 800)
@@ -254,11 +254,11 @@ def test_without_a_browser_that_starts_a_png_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("BROWSER_PATH", browser)
     with pytest.raises(RunError, match=r"PNG needs the 'png' extra and Chrome or Chromium: pip install"):
-        plots.write(go.Figure(), tmp_path / "front.png")
+        render.write(go.Figure(), tmp_path / "front.png")
 
 
 def test_without_kaleido_a_png_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kaleido", None)
     with pytest.raises(RunError, match=r"pip install 'pareto-search\[png\]' and apt-get install chromium"):
-        plots.write(go.Figure(), tmp_path / "front.png")
+        render.write(go.Figure(), tmp_path / "front.png")
     assert not (tmp_path / "front.png").exists()

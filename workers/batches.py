@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pareto_search.errors import DataError
 from pareto_search.recsys.split import Sequences
 
 
@@ -35,9 +36,14 @@ class Batches:
 
     Each epoch cuts every history at another random place, so that no item is always first in its window; every
     transition is predicted exactly once an epoch.
+
+    Raises:
+        DataError: there is no transition.
     """
 
     def __init__(self, train: Sequences, history: int, size: int, seed: int) -> None:
+        if not (np.diff(train.indptr) > 1).any():
+            raise DataError("no user has two interactions to train on; expected some, to learn what follows what")
         self._train, self._history, self._size = train, history, size
         self._rng = np.random.default_rng(seed)
 

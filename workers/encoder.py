@@ -59,6 +59,7 @@ class Encoder:
         self.width = int(self.model.config.hidden_size)
         self.layers = min(layers, len(self.blocks))
         self.prefix = _prefix(self.model, self.blocks)
+        self._final = _final(self.model, self.prefix)
         tokens = _tokenise(base, texts, max_tokens)
         lengths = np.array([len(t) for t in tokens])
         self._row = np.empty(len(texts), np.int64)  # an item's row among the items of its length
@@ -71,6 +72,7 @@ class Encoder:
             self._row[members] = np.arange(len(members))
             ids = torch.tensor([tokens[i] for i in members], device=device)
             self.frozen[torch.from_numpy(members)] = self._cache(int(length), ids).cpu()
+        self._check()
 
     def chunks(self, items: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Cuts `(m,)` item indices into batches of one token length, each at most `TOKENS` tokens."""
@@ -89,7 +91,7 @@ class Encoder:
         for index in range(depth, len(self.blocks)):
             arguments, options = self._extra[length, index]
             hidden = _output(self.blocks[index](hidden, *arguments, **options))
-        return pool(hidden)
+        return pool(self._final(hidden))
 
     @torch.no_grad()
     def catalogue(self, layers: int) -> Tensor:
@@ -98,6 +100,17 @@ class Encoder:
         for chunk in self.chunks(np.arange(len(self._lengths))):
             vectors[torch.from_numpy(chunk).to(self.device)] = self.encode(chunk, layers)
         return vectors
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Refuses a model that does more than its blocks and a final norm: from a prefix it would be another model."""
+        some = next(self.chunks(np.arange(len(self._lengths))))
+        again = self.encode(some, self.layers).cpu()
+        if not bool(((again * self.frozen[torch.from_numpy(some)]).sum(1) > 0.99).all()):
+            raise CheckpointError(
+                f"base model '{self.base.id}' ({type(self.model).__name__}) is of an unknown architecture: its last "
+                "blocks do not lead to its output; give another base model"
+            )
 
     @torch.no_grad()
     def _cache(self, length: int, ids: Tensor) -> Tensor:
@@ -136,6 +149,7 @@ def _load(base: Base, dtype: torch.dtype) -> Any:
         model = AutoModel.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"base model '{base.id}' cannot be loaded: {str(error).splitlines()[0]}") from error
+    model.config.use_cache = False  # of keys and values, which decoders would keep from one call to the next
     return model.eval().requires_grad_(False)
 
 
@@ -151,6 +165,13 @@ def _blocks(model: Any, base: Base) -> nn.ModuleList:
 def _prefix(model: Any, blocks: nn.ModuleList) -> str:
     """The blocks' name inside the model, such as `encoder.layer`."""
     return next(name for name, module in model.named_modules() if module is blocks)
+
+
+def _final(model: Any, prefix: str) -> nn.Module:
+    """The norm that some architectures put after their blocks."""
+    parent = model.get_submodule(prefix.rpartition(".")[0])
+    norms = (getattr(parent, name, None) for name in ("norm", "final_norm", "final_layer_norm", "ln_f"))
+    return next((norm for norm in norms if isinstance(norm, nn.Module)), nn.Identity())
 
 
 def _tokenise(base: Base, texts: Sequence[str], max_tokens: int) -> list[list[int]]:

@@ -85,7 +85,7 @@ def fine_tune(task: Task, genes: Genes, *, steps: int, seed: int) -> Iterator[tu
         The adapter, still in the encoder, and the recommender, once trained; afterwards the encoder is as it was.
 
     Raises:
-        DivergedError: the loss is not finite.
+        DivergedError: the loss or a weight is not finite.
     """
     torch.manual_seed(seed)
     encoder, model = task.encoder, _start(task.start, genes)
@@ -108,6 +108,8 @@ def fine_tune(task: Task, genes: Genes, *, steps: int, seed: int) -> Iterator[tu
                 tower.step()
             _encoder_step(encoder, text, shape.layers)
             lora.step()
+        if not all(bool(p.isfinite().all()) for p in (*adapter.weights(), *model.parameters())):
+            raise DivergedError("the weights are not finite after the last step")
         adapter.eval()
         yield adapter, model.eval()
 

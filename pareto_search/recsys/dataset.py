@@ -1,13 +1,10 @@
 """Data sets: interactions and items, read from tables into one canonical form that no file order changes."""
 
-import csv
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +12,7 @@ from numpy.typing import NDArray
 
 from pareto_search.errors import DataError, nearest
 from pareto_search.recsys import fetch
+from pareto_search.recsys.tables import Table, cell, only_file, parts, read, read_atomic
 
 MOVIELENS = "movielens-100k"
 LEAST_INTERACTIONS = 3
@@ -144,8 +142,8 @@ def load_atomic(folder: str | Path) -> Dataset:
     Raises:
         DataError: a file, a field or a value does not fit.
     """
-    inter, inter_types = _read_atomic(_only_file(Path(folder), ".inter"))
-    item, item_types = _read_atomic(_only_file(Path(folder), ".item"))
+    inter, inter_types = read_atomic(only_file(Path(folder), ".inter"))
+    item, item_types = read_atomic(only_file(Path(folder), ".item"))
     tokens = [n for n, kind in inter_types.items() if kind == "token"]
     if len(tokens) < 2 or "token" not in item_types.values():
         short = inter if len(tokens) < 2 else item
@@ -176,133 +174,10 @@ def load_tables(interactions: str, items: str, columns: Columns, name: str) -> D
     Raises:
         DataError: a file, a column or a value does not fit.
     """
-    return _assemble(name, _read(interactions), _read(items), columns)
+    return _assemble(name, read(interactions), read(items), columns)
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A file's rows, and how a message names one of them; `first` is the number of the row under the header."""
-
-    location: str
-    frame: pd.DataFrame
-    unit: str
-    first: int
-
-    def where(self, row: int) -> str:
-        return f"{self.unit} {int(self.frame.index[row]) + self.first}"
-
-    def column(self, name: str, wish: str) -> "pd.Series[Any]":
-        if name not in self.frame:
-            known = [str(c) for c in self.frame.columns]
-            raise DataError(f"{self.location} has no column '{name}' (columns.{wish}); {nearest(name, known)}")
-        return self.frame[name]
-
-    def ids(self, name: str, wish: str) -> list[str]:
-        ids = [_cell(value) for value in self.column(name, wish).tolist()]
-        row = next((row for row, id_ in enumerate(ids) if id_.lower() in ("", "nan")), None)
-        if row is not None:
-            raise DataError(
-                f"{self.location}, {self.where(row)}: '{ids[row]}' in column '{name}' is no id; expected one in every "
-                "row; fill it in or remove the row"
-            )
-        return ids
-
-    def numbers(self, name: str, wish: str) -> NDArray[np.float64]:
-        column = self.column(name, wish)
-        # Dates would pass for nanoseconds: as strings, they are found not to be numbers.
-        readable = column if pd.api.types.is_numeric_dtype(column) else column.astype(str)
-        numbers: NDArray[np.float64] = pd.to_numeric(readable, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        if not np.isfinite(numbers).all():
-            row = int(np.argmin(np.isfinite(numbers)))
-            raise DataError(
-                f"{self.location}, {self.where(row)}: '{_cell(column.iloc[row])}' in column '{name}' is no number; "
-                f"expected a finite number as {wish} in every row; correct it or remove the row"
-            )
-        return numbers
-
-
-def _read(location: str, atomic: bool = False) -> _Table:
-    """A Parquet file, or a file of separated text with a header, whose cells become strings."""
-    parquet = location.lower().endswith(".parquet")
-    if not parquet and not atomic and not location.lower().endswith(".csv"):
-        raise DataError(f"{location} is of an unknown format; expected a name that ends in .csv or .parquet")
-    try:
-        with warnings.catch_warnings():
-            # pandas would drop surplus cells with no more than this warning.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = (
-                pd.read_parquet(location)
-                if parquet
-                else pd.read_csv(
-                    location,
-                    sep="\t" if atomic else ",",
-                    quoting=csv.QUOTE_NONE if atomic else csv.QUOTE_MINIMAL,
-                    dtype=str,
-                    na_filter=False,
-                    index_col=False,
-                    skip_blank_lines=False,  # so that the index gives line numbers
-                    encoding="utf-8-sig",
-                )
-            )
-    except pd.errors.EmptyDataError:
-        frame = pd.DataFrame()
-    except pd.errors.ParserWarning:
-        raise DataError(
-            f"{location} has rows with more cells than its header; expected a name for each column in the first line; "
-            "name them or export it again"
-        ) from None
-    except FileNotFoundError:
-        raise DataError(f"{location} does not exist; check the path") from None
-    except Exception as error:  # each fsspec back end has errors of its own
-        reason = " ".join(str(error).split())
-        kind = "a Parquet file" if parquet else "a text file in UTF-8 with a header"
-        raise DataError(f"{location} cannot be read ({reason}); expected {kind}; check or export it again") from None
-    frame = frame.reset_index(drop=True) if parquet else frame[(frame.fillna("") != "").any(axis=1)]
-    if frame.empty:
-        raise DataError(
-            f"{location} has no rows; expected a header in the first line and rows under it; check or export it again"
-        )
-    return _Table(location, frame, *(("row", 1) if parquet else ("line", 2)))
-
-
-def _read_atomic(path: Path) -> tuple[_Table, dict[str, str]]:
-    """An atomic file under plain column names, and name -> type."""
-    table = _read(str(path), atomic=True)
-    types: dict[str, str] = {}
-    for header in table.frame.columns:
-        name, colon, kind = str(header).rpartition(":")
-        if not colon or kind not in ("token", "token_seq", "float", "float_seq"):
-            raise DataError(f"{path}: header field '{header}' has no type; expected name:type such as user_id:token")
-        types[name] = kind
-    return _Table(table.location, table.frame.set_axis(list(types), axis=1), table.unit, table.first), types
-
-
-def _only_file(folder: Path, suffix: str) -> Path:
-    found = sorted(folder.glob(f"*{suffix}"))
-    if len(found) != 1:
-        names = ", ".join(f.name for f in found) or "none"
-        raise DataError(f"{folder} has not one {suffix} file (found: {names}); expected one .inter and one .item file")
-    return found[0]
-
-
-def _cell(value: Any) -> str:
-    """A cell as one line of text: missing is empty, and a whole number that nulls made a float has no decimals."""
-    if pd.isna(value):
-        return ""
-    whole = isinstance(value, float) and value.is_integer()
-    return " ".join(str(int(value) if whole else value).split())
-
-
-def _parts(value: Any, separator: str) -> tuple[str, ...]:
-    """The non-empty names in a cell of categories."""
-    if isinstance(value, list | tuple | np.ndarray):
-        parts = [_cell(part) for part in value]
-    else:
-        parts = [_cell(part) for part in ("" if _cell(value) == "" else str(value)).split(separator)]
-    return tuple(part for part in parts if part)
-
-
-def _described(table: _Table, columns: Columns) -> dict[str, tuple[str, str, tuple[str, ...]]]:
+def _described(table: Table, columns: Columns) -> dict[str, tuple[str, str, tuple[str, ...]]]:
     """Item id -> (text, title, categories); the text is empty where the item has none."""
     ids = table.ids(columns.item, "item")
     first: dict[str, int] = {}
@@ -315,11 +190,11 @@ def _described(table: _Table, columns: Columns) -> dict[str, tuple[str, str, tup
     categories: list[tuple[str, ...]] = [()] * len(ids)
     if columns.categories is not None:
         cells = table.column(columns.categories, "categories")
-        categories = [_parts(value, columns.separator) for value in cells.tolist()]
+        categories = [parts(value, columns.separator) for value in cells.tolist()]
     texts: list[list[str]] = [[] for _ in ids]
     for name in columns.text:
         for row, value in enumerate(table.column(name, "text").tolist()):
-            texts[row] += categories[row] if name == columns.categories else filter(None, [_cell(value)])
+            texts[row] += categories[row] if name == columns.categories else filter(None, [cell(value)])
     if not any(texts):
         raise DataError(
             f"no item of {table.location} has text in the columns {list(columns.text)}; expected a title or a "
@@ -331,7 +206,7 @@ def _described(table: _Table, columns: Columns) -> dict[str, tuple[str, str, tup
     }
 
 
-def _assemble(name: str, interactions: _Table, items: _Table, columns: Columns) -> Dataset:
+def _assemble(name: str, interactions: Table, items: Table, columns: Columns) -> Dataset:
     """The canonical data set: items with text, users with enough interactions, all in an order of their own."""
     described = _described(items, columns)
     item_ids = _ordered([id_ for id_, (text, _, _) in described.items() if text])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from pareto_search.errors import DataError
 from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batch, Batches
 
@@ -79,6 +80,12 @@ def test_the_number_of_batches_an_epoch_is_about_right(train: Sequences, history
     batches = Batches(train, history, size=3, seed=0)
     stream = iter(batches)
     assert batches.per_epoch == pytest.approx(np.mean([len(epoch(stream)) for _ in range(5)]), abs=1)
+
+
+def test_users_with_one_item_each_are_nothing_to_learn_from() -> None:
+    alone = Sequences(np.arange(4), np.array([2, 0, 1], np.int32), None)
+    with pytest.raises(DataError, match="no user has two interactions to train on"):
+        Batches(alone, 4, size=3, seed=0)
 
 
 def test_a_seed_decides_the_stream(train: Sequences) -> None:

@@ -1,6 +1,7 @@
 """The encoder against plain transformers, which pads and masks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     BertConfig,
+    BertModel,
     DistilBertConfig,
     LlamaConfig,
+    ModernBertConfig,
     MPNetConfig,
     Qwen3Config,
     RobertaConfig,
@@ -30,6 +33,7 @@ CONFIGS = {
     "roberta": RobertaConfig(**SIZE, **BERT),
     "mpnet": MPNetConfig(**SIZE, **BERT),
     "distilbert": DistilBertConfig(**SIZE, dim=32, n_layers=3, n_heads=2, hidden_dim=64),
+    "modernbert": ModernBertConfig(**SIZE, **BERT),
     "llama": LlamaConfig(**SIZE, **BERT),
     "qwen3": Qwen3Config(**SIZE, **BERT, num_key_value_heads=2, head_dim=16),
 }
@@ -62,6 +66,19 @@ def test_every_depth_of_the_cached_prefix_leads_to_the_same_vectors(base: Base, 
     ours = Encoder(base, toy.texts, max_tokens=16, layers=3)
     for layers in (1, 2, 3):
         assert torch.allclose(ours.catalogue(layers), ours.frozen, atol=1e-5)
+
+
+def test_an_architecture_whose_blocks_do_not_lead_to_its_output_is_refused(
+    tiny_base: Base, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reversed(BertModel):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(*args, **kwargs)
+            return replace(output, last_hidden_state=output.last_hidden_state.flip(-1))
+
+    monkeypatch.setattr(module.AutoModel, "from_pretrained", Reversed.from_pretrained)
+    with pytest.raises(CheckpointError, match=r"\(Reversed\) is of an unknown architecture"):
+        Encoder(tiny_base, toy.texts, max_tokens=16, layers=2)
 
 
 def test_long_texts_are_truncated_as_transformers_does(tiny_base: Base, toy: Dataset) -> None:

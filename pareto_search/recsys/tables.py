@@ -1,0 +1,141 @@
+"""Tables of strings and numbers from CSV, Parquet and RecBole's atomic files; a misfit is one line that says where."""
+
+import csv
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pareto_search.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's rows, and how a message names one of them; `first` is the number of the row under the header."""
+
+    location: str
+    frame: pd.DataFrame
+    unit: str
+    first: int
+
+    def where(self, row: int) -> str:
+        """How a message names a row: `line 12`."""
+        return f"{self.unit} {int(self.frame.index[row]) + self.first}"
+
+    def column(self, name: str, wish: str) -> "pd.Series[Any]":
+        """A column, by its name and what the config wants it for."""
+        if name not in self.frame:
+            known = [str(c) for c in self.frame.columns]
+            raise DataError(f"{self.location} has no column '{name}' (columns.{wish}); {nearest(name, known)}")
+        return self.frame[name]
+
+    def ids(self, name: str, wish: str) -> list[str]:
+        """A column of ids, one in every row."""
+        ids = [cell(value) for value in self.column(name, wish).tolist()]
+        row = next((row for row, id_ in enumerate(ids) if id_.lower() in ("", "nan")), None)
+        if row is not None:
+            raise DataError(
+                f"{self.location}, {self.where(row)}: '{ids[row]}' in column '{name}' is no id; expected one in every "
+                "row; fill it in or remove the row"
+            )
+        return ids
+
+    def numbers(self, name: str, wish: str) -> NDArray[np.float64]:
+        """A column `(rows,)` of finite numbers."""
+        column = self.column(name, wish)
+        # Dates would pass for nanoseconds: as strings, they are found not to be numbers.
+        readable = column if pd.api.types.is_numeric_dtype(column) else column.astype(str)
+        numbers: NDArray[np.float64] = pd.to_numeric(readable, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        if not np.isfinite(numbers).all():
+            row = int(np.argmin(np.isfinite(numbers)))
+            raise DataError(
+                f"{self.location}, {self.where(row)}: '{cell(column.iloc[row])}' in column '{name}' is no number; "
+                f"expected a finite number as {wish} in every row; correct it or remove the row"
+            )
+        return numbers
+
+
+def read(location: str, atomic: bool = False) -> Table:
+    """A Parquet file, or a file of separated text with a header, whose cells become strings."""
+    parquet = location.lower().endswith(".parquet")
+    if not parquet and not atomic and not location.lower().endswith(".csv"):
+        raise DataError(f"{location} is of an unknown format; expected a name that ends in .csv or .parquet")
+    try:
+        with warnings.catch_warnings():
+            # pandas would drop surplus cells with no more than this warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = (
+                pd.read_parquet(location)
+                if parquet
+                else pd.read_csv(
+                    location,
+                    sep="\t" if atomic else ",",
+                    quoting=csv.QUOTE_NONE if atomic else csv.QUOTE_MINIMAL,
+                    dtype=str,
+                    na_filter=False,
+                    index_col=False,
+                    skip_blank_lines=False,  # so that the index gives line numbers
+                    encoding="utf-8-sig",
+                )
+            )
+    except pd.errors.EmptyDataError:
+        frame = pd.DataFrame()
+    except pd.errors.ParserWarning:
+        raise DataError(
+            f"{location} has rows with more cells than its header; expected a name for each column in the first line; "
+            "name them or export it again"
+        ) from None
+    except FileNotFoundError:
+        raise DataError(f"{location} does not exist; check the path") from None
+    except Exception as error:  # each fsspec back end has errors of its own
+        reason = " ".join(str(error).split())
+        kind = "a Parquet file" if parquet else "a text file in UTF-8 with a header"
+        raise DataError(f"{location} cannot be read ({reason}); expected {kind}; check or export it again") from None
+    frame = frame.reset_index(drop=True) if parquet else frame[(frame.fillna("") != "").any(axis=1)]
+    if frame.empty:
+        raise DataError(
+            f"{location} has no rows; expected a header in the first line and rows under it; check or export it again"
+        )
+    return Table(location, frame, *(("row", 1) if parquet else ("line", 2)))
+
+
+def read_atomic(path: Path) -> tuple[Table, dict[str, str]]:
+    """An atomic file under plain column names, and name -> type."""
+    table = read(str(path), atomic=True)
+    types: dict[str, str] = {}
+    for header in table.frame.columns:
+        name, colon, kind = str(header).rpartition(":")
+        if not colon or kind not in ("token", "token_seq", "float", "float_seq"):
+            raise DataError(f"{path}: header field '{header}' has no type; expected name:type such as user_id:token")
+        types[name] = kind
+    return Table(table.location, table.frame.set_axis(list(types), axis=1), table.unit, table.first), types
+
+
+def only_file(folder: Path, suffix: str) -> Path:
+    """The one file with this suffix."""
+    found = sorted(folder.glob(f"*{suffix}"))
+    if len(found) != 1:
+        names = ", ".join(f.name for f in found) or "none"
+        raise DataError(f"{folder} has not one {suffix} file (found: {names}); expected one .inter and one .item file")
+    return found[0]
+
+
+def cell(value: Any) -> str:
+    """A cell as one line of text: missing is empty, and a whole number that nulls made a float has no decimals."""
+    if pd.isna(value):
+        return ""
+    whole = isinstance(value, float) and value.is_integer()
+    return " ".join(str(int(value) if whole else value).split())
+
+
+def parts(value: Any, separator: str) -> tuple[str, ...]:
+    """The non-empty names in a cell of categories."""
+    if isinstance(value, list | tuple | np.ndarray):
+        names = [cell(part) for part in value]
+    else:
+        names = [cell(part) for part in ("" if cell(value) == "" else str(value)).split(separator)]
+    return tuple(name for name in names if name)
