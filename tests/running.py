@@ -54,6 +54,10 @@ class Driver:
         self.seen |= {child.pid: child for child in children}
         return [p for p in self.seen.values() if alive(p)]
 
+    def heavy(self) -> list[psutil.Process]:
+        """Those that hold memory or take time; two small agents of Ray's need a minute to find out that it is gone."""
+        return [p for p in self.family() if not title(p).endswith("Agent")]
+
     def at_work(self) -> list[psutil.Process]:
         """Its workers that are in the middle of a candidate."""
         return [p for p in self.family() if title(p).startswith("ray::") and title(p).endswith(".run")]

@@ -52,8 +52,9 @@ def rerank(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDA
         scores: `(m, n)`, -inf for items that must not be shown.
 
     Returns:
-        `(m, k)` item indices.
+        `(m, k)` item indices; only n where the catalogue is smaller than k.
     """
+    k = min(k, scores.shape[1])
     for name, values in (("novelty", items.novelty), ("credibility", items.credibility)):
         weight = float(setting.get(name, 0.0))
         if weight and values is not None:

@@ -11,7 +11,7 @@ def test_ctrl_c_ends_a_search_with_one_line_that_tells_how_to_go_on(undisturbed:
         eventually(driver.at_work)
         os.killpg(driver.process.pid, signal.SIGINT)  # to the whole group, as a terminal does
         ended = driver.end()
-        eventually(lambda: not driver.family(), patience=60)
+        eventually(lambda: not driver.heavy(), patience=60)
     assert ended.code == 130
     assert ended.err.strip() == f"pareto-search: stopped; go on with: pareto-search resume {run}"
     assert "Traceback" not in ended.out

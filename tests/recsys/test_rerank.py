@@ -95,6 +95,12 @@ def test_no_item_comes_twice_even_where_nearly_all_are_seen(diversity: float) ->
     assert sorted(lists[0].tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+def test_a_list_is_no_longer_than_the_catalogue(diversity: float) -> None:
+    lists = rerank(scores([4, 3, 2, 1]), ITEMS, {"diversity": diversity}, 10)
+    assert sorted(lists[0].tolist()) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("setting", [{}, {"diversity": 1e-6}])
 def test_ties_go_to_the_lower_index(setting: dict[str, float]) -> None:
     tied = np.zeros((2, 500), np.float32)

@@ -16,8 +16,11 @@ from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Sequences, Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import default_genes
+from pareto_search.workers import train
+from pareto_search.workers.base import Base
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.losses import ItemTensors
+from pareto_search.workers.lora import LoraShape, attached
+from pareto_search.workers.losses import ItemTensors, list_values
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
 from pareto_search.workers.train import DivergedError, Task, fine_tune, train_tower
 
@@ -154,6 +157,48 @@ def test_towers_with_the_same_seed_are_the_same(encoder: Encoder, toy_split: Spl
     )
     assert first == again
     assert first != other
+
+
+def test_the_list_objectives_see_only_what_a_user_had_not_seen(
+    task: Task, genes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: set[tuple[int, ...]] = set()
+
+    def spy(logits: torch.Tensor, *rest: Any) -> dict[str, torch.Tensor]:
+        masks.update(tuple(row.nonzero().flatten().tolist()) for row in logits.isneginf())
+        return list_values(logits, *rest)
+
+    monkeypatch.setattr(train, "list_values", spy)
+    tuned(task, genes, steps=1)
+    histories = [task.train.of(user).tolist() for user in range(30)]
+    assert masks == {tuple(sorted(h[:n])) for h in histories for n in range(1, len(h))}
+
+
+def test_an_encoder_step_trains_on_the_items_with_the_largest_gradient_and_leaves_the_others(tiny_base: Base) -> None:
+    many = Encoder(tiny_base, [f"{i} red river" for i in range(300)], max_tokens=16, layers=1)
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.ones(300, 1)
+    scale[::7] = 1e-3  # 43 items; 256 of 300 are taken
+    gradient = torch.randn(300, 32, generator=generator) * scale
+    least = gradient.square().sum(1).argsort()[:44]
+    text = torch.zeros(300, 32, requires_grad=True)
+    text.grad = gradient.clone()
+    with attached(many, LoraShape(4, 16.0, 0.0, "query_value", 1)) as adapter:
+        with torch.no_grad():
+            for _, module in adapter.named():
+                module.B.normal_(std=0.3, generator=generator)
+        train._encoder_step(many, text, 1)
+        found = [p.grad.clone() for p in adapter.weights() if p.grad is not None]
+        adapter.zero_grad()
+        taken = np.setdiff1d(np.arange(300), least.numpy())
+        for chunk in many.chunks(taken):
+            (many.encode(chunk, 1) * gradient[chunk]).sum().backward()
+        assert all(torch.allclose(p.grad, g, atol=1e-4) for p, g in zip(adapter.weights(), found, strict=True))
+        renewed = many.catalogue(1)
+    assert torch.allclose(text.detach()[taken], renewed[taken], atol=1e-6)
+    assert not text.grad[taken].any()
+    assert not text.detach()[least].any()
+    assert torch.equal(text.grad[least], gradient[least])
 
 
 OTHERS = {
