@@ -20,6 +20,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
+	$(BIN)/python -m benchmarks.baselines --seeds 2
 	$(BIN)/python -m benchmarks.evolution --seeds 2
 	$(BIN)/python -m benchmarks.kills --kills 20
 

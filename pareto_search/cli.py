@@ -250,7 +250,8 @@ def _search(config: SearchConfig, run: Path, address: str | None) -> None:
         with display.live() as shown:
             found = run_search(config, run, address=address, watcher=Watcher(shown.notice, shown.progress))
     except KeyboardInterrupt:
-        click.echo(f"pareto-search: stopped; go on with: pareto-search resume {run}", err=True)
+        where = f" --address {address}" if address else ""
+        click.echo(f"pareto-search: stopped; go on with: pareto-search resume {run}{where}", err=True)
         sys.exit(130)
     display.show_front(found)
     click.echo(f"\nRun folder: {run}; report: {run / 'report.html'}")
@@ -277,6 +278,7 @@ def _count_test(run: Path, config: SearchConfig) -> None:
     store = Store.open(config.store or run / "search.db", config.name)
     with store.transaction() as record:
         record.count_test_evaluation()
+    results.save(results.load_front(run) | {"test_evaluations": store.search.test_evaluations}, run)
     store.close()
 
 

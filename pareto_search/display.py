@@ -32,7 +32,7 @@ class Live:
 
     def progress(self, now: "search.Progress") -> None:
         """A candidate has ended."""
-        left = "" if now.left is None else f", about {_duration(now.left)} left"
+        left = "" if not now.left else f", about {_duration(now.left)} left"
         failed = f", {now.failed} failed" if now.failed else ""
         entries = f"{now.front} {'entry' if now.front == 1 else 'entries'}"
         detail = f"front of {entries}, hypervolume {now.hypervolume:.4f}{failed}{left}"
@@ -62,13 +62,14 @@ def show_front(front: Document) -> None:
         table.add_column(column, no_wrap=True)
     for row in front["front"]:
         table.add_row(row["entry"], *_cells(row, names), _serving(row["serving"]))
-    table.add_section()
+    table.add_row()
     for row in front["baselines"]:
         table.add_row(row["name"], *_cells(row, names), "")
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
     console.print("")
-    volumes = Table(title="hypervolume of at most 32 entries, chosen on validation", title_justify="left", box=None)
+    console.print("[italic]hypervolume of at most 32 entries, chosen on validation[/]")  # longer than its table is wide
+    volumes = Table(box=None)
     for column in ("", "validation", "test"):
         volumes.add_column(column)
     for name, volume in _volumes(front["hypervolume"]):

@@ -10,6 +10,7 @@ from pareto_search import checkpoint
 from pareto_search.candidate import Genes
 from pareto_search.errors import CheckpointError, ConfigError, RunError, nearest
 from pareto_search.results import find_entry, load_front
+from pareto_search.space import BLENDED
 
 SERVING = "serving.json"
 FORMATS = ("adapter",)
@@ -46,8 +47,8 @@ def of_run(run: Path, name: str) -> Entry:
     """
     found = find_entry(load_front(run), name)
     serving: Genes = found["serving"]
-    folders = {p.name: p for p in (run / "components").iterdir() if float(serving.get(p.name, 0.0))}
-    components = {name: checkpoint.read(folder) for name, folder in folders.items()}
+    blended = [gene for gene in BLENDED if float(serving.get(gene, 0.0))]
+    components = {name: checkpoint.read(run / "components" / name) for name in blended}
     return Entry(name, checkpoint.read(run / "checkpoints" / found["candidate"]), serving, components)
 
 

@@ -124,7 +124,9 @@ class Evolution:
     @property
     def population(self) -> set[str]:
         """The ids of the candidates that may become parents."""
-        return set() if self._untold_founders else {i.get("candidate") for i in self._algorithm.pop}
+        if self._untold_founders:
+            return set(self._asked) - set(self._in_flight)
+        return {i.get("candidate") for i in self._algorithm.pop}
 
     def _proposals(self) -> Iterator[tuple[Individual, tuple[str, ...]]]:
         """Individuals with their parents' ids, from the best source to the last resort; some may be known already."""

@@ -1,6 +1,5 @@
 """Puts a search and its workers together: the one place that knows both."""
 
-import json
 import os
 import secrets
 import sys
@@ -16,10 +15,11 @@ from pareto_search.config import SearchConfig
 from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
 from pareto_search.objective import is_feasible
 from pareto_search.recsys.dataset import Dataset, load
+from pareto_search.recsys.metrics import parse_metric
 from pareto_search.recsys.split import Split, split
 from pareto_search.render import write
 from pareto_search.report import report
-from pareto_search.results import Document
+from pareto_search.results import Document, write_whole
 from pareto_search.search import Progress, Search
 from pareto_search.space import metric_family
 from pareto_search.store import SearchRecord, Store, lock
@@ -35,6 +35,8 @@ CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
     "warm-start": (("warm-start", ("ease", "sasrec")),),
 }
 """What the front is compared with: for each curve its models, with the components blended into each."""
+SQUARE = ("item-knn", "ease")
+"""Baselines that grow with the square of the catalogue, and are left out where it is large."""
 CURVE_SETTINGS = 4
 """A baseline's inner search has this many times the settings of a candidate's: it has no earlier one to start from."""
 
@@ -77,6 +79,7 @@ def run_search(
             search = Search(config, store, run / "checkpoints")
             if search.is_over and (run / results.FRONT).is_file():
                 return results.load_front(run)  # nothing new to look at, so test is not touched again
+            (run / results.FRONT).unlink(missing_ok=True)  # it would speak for a search that has gone on
             watcher.notice("Starting workers.")
             if address is None:
                 _want_token()
@@ -116,8 +119,11 @@ def load_config(run: Path) -> SearchConfig:
 def _claim(run: Path, config: SearchConfig) -> None:
     """Takes a new folder, or one that holds the same search."""
     if (run / "search.yaml").is_file():
-        if load_config(run).identity() != config.identity():
+        held = load_config(run)
+        if held.identity() != config.identity():
             raise RunError(f"{run} holds a search of another config; give --out another folder")
+        if held.store != config.store:
+            raise RunError(f"the record of {run} is in another store; give the config that it was begun with")
     elif run.exists() and not all(p.name.lstrip(".").startswith("search.") for p in run.iterdir()):
         raise RunError(f"{run} is not empty and holds no search; give --out a new folder")
     try:
@@ -133,20 +139,26 @@ def _want_token() -> None:
 
 
 def _check(config: SearchConfig, data: Dataset) -> None:
+    """Refuses what the data cannot give."""
     asked = [*(o.name for o in config.objectives), *(c.metric for c in config.constraints)]
     rated = next((name for name in asked if metric_family(name) == "credibility"), None)
     if rated is not None and data.ratings is None:
         raise ConfigError(f"{rated} needs ratings, and {data.name} has none; leave it out or name the ratings' column")
+    if config.data.split == "temporal" and not data.timed:
+        raise ConfigError(f"split temporal needs timestamps, and {data.name} has none; use leave_last_out")
+    longest = max(asked, key=lambda name: parse_metric(name)[1])
+    if parse_metric(longest)[1] > len(data.item_ids):
+        raise ConfigError(f"{longest} needs more items than the {len(data.item_ids)} of {data.name}; lower its cut-off")
 
 
 def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split) -> Store:
     """The record, begun if it is not there yet; search.yaml comes first, so that a kill in between can be mended."""
     base = locate(config.model.base, config.model.revision)
-    _write(run / "search.yaml", config.to_yaml())
+    write_whole(run / "search.yaml", config.to_yaml())
     where = config.store or run / "search.db"
     try:
         store = Store.open(where, config.name)
-    except RunError:
+    except RunError as error:
         record = SearchRecord(
             name=config.name,
             identity=config.identity(),
@@ -158,7 +170,15 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split) -> Store
             base_sha256=base.sha256,
             lanes=config.workers.count,
         )
-        store = Store.create(where, record)
+        try:
+            store = Store.create(where, record)
+        except RunError:
+            raise error from None  # it is there, and this is why it cannot be opened
+        with store.transaction() as changes:
+            changes.put_fact("run", str(run.resolve()))
+    # A shared store names the folder that has the checkpoints; one's own may be moved with its folder.
+    if config.store and store.fact("run") != str(run.resolve()):
+        raise RunError(f"{config.name} is searched in {store.fact('run')}; go on there, or give the config a new name")
     seen = store.search
     if seen.identity != config.identity():
         raise RunError(f"the record of {run} is of another search; give --out a new folder, or the search a new name")
@@ -186,6 +206,7 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         categories=data.categories,
         split=parts,
         objectives=config.objectives,
+        constraints=config.constraints,
         metrics=asked,
         space=space.of("serving"),
         steps=config.search.steps,
@@ -234,7 +255,7 @@ class _Launch:
         config = self._config
         moments = results.moments(self._store, config.objectives, config.constraints, config.search.steps)
         write(report(front, self._search.evaluations, moments), self._run / "report.html")
-        _write(self._run / results.FRONT, json.dumps(front, indent=1))  # the last: with it the run is whole
+        results.save(front, self._run)  # the last: with it the run is whole
         return front
 
     def _fit(self) -> None:
@@ -246,9 +267,13 @@ class _Launch:
             record.put_fact("components", sums)
 
     def _find_curves(self, components: set[str]) -> None:
-        names = [n for n in BASELINES if n in components or n not in ("ease", "sasrec")]
+        names = [n for n in BASELINES if "ease" in components or n not in SQUARE]
         values = self._pool.map("baseline", [(name,) for name in names])
-        calls = [(m, b) for models in CURVES.values() for m, b in models if {m, *b} <= components]
+        models = {
+            name: [(m, tuple(b for b in blend if b in components)) for m, blend in wish if m in components]
+            for name, wish in CURVES.items()
+        }
+        calls = list(dict.fromkeys(call for several in models.values() for call in several))
         count = CURVE_SETTINGS * self._config.search.serving_settings
         found = self._pool.map("curve", [(*call, count) for call in calls])
         points = {
@@ -259,8 +284,8 @@ class _Launch:
             for call, curve in zip(calls, found, strict=True)
         }
         curves = {
-            name: self._shortlist([point for model in models for point in points.get(model, [])])
-            for name, models in CURVES.items()
+            name: self._shortlist([point for call in several for point in points[call]])
+            for name, several in models.items()
         }
         with self._store.transaction() as record:
             record.put_fact("baselines", [{"name": n, "validation": v} for n, v in zip(names, values, strict=True)])
@@ -298,17 +323,3 @@ class _Launch:
         for several, scores in zip(mine.values(), self._pool.map("test_baseline", calls), strict=True):
             for point, score in zip(several, scores, strict=True):
                 point["test"] = score
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written ({error.strerror}); mend that and resume the search") from None

@@ -33,7 +33,7 @@ def write(content: go.Figure | str, path: Path) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise RunError(
-            f"cannot write '{path}': {error.strerror}; expected a file name in a folder that exists"
+            f"cannot write '{path}' ({error.strerror}); expected a file name in a folder that exists and has room"
         ) from None
 
 

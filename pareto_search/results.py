@@ -1,6 +1,7 @@
 """What comes back from a search: its front as a document, and how the hypervolume grew."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,22 @@ def find_entry(front: Document, name: str) -> Document:
     if name not in known:
         raise RunError(f"entry '{name}' is not on the front; {nearest(name, known)}")
     return known[name]
+
+
+def save(front: Document, run: Path) -> None:
+    """Writes `front.json`."""
+    write_whole(run / FRONT, json.dumps(front, indent=1))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written ({error.strerror}); mend that and resume the search") from None

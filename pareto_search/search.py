@@ -12,9 +12,9 @@ from pareto_search.candidate import Attempt, Candidate, Evaluation
 from pareto_search.config import SearchConfig
 from pareto_search.errors import SearchError
 from pareto_search.evolution import Evolution
+from pareto_search.executor import Executor, Outcome
 from pareto_search.objective import Values
 from pareto_search.store import Record, Store
-from pareto_search.workers.executor import Executor, Outcome
 
 ATTEMPTS = 2
 """How often a candidate may take its worker down with it."""
@@ -64,6 +64,7 @@ class Search:
         self._deaths = Counter(a.candidate for a in attempts if a.worker_died)
         self._again = deque(store.unfinished())
         self._asked: list[Candidate] = []
+        self._exhausted = False
         self._told: set[str] = set()
         self._ended: dict[str, Values | None] = {e.candidate: e.values for e in self.evaluations if e.setting == 0}
         self._ended |= dict.fromkeys(self._failed)
@@ -78,7 +79,7 @@ class Search:
         while True:
             while executor.free and (attempt := self._next()) is not None:
                 self._dispatch(attempt, executor)
-            if not executor.busy:
+            if not executor.busy and (executor.free or not self._wants_more()):
                 break
             for outcome in executor.wait():
                 self._collect(outcome)
@@ -90,7 +91,7 @@ class Search:
     @property
     def is_over(self) -> bool:
         """Whether every candidate of the budget has ended."""
-        return bool(self._ended) and not self._again and self._is_spent()
+        return bool(self._ended) and not self._wants_more()
 
     def progress(self) -> Progress:
         """Where the search stands now."""
@@ -133,6 +134,7 @@ class Search:
             self._tell(record, due)
             candidate = self.evolution.ask()
             if candidate is None:
+                self._exhausted = True
                 return None
             self._asked.append(candidate)
             record.asked(candidate)
@@ -148,9 +150,12 @@ class Search:
             return []
         return self._asked[len(self._told) : max(0, len(self._asked) + 1 - self._lanes)]
 
+    def _wants_more(self) -> bool:
+        return bool(self._again) or not self._is_spent()
+
     def _is_spent(self) -> bool:
         budget = self.config.search
-        if len(self._asked) >= budget.candidates:
+        if self._exhausted or len(self._asked) >= budget.candidates:
             return True
         if budget.minutes is None:
             return False

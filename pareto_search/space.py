@@ -14,6 +14,8 @@ Role = Literal["training", "serving"]
 
 ACCURACY = ("ndcg", "recall", "hr", "mrr", "precision")
 """The metrics that count hits: -log p(next) is the surrogate of each."""
+BLENDED = ("ease", "sasrec")
+"""Components whose scores an entry may add to its own: each is a serving gene, its weight."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Gene:
 
     Attributes:
         role: `training` costs a fine-tuning, `serving` re-ranks a finished checkpoint.
-        low, high: bounds of a real or integer gene, both included.
+        low, high: what is searched of a real or integer gene, both included.
+        least, most: what makes sense at all, both included; a config may ask for any range inside.
         log: whether a real gene is searched on a log scale.
         choices: the values of a choice gene.
     """
@@ -34,6 +37,8 @@ class Gene:
     high: float = 1.0
     log: bool = False
     choices: tuple[GeneValue, ...] = ()
+    least: float = 0.0
+    most: float = math.inf
 
     def encode(self, value: GeneValue) -> GeneValue:
         """The value on the scale that is searched: log10 for a log gene, else itself."""
@@ -75,10 +80,14 @@ class Gene:
             numbers = [float(w) for w in wishes if _is_number(w)]
             fits = len(numbers) == len(wishes) and (self.kind == "real" or all(n.is_integer() for n in numbers))
             fits = fits and not (self.log and min(numbers, default=0.0) <= 0)
-            if fits and isinstance(wish, list) and len(numbers) == 2 and numbers[0] < numbers[1]:
+            inside = fits and all(self.least <= n <= self.most for n in numbers)
+            if inside and isinstance(wish, list) and len(numbers) == 2 and numbers[0] < numbers[1]:
                 return replace(self, low=numbers[0], high=numbers[1])
-            if fits and not isinstance(wish, list):
+            if inside and not isinstance(wish, list):
                 return numbers[0] if self.kind == "real" else int(numbers[0])
+            if fits and not inside:
+                bounds = f"from {self.least:g}" + (f" to {self.most:g}" if self.most < math.inf else " up")
+                raise ConfigError(f"space.{self.name} is {wish!r}; expected values {bounds}")
             positive = " of positive numbers" if self.log else ""
             raise ConfigError(f"space.{self.name} is {wish!r}; expected a range [low, high]{positive} or one value")
         known: tuple[GeneValue, ...] = self.choices if self.kind == "choice" else (False, True)
@@ -169,9 +178,9 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
         Gene("scalarisation", "choice", choices=("weighted_sum", "tchebycheff")),
         Gene("rank", "choice", choices=(4, 8, 16, 32)),
         Gene("alpha", "real", low=4.0, high=64.0, log=True),
-        Gene("dropout", "real", low=0.0, high=0.2),
+        Gene("dropout", "real", low=0.0, high=0.2, most=0.9),
         Gene("targets", "choice", choices=("query_value", "attention", "all")),
-        Gene("layers", "integer", low=1, high=3),
+        Gene("layers", "integer", low=1, high=3, least=1),
         Gene("adapter_lr", "real", low=3e-4, high=1e-2, log=True),
         Gene("tower_lr", "real", low=1e-4, high=5e-3, log=True),
         Gene("weight_decay", "real", low=1e-3, high=0.2, log=True),
@@ -181,15 +190,15 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     # Re-ranking for what no objective asks could only cost accuracy.
     families = {metric_family(o.name) for o in objectives}
     reranking = [
-        Gene(name, "real", "serving", low=0.0, high=high)
-        for name, family, high in (
-            ("diversity", "ild", 0.98),
-            ("novelty", "novelty", 4.0),
-            ("credibility", "credibility", 4.0),
+        Gene(name, "real", "serving", low=0.0, high=high, most=most)
+        for name, family, high, most in (
+            ("diversity", "ild", 0.98, 1.0),
+            ("novelty", "novelty", 4.0, math.inf),
+            ("credibility", "credibility", 4.0, math.inf),
         )
         if family in families
     ]
-    blending = [Gene(name, "real", "serving", low=0.0, high=1.0) for name in ("ease", "sasrec")]
+    blending = [Gene(name, "real", "serving", low=0.0, high=1.0) for name in BLENDED]
     return (*weights, *training, *reranking, *blending)
 
 

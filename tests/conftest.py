@@ -142,6 +142,7 @@ def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[O
         categories=toy.categories,
         split=toy_split,
         objectives=objectives,
+        constraints=(),
         metrics=tuple(o.name for o in objectives),
         space=SearchSpace.build(default_genes(objectives), {}).of("serving"),
         steps=3,

@@ -151,7 +151,7 @@ def test_lists_are_re_ranked_only_for_what_an_objective_asks() -> None:
 def test_the_space_section_narrows_and_fixes_genes() -> None:
     space = parsed(space={"rank": 8, "dropout": [0.0, 0.1], "id_embeddings": False}).search_space
     assert space.fixed == {"rank": 8, "id_embeddings": False}
-    assert Gene("dropout", "real", low=0.0, high=0.1) in space.genes
+    assert Gene("dropout", "real", low=0.0, high=0.1, most=0.9) in space.genes
 
 
 def test_relative_paths_are_relative_to_the_file_and_urls_stay(tmp_path: Path) -> None:
@@ -234,3 +234,19 @@ def test_budget_workers_and_store_are_no_part_of_the_identity() -> None:
 )
 def test_all_else_is_part_of_the_identity(sections: dict[str, Any]) -> None:
     assert parsed(**sections).identity() != parsed().identity()
+
+
+@pytest.mark.parametrize(
+    ("gene", "wish", "expected"),
+    [
+        ("layers", 0, "expected values from 1 up"),
+        ("layers", [-1, 2], "expected values from 1 up"),
+        ("dropout", 1.0, "expected values from 0 to 0.9"),
+        ("diversity", [0.0, 1.5], "expected values from 0 to 1"),
+        ("ease", -0.5, "expected values from 0 up"),
+    ],
+)
+def test_a_gene_stays_where_it_makes_sense(gene: str, wish: object, expected: str) -> None:
+    line = refusal(LEAST | {"space": {gene: wish}})
+    assert line.startswith(f"space.{gene} is {wish!r}; ")
+    assert line.endswith(expected)

@@ -327,3 +327,14 @@ def test_asynchrony_costs_little_quality_against_pymoo_in_generations(algorithm:
         peers.append(hypervolume(peer(algorithm, seed=seed, population=population, evaluations=evaluations)))
     assert statistics.median(ours) >= 0.9 * statistics.median(peers)
     assert statistics.median(peers) > 0.5, "the comparison is void where neither side gets anywhere"
+
+
+@both
+def test_the_population_holds_who_was_told_from_the_first_founder_on(algorithm: AlgorithmName) -> None:
+    evolution = evolve(algorithm, population=4)
+    founders = [asked(evolution) for _ in range(4)]
+    evolution.tell(founders[0], score(founders[0].genes))
+    assert evolution.population == {founders[0].id}
+    for founder in founders[1:]:
+        evolution.tell(founder, score(founder.genes))
+    assert evolution.population == {f.id for f in founders}

@@ -232,7 +232,7 @@ def test_another_kind_of_file_is_refused(content: go.Figure | str, name: str, tm
 
 
 def test_a_folder_that_does_not_exist_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no/report\.html': No such file or directory"):
+    with pytest.raises(RunError, match=r"no/report\.html' \(No such file or directory"):
         render.write("<p>", tmp_path / "no" / "report.html")
 
 

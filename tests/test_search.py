@@ -15,10 +15,9 @@ from pareto_search import archive, search
 from pareto_search.candidate import Attempt, Evaluation, Genes
 from pareto_search.config import SearchConfig
 from pareto_search.errors import RunError, SearchError
+from pareto_search.executor import Outcome, Result
 from pareto_search.search import HOPELESS, Progress, Search
 from pareto_search.store import Record, SearchRecord, Store
-from pareto_search.workers.executor import Outcome
-from pareto_search.workers.worker import Result
 
 LANES = 3
 Pick = Callable[[list[Attempt]], int]
@@ -315,7 +314,7 @@ class Clock:
         monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def slow(self, seconds: float) -> Deed:
-        """Attempts of which one ends after so many seconds, while another one is under way: each takes two such times."""
+        """Of two attempts under way one ends after so many seconds, so each takes twice as long."""
 
         def deed(attempt: Attempt) -> Outcome:
             self.now += seconds

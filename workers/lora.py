@@ -4,7 +4,7 @@ LoRA: Hu et al., ICLR 2022. A linear map W gains (alpha / rank)·B·A with A (ra
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +20,9 @@ from pareto_search.workers.encoder import Encoder
 
 Targets = Literal["query_value", "attention", "all"]
 
-QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
+FUSED = ("Wqkv", "qkv", "qkv_proj", "query_key_value")
+"""Query, key and value in one map, as ModernBERT has them: whoever wants one of them gets all."""
+QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v", *FUSED)
 ATTENTION = (*QUERY_VALUE, "key", "k_proj", "k_lin", "k", "o_proj", "out_lin", "out_proj", "o")
 
 
@@ -90,20 +92,19 @@ class Adapter(nn.Module):
 
 
 @contextmanager
-def attached(encoder: Encoder, shape: LoraShape) -> Iterator[Adapter]:
+def attached(encoder: Encoder, shape: LoraShape, names: Collection[str] | None = None) -> Iterator[Adapter]:
     """A fresh adapter in the encoder's top blocks; on leaving, the base model is as it was.
 
+    Args:
+        names: full names of the linear maps that get one, in place of those that the shape's targets mean.
+
     Raises:
-        CheckpointError: the base model has no linear maps of the wanted kind.
+        CheckpointError: the base model has no such linear maps.
     """
-    places: dict[str, tuple[nn.Module, str, nn.Linear]] = {}
-    depth = len(encoder.blocks)
-    for index in range(depth - shape.layers, depth):
-        for name, parent, child, linear in _linears(encoder.blocks[index]):
-            if shape.targets == "all" or child in (QUERY_VALUE if shape.targets == "query_value" else ATTENTION):
-                places[f"{encoder.prefix}.{index}.{name}"] = parent, child, linear
-    if not places:
-        raise CheckpointError(f"base model '{encoder.base.id}' has no linear maps for targets '{shape.targets}'")
+    places = {n: place for n, place in _places(encoder, shape).items() if names is None or n in names}
+    if not places or (names is not None and len(places) < len(names)):
+        wish = f"targets '{shape.targets}'" if names is None else f"the adapter's {len(names)} targets"
+        raise CheckpointError(f"base model '{encoder.base.id}' has no linear maps for {wish}")
     scale = shape.alpha / shape.rank
     corrections = {n: LoraLinear(linear, shape.rank, scale, shape.dropout) for n, (_, _, linear) in places.items()}
     for name, (parent, child, _) in places.items():
@@ -124,19 +125,34 @@ def loaded(encoder: Encoder, files: Mapping[str, bytes]) -> Iterator[Adapter]:
     """
     config = json.loads(files["adapter_config.json"])
     tensors = load(files["adapter_model.safetensors"])
-    names = list(config["target_modules"])
-    start = f"{encoder.prefix}."
-    try:
-        lowest = min(int(name.removeprefix(start).split(".")[0]) for name in names)
-        shape = LoraShape(config["r"], config["lora_alpha"], 0.0, "all", len(encoder.blocks) - lowest)
-        with attached(encoder, shape) as adapter:
+    shape = LoraShape(config["r"], config["lora_alpha"], 0.0, "all", adapted_layers(files, len(encoder.blocks)))
+    with attached(encoder, shape, config["target_modules"]) as adapter:
+        try:
             for name, module in adapter.named():
-                if name in names:
-                    module.A.data.copy_(tensors[f"base_model.model.{name}.lora_A.weight"])
-                    module.B.data.copy_(tensors[f"base_model.model.{name}.lora_B.weight"])
-            yield adapter.eval()
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the adapter does not fit base model '{encoder.base.id}': {error}") from error
+                module.A.data.copy_(tensors[f"base_model.model.{name}.lora_A.weight"])
+                module.B.data.copy_(tensors[f"base_model.model.{name}.lora_B.weight"])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"the adapter does not fit base model '{encoder.base.id}': {error}") from error
+        yield adapter.eval()
+
+
+def adapted_layers(files: Mapping[str, bytes], depth: int) -> int:
+    """How many of a base model's `depth` blocks, from the top, a checkpoint's adapter may reach."""
+    names = json.loads(files["adapter_config.json"])["target_modules"]
+    numbers = [int(part) for name in names for part in name.split(".") if part.isdigit()]
+    return depth - min(numbers, default=0)
+
+
+def _places(encoder: Encoder, shape: LoraShape) -> dict[str, tuple[nn.Module, str, nn.Linear]]:
+    """The linear maps that the shape's targets mean, by full name: parent, name in the parent, and itself."""
+    wanted = {"query_value": QUERY_VALUE, "attention": ATTENTION}.get(shape.targets)
+    depth = len(encoder.blocks)
+    return {
+        f"{encoder.prefix}.{index}.{name}": (parent, child, linear)
+        for index in range(depth - shape.layers, depth)
+        for name, parent, child, linear in _linears(encoder.blocks[index])
+        if wanted is None or child in wanted
+    }
 
 
 def _linears(block: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:

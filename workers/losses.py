@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pareto_search.objective import Objective
 from pareto_search.recsys.statistics import ItemStatistics
+from pareto_search.space import metric_family
 
 Scalarisation = Literal["weighted_sum", "tchebycheff"]
 
-ACCURACY = ("ndcg", "recall", "hr", "mrr", "precision")
 SMOOTHING = 0.1
 CHUNK = 512
 
@@ -116,7 +116,7 @@ def list_values(logits: Tensor, items: ItemTensors, objectives: Sequence[Objecti
         logits: `(q, n_items)`, -inf for items already seen.
     """
     p = logits.softmax(1)
-    families = {o.name: o.name.split("@")[0] for o in objectives}
+    families = {o.name: metric_family(o.name) for o in objectives}
     return {name: SURROGATES[family](p, items) for name, family in families.items() if family in SURROGATES}
 
 

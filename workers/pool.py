@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from pareto_search.candidate import Attempt
 from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
-from pareto_search.workers.executor import Outcome
+from pareto_search.executor import Outcome
 from pareto_search.workers.worker import Worker, Workload
 
 PATIENCE = 10.0
@@ -53,15 +53,19 @@ class RayPool:
         address: str | None = None,
     ) -> None:
         self._timeout, self._cpus, self._gpus = timeout, cpus, gpus
+        self._handles: dict[int, Any] = {}  # every worker, by number
+        self._actors: dict[int, Any] = {}  # those that have started
+        self._starting: dict[Any, tuple[int, float]] = {}
+        self._jobs: dict[Any, _Job] = {}
+        self._setup: dict[str, Any] = {}
+        self._spawned = 0
         _connect(address, count * cpus)
         try:
             _check(count, cpus, gpus)
             self._load = ray.put(load)
-            self._setup: dict[str, Any] = {}
-            self._actors = {number: self._spawn() for number in range(count)}
-            self._jobs: dict[Any, _Job] = {}
-            self._spawned = count
-            self._gather([a.ping.remote() for a in self._actors.values()], START)
+            for _ in range(count):
+                self._spawn()
+            self._await_all()
         except BaseException:
             ray.shutdown()
             raise
@@ -74,7 +78,7 @@ class RayPool:
 
     def close(self) -> None:
         """Ends the workers, and Ray where it is ours."""
-        for actor in self._actors.values():
+        for actor in self._handles.values():
             ray.kill(actor)
         ray.shutdown()
 
@@ -93,13 +97,20 @@ class RayPool:
         return f"w{number}"
 
     def wait(self) -> list[Outcome]:
-        deadline = min(job.began for job in self._jobs.values()) + self._timeout
-        patience = max(0.0, deadline - time.monotonic())
-        done, _ = ray.wait(list(self._jobs), num_returns=1, timeout=patience)
+        deadlines = [job.began + self._timeout for job in self._jobs.values()]
+        deadlines += [began + START for _, began in self._starting.values()]
+        if not deadlines:
+            raise ClusterError("no worker is left and none could be started; see to the cluster and resume the search")
+        patience = max(0.0, min(deadlines) - time.monotonic())
+        done, _ = ray.wait([*self._jobs, *self._starting], num_returns=1, timeout=patience)
+        for reference in [r for r in done if r in self._starting]:
+            self._admit(reference)
         if done:
-            return [self._outcome(reference) for reference in done]
-        late = [r for r, job in self._jobs.items() if time.monotonic() - job.began >= self._timeout]
-        return [self._expired(reference) for reference in late]
+            return [self._outcome(reference) for reference in done if reference in self._jobs]
+        now = time.monotonic()
+        for reference in [r for r, (_, began) in self._starting.items() if now - began >= START]:
+            ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
+        return [self._expired(r) for r, job in list(self._jobs.items()) if now - job.began >= self._timeout]
 
     def tell_all(self, method: str, *arguments: object) -> None:
         """Calls a method on every worker, and on each that replaces one later."""
@@ -124,32 +135,55 @@ class RayPool:
                 idle.append(number)
         return results
 
-    def _spawn(self) -> Any:
+    def _spawn(self) -> None:
+        """Starts one more worker, which counts as free once it has its base model and components."""
         device = "cuda" if self._gpus else "cpu"
-        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(_Actor)
+        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(Worker)
         actor = remote.remote(self._load, self._cpus, device)
         for method, shared in self._setup.items():
             getattr(actor, method).remote(*shared)  # Ray keeps the order of an actor's calls
-        return actor
+        self._spawned += 1
+        self._handles[self._spawned] = actor
+        self._starting[actor.identity.remote()] = self._spawned, time.monotonic()
+
+    def _await_all(self) -> None:
+        """Waits for the first workers, which must all be there and be alike."""
+        references = list(self._starting)
+        identities = self._gather(references, START)
+        if len(set(identities)) > 1:
+            raise ClusterError(
+                f"the workers differ in base model or precision: {sorted(set(identities))}; install the same base "
+                "model on every node, and set model.dtype"
+            )
+        for reference in references:
+            self._admit(reference)
+
+    def _admit(self, reference: Any) -> None:
+        """A worker has started, or could not."""
+        number, _ = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+            self._actors[number] = self._handles[number]
+        except RayError:
+            ray.kill(self._handles.pop(number))
 
     def _replace(self, number: int) -> None:
-        ray.kill(self._actors.pop(number))
-        self._actors[self._spawned] = self._spawn()
-        self._spawned += 1
+        self._actors.pop(number)
+        ray.kill(self._handles.pop(number))
+        self._spawn()
 
     def _outcome(self, reference: Any) -> Outcome:
         job = self._jobs.pop(reference)
         seconds = time.monotonic() - job.began
         try:
             return Outcome(job.attempt, ray.get(reference), seconds=seconds)
-        except RayActorError as error:
+        except RayTaskError as error:
+            if self._gpus and not isinstance(error.cause, ParetoSearchError):
+                self._replace(job.actor)  # after a fault on a GPU, the process can do nothing more with it
+            return Outcome(job.attempt, error=_line(error.cause or error), seconds=seconds)
+        except RayError as error:
             self._replace(job.actor)
             return Outcome(job.attempt, error=f"the worker died: {_line(error)}", lost=True, seconds=seconds)
-        except OutOfMemoryError as error:
-            self._replace(job.actor)
-            return Outcome(job.attempt, error=f"out of memory: {_line(error)}", lost=True, seconds=seconds)
-        except RayTaskError as error:
-            return Outcome(job.attempt, error=_line(error.cause or error), seconds=seconds)
 
     def _expired(self, reference: Any) -> Outcome:
         job = self._jobs.pop(reference)
@@ -164,15 +198,13 @@ class RayPool:
             if isinstance(error.cause, ParetoSearchError):
                 raise error.cause from None
             raise SearchError(f"a worker failed: {_line(error.cause or error)}") from error
+        except GetTimeoutError:
+            raise ClusterError(
+                f"not all workers have started within {timeout:g} s; the cluster may be in others' use: ask for fewer "
+                "workers, or wait"
+            ) from None
         except RayError as error:
             raise SearchError(f"a worker could not start or died: {_line(error)}") from error
-
-
-class _Actor(Worker):
-    """A worker as a Ray actor."""
-
-    def ping(self) -> None:
-        """Answers once the base model is resident."""
 
 
 def _connect(address: str | None, cpus: float) -> None:
@@ -206,15 +238,17 @@ def _knock(address: str) -> None:
 
 
 def _check(count: int, cpus: float, gpus: float) -> None:
-    """Refuses what the cluster can never give; Ray would wait for it without end."""
-    resources = ray.cluster_resources()
-    for name, each in (("CPU", cpus), ("GPU", gpus)):
-        have = resources.get(name, 0.0)
-        if count * each > have + 1e-9:
-            raise ClusterError(
-                f"{count} workers with {each:g} {name}s each were asked for, but the cluster has {have:g} {name}s; "
-                f"lower workers.count or workers.{name.lower()}s, or add nodes"
-            )
+    """Refuses what the nodes can never give; Ray would wait for it without end."""
+    needs = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(min(int(node.get(name, 0.0) / each + 1e-9) for name, each in needs.items()) for node in nodes)
+    if places < count:
+        wish = " and ".join(f"{each:g} {name}s" for name, each in needs.items())
+        have = "; ".join(", ".join(f"{node.get(n, 0.0):g} {n}s" for n in ("CPU", "GPU")) for node in nodes)
+        raise ClusterError(
+            f"{count} workers with {wish} each were asked for, but the cluster has room for {places} (nodes: {have}); "
+            "lower workers.count, workers.cpus or workers.gpus, or add nodes"
+        )
 
 
 def _line(error: BaseException) -> str:

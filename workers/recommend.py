@@ -11,15 +11,13 @@ from pareto_search.entry import Entry
 from pareto_search.errors import CheckpointError, DataError
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.rerank import blend, rerank, standardise
-from pareto_search.recsys.split import Sequences, Split, split
+from pareto_search.recsys.split import Sequences, Split, order_of, split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, precision
 from pareto_search.workers.evaluate import Scores, component, score, scorer
 
 REASONS = 2
-MOST_LAYERS = 1_000
-"""Every block may have an adapter."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Serving:
             found,
             data.texts,
             max_tokens=notes["max_item_tokens"],
-            layers=MOST_LAYERS,
+            layers=notes["layers"],
             dtype=precision(notes["dtype"], "cpu"),
         )
         how = notes["split"]
@@ -87,9 +85,9 @@ class Serving:
         """
         if user not in self.data.user_ids:
             raise DataError(f"user '{user}' is not in {self.data.name}; give --history 'ITEM,ITEM,…' for a new user")
-        mine = np.flatnonzero(self.data.users == self.data.user_ids.index(user))
-        order = np.argsort(self.data.timestamps[mine], kind="stable")
-        return [self.data.item_ids[i] for i in self.data.items[mine][order]]
+        order = order_of(self.data, self.entry.notes["split"]["tie_seed"])
+        mine = order[self.data.users[order] == self.data.user_ids.index(user)]
+        return [self.data.item_ids[i] for i in self.data.items[mine]]
 
     def recommend(self, history: Sequence[str], k: int, *, explain: bool = False) -> list[Recommendation]:
         """The k items to show to a user with this history, oldest item first.

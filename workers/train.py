@@ -33,16 +33,25 @@ class DivergedError(ParetoSearchError):
     """The loss is no longer a number."""
 
 
-def train_tower(shape: Shape, text: Tensor | None, train: Sequences, *, epochs: int, seed: int) -> Recommender:
+def train_tower(
+    shape: Shape,
+    text: Tensor | None,
+    train: Sequences,
+    *,
+    epochs: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Recommender:
     """A recommender trained on frozen text vectors, or on IDs alone (SASRec).
 
     AdamW with one cycle to a peak of 5e-3 and decay 0.05, full softmax at every position.
 
     Args:
         text: `(n_items, t)`, or None for IDs alone.
+        dtype: of products; parameters are float32.
     """
     torch.manual_seed(seed)
-    device = "cpu" if text is None else str(text.device)
     model = Recommender(shape).to(device).train()
     if text is not None:
         model.centre(text)
@@ -52,9 +61,8 @@ def train_tower(shape: Shape, text: Tensor | None, train: Sequences, *, epochs: 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
     for batch in islice(batches, steps):
         vectors = model.item_vectors(text, ID_DROPOUT)
-        states = _states(model, batch, vectors)
-        wanted = batch.targets.to(device)
-        loss = _accuracy(model, states, vectors, wanted)
+        states = _states(model, batch, vectors, dtype)
+        loss = _accuracy(model, states, vectors, batch.targets.to(device), dtype)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -167,8 +175,9 @@ class _Loss:
         """The loss of the next batch, given the items' text vectors `(n_items, t)`."""
         batch = next(self._stream)
         vectors = self._model.item_vectors(text, ID_DROPOUT)
-        states = _states(self._model, batch, vectors)
-        accuracy = _accuracy(self._model, states, vectors, batch.targets.to(vectors.device))
+        dtype = self._task.encoder.dtype
+        states = _states(self._model, batch, vectors, dtype)
+        accuracy = _accuracy(self._model, states, vectors, batch.targets.to(vectors.device), dtype)
         logits = self._logits(batch, states, vectors)
         return self._scalarise(accuracy, list_values(logits, self._task.items, self._task.objectives))
 
@@ -183,16 +192,16 @@ class _Loss:
         return logits.index_put((owner.to(logits.device), item.to(logits.device)), logits.new_tensor(-torch.inf))
 
 
-def _states(model: Recommender, batch: Batch, vectors: Tensor) -> Tensor:
-    """The tower over a batch, in bfloat16 where that is what the hardware is fast with."""
+def _states(model: Recommender, batch: Batch, vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tower over a batch, with products in `dtype`."""
     device = vectors.device
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):
         return model.states(batch.items.to(device), batch.lengths.to(device), vectors)
 
 
-def _accuracy(model: Recommender, states: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+def _accuracy(model: Recommender, states: Tensor, vectors: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
     known = targets >= 0
-    scaled = (states[known] / model.temperature).to(torch.bfloat16)
+    scaled = (states[known] / model.temperature).to(dtype)
     return cross_entropy(scaled, vectors, model.item_bias, targets[known])
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch
 
 from pareto_search.candidate import Attempt, Evaluation, Genes
-from pareto_search.objective import Objective, Values
+from pareto_search.executor import Result
+from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.ranking import Ranking, search_settings
 from pareto_search.recsys.split import Part, Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
-from pareto_search.space import SearchSpace
+from pareto_search.space import BLENDED, SearchSpace
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, Precision, precision
 from pareto_search.workers.evaluate import Files, Scores, blended, component, score, scorer, similarity_files
@@ -24,8 +25,8 @@ from pareto_search.workers.train import Task, fine_tune, train_tower
 
 SASREC_EPOCHS = 30
 WARM_START_EPOCHS = 20
-LARGEST_EASE = 20_000
-"""Items up to which EASE is fitted: its matrix grows with their square."""
+LARGEST_SQUARE = 20_000
+"""Items up to which EASE and ItemKNN are fitted: their matrices grow with the square."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Workload:
     categories: Sequence[Sequence[str]] | None
     split: Split
     objectives: Sequence[Objective]
+    constraints: Sequence[Constraint]
     metrics: Sequence[str]
     space: SearchSpace
     steps: int
@@ -64,21 +66,6 @@ class Workload:
 
 Components = Mapping[str, Files]
 """Name -> files of what every candidate needs: `warm-start`, and the blended `ease` and `sasrec`."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished attempt sends back.
-
-    Attributes:
-        evaluations: the checkpoint alone first, then its settings.
-        files: the checkpoint.
-        seconds: training and evaluation.
-    """
-
-    evaluations: tuple[Evaluation, ...]
-    files: dict[str, bytes]
-    seconds: float
 
 
 class Worker:
@@ -103,15 +90,15 @@ class Worker:
         self.components: dict[str, Scorer] = {}
         self._start: Recommender | None = None
 
-    def base_sha256(self) -> str:
-        """Which bytes the base model is."""
-        return self.base.sha256
+    def identity(self) -> str:
+        """The base model's bytes and precision, which all workers of a search must share."""
+        return f"{self.base.sha256} {self.encoder.dtype}"
 
     def fit(self, name: str) -> dict[str, bytes] | None:
         """The files of a component, trained here; None where the catalogue is too large for it."""
         split, seed = self.load.split, self.load.seed
         if name == "ease":
-            if split.n_items > LARGEST_EASE:
+            if split.n_items > LARGEST_SQUARE:
                 return None
             return similarity_files(baselines.ease(split.train, split.n_items).weights)
         text = None if name == "sasrec" else self.encoder.frozen.to(self.device)
@@ -120,7 +107,10 @@ class Worker:
         tower: Tower = "attention" if name == "sasrec" else self.load.tower
         width = 0 if text is None else self.encoder.width
         shape = Shape(split.n_items, self.load.width, self.load.history, tower, width, item_embeddings=True)
-        return train_tower(shape, text, split.train, epochs=epochs, seed=seed).files(self._notes({"component": name}))
+        model = train_tower(
+            shape, text, split.train, epochs=epochs, seed=seed, dtype=self.encoder.dtype, device=self.device
+        )
+        return model.files(self._notes({"component": name}))
 
     def equip(self, components: Components) -> None:
         """Takes the components that were fitted, here or elsewhere."""
@@ -140,6 +130,7 @@ class Worker:
             lambda settings: ranking.values(settings, self.load.metrics),
             self._space(blend),
             self.load.objectives,
+            constraints=self.load.constraints,
             count=count,
             seed=self.load.seed,
         )
@@ -178,6 +169,7 @@ class Worker:
             lambda settings: ranking.values(settings, load.metrics),
             self._space(self.components),
             load.objectives,
+            constraints=load.constraints,
             count=load.serving_settings,
             seed=seed,
             known=self.known,
@@ -193,7 +185,7 @@ class Worker:
 
     def _space(self, blend: Collection[str]) -> SearchSpace:
         """The serving genes, of those that blend only the named ones."""
-        return self.load.space.without({"ease", "sasrec"} - set(blend))
+        return self.load.space.without(set(BLENDED) - set(blend))
 
     def _baseline(self, name: str) -> Scorer:
         train, n_items = self.load.split.train, self.load.split.n_items
@@ -213,6 +205,7 @@ class Worker:
             "base": {"id": self.base.id, "revision": self.load.revision, "sha256": self.base.sha256},
             "dtype": str(self.encoder.dtype).removeprefix("torch."),
             "max_item_tokens": self.load.max_item_tokens,
+            "layers": self.encoder.layers,
             "pooling": "mean over tokens, then unit length",
             **self.load.notes,
             **more,

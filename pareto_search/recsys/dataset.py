@@ -51,6 +51,7 @@ class Dataset:
         users, items: `(n,)` indices into `user_ids` and `item_ids`; a repeated pair is a repeated interaction.
         ratings: `(n,)`, or None where the data has none.
         timestamps: `(n,)`, in the data's own unit.
+        timed: whether these were in the data; else the order of a user's rows stands for time.
         texts: what the encoder reads of each item.
         titles: what a person reads of each item.
         categories: each item's categories, or None where the data has none.
@@ -64,6 +65,7 @@ class Dataset:
     items: NDArray[np.int32]
     ratings: NDArray[np.float32] | None
     timestamps: NDArray[np.float64]
+    timed: bool
     texts: tuple[str, ...]
     titles: tuple[str, ...]
     categories: tuple[tuple[str, ...], ...] | None
@@ -255,6 +257,7 @@ def _assemble(name: str, interactions: Table, items: Table, columns: Columns) ->
         items=item_index[order].astype(np.int32),
         ratings=None if ratings is None else ratings[order].astype(np.float32),
         timestamps=timestamps[order],
+        timed=columns.timestamp is not None,
         texts=tuple(described[id_][0] for id_ in item_ids),
         titles=tuple(described[id_][1] for id_ in item_ids),
         categories=None if columns.categories is None else tuple(described[id_][2] for id_ in item_ids),

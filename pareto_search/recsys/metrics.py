@@ -36,13 +36,10 @@ class Ranked:
     @classmethod
     def of(cls, lists: Lists, targets: Sequences) -> "Ranked":
         n_targets = np.diff(targets.indptr)
-        rows = np.repeat(np.arange(len(lists)), n_targets)
-        hits = np.zeros(lists.shape, bool)
-        # One pass per target rank: a user rarely has more than a few.
-        for row, item in zip(rows, targets.items, strict=True) if n_targets.max(initial=0) > 1 else ():
-            hits[row] |= lists[row] == item
-        if n_targets.max(initial=0) <= 1:
-            hits[rows] = lists[rows] == targets.items[:, None]
+        rows = np.arange(len(lists))
+        stride = 1 + max(int(lists.max(initial=0)), int(targets.items.max(initial=0)))  # makes (row, item) one number
+        wanted = np.repeat(rows, n_targets) * stride + targets.items
+        hits = np.isin(rows[:, None] * stride + lists, wanted)
         return cls(lists, hits, n_targets)
 
     def at(self, k: int) -> "Ranked":

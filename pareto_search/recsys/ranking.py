@@ -8,7 +8,7 @@ from scipy.stats import qmc
 
 from pareto_search.archive import choose
 from pareto_search.candidate import Genes
-from pareto_search.objective import Objective, Values
+from pareto_search.objective import Constraint, Objective, Values, is_feasible
 from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.metrics import Ranked, Tally
 from pareto_search.recsys.rerank import blend, rerank, standardise
@@ -83,6 +83,7 @@ def search_settings(
     space: SearchSpace,
     objectives: Sequence[Objective],
     *,
+    constraints: Sequence[Constraint] = (),
     count: int,
     seed: int,
     known: Sequence[Genes] = (),
@@ -95,6 +96,7 @@ def search_settings(
     Args:
         evaluate: from settings to their values on validation.
         space: serving genes only.
+        constraints: neighbours are sought of settings that keep these, if any does.
         count: how many settings to evaluate beside the model alone.
         known: settings that served a similar model well.
 
@@ -112,7 +114,9 @@ def search_settings(
     values = evaluate(settings)
     per_round = -(-(count + 1 - len(settings)) // len(WIDTHS))
     for width in WIDTHS if genes else ():
-        centres = tried[choose(values, objectives, ELITE) or [0]]
+        kept = [i for i, v in enumerate(values) if is_feasible(v, objectives, constraints)] or list(range(len(values)))
+        elite = [kept[i] for i in choose([values[i] for i in kept], objectives, ELITE)]
+        centres = tried[elite or [0]]
         size = min(per_round, count + 1 - len(settings))
         near = centres[np.arange(size) % len(centres)] + rng.normal(0.0, width, (size, len(genes)))
         near = np.clip(near, 0.0, np.nextafter(1.0, 0.0))

@@ -97,7 +97,7 @@ def split(dataset: Dataset, strategy: Strategy, tie_seed: int) -> Split:
     Raises:
         DataError: nothing is left to train on, to validate on or to test on.
     """
-    order = np.lexsort((_tie_breakers(dataset, tie_seed), dataset.timestamps, dataset.users))
+    order = order_of(dataset, tie_seed)
     users, n_users = dataset.users[order], len(dataset.user_ids)
     role = _last_out(users, n_users) if strategy == "leave_last_out" else _by_time(dataset.timestamps)[order]
     rows = _Rows(
@@ -113,6 +113,11 @@ def split(dataset: Dataset, strategy: Strategy, tie_seed: int) -> Split:
     everyone = np.arange(n_users, dtype=np.int32)
     train = rows.sequences(role == TRAIN, everyone)
     return Split(n_users, len(dataset.item_ids), train, parts["validation"], parts["test"])
+
+
+def order_of(dataset: Dataset, tie_seed: int) -> NDArray[np.int64]:
+    """`(n,)` the interactions by user, time and, where times tie, the hash."""
+    return np.lexsort((_tie_breakers(dataset, tie_seed), dataset.timestamps, dataset.users))
 
 
 @dataclass(frozen=True, eq=False)

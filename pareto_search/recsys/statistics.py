@@ -17,7 +17,8 @@ class ItemStatistics:
 
     Attributes:
         users: `(n_items,)` how many users interacted with the item.
-        novelty: `(n_items,)` self-information -log2(n_i / users), n_i >= 1, divided by its largest value log2(users).
+        novelty: `(n_items,)` self-information -log2(n_i / users), n_i >= 1, divided by its largest value log2(users);
+            users are those with any training interaction.
         credibility: `(n_items,)` Bayesian average rating scaled to 0..1; None where the data set has no ratings.
         features: `(n_items, f)` rows of unit length (or zero), which training cannot change.
     """
@@ -34,8 +35,9 @@ class ItemStatistics:
         Args:
             features: `(n_items, f)` any scale; rows are brought to unit length.
         """
-        n_users = len(train.indptr) - 1
-        owner = np.repeat(np.arange(n_users), np.diff(train.indptr))
+        lengths = np.diff(train.indptr)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        n_users = int((lengths > 0).sum())
         pairs = np.unique(owner * n_items + train.items)
         users = np.bincount(pairs % n_items, minlength=n_items)
         novelty = -np.log2(np.maximum(users, 1) / n_users) / np.log2(max(n_users, 2))

@@ -14,6 +14,7 @@ import pytest
 
 from pareto_search import checkpoint
 from pareto_search.candidate import Attempt, Candidate
+from pareto_search.executor import Result
 from pareto_search.objective import Objective
 from pareto_search.recsys import fetch
 from pareto_search.recsys.dataset import Columns, Dataset, load_tables
@@ -21,7 +22,7 @@ from pareto_search.recsys.split import split
 from pareto_search.workers.base import locate
 from pareto_search.workers.evaluate import scorer
 from pareto_search.workers.lora import loaded
-from pareto_search.workers.worker import Result, Worker, Workload
+from pareto_search.workers.worker import Worker, Workload
 
 COLUMNS = Columns(
     user="user_id",

@@ -101,27 +101,17 @@ def test_nouns_import_only_nouns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "allowed"), [("recsys", {*NOUNS, "recsys"}), ("workers", {*NOUNS, "recsys", "entry", "workers"})]
+    ("part", "allowed"),
+    [("recsys", {*NOUNS, "recsys"}), ("workers", {*NOUNS, "recsys", "entry", "executor", "workers"})],
 )
 def test_a_part_imports_only_what_lies_below_it(part: str, allowed: set[str]) -> None:
     wrong = {(m, i.target) for m in MODULES if group(m) == part for i in ours(m) if group(i.target) not in allowed}
     assert wrong == set()
 
 
-def test_only_launch_search_and_the_command_line_import_workers() -> None:
+def test_only_launch_and_the_command_line_import_workers() -> None:
     found = {m for m in MODULES for i in ours(m) if group(i.target) == "workers" and group(m) != "workers"}
-    assert found - {m for m in MODULES if m.startswith("service")} == {"launch", "search", "cli"}
-
-
-def test_search_takes_only_the_executors_protocol_and_its_outcome_from_workers() -> None:
-    tree = ast.parse(MODULES["search"].read_text())
-    taken = {
-        (s.module, alias.name)
-        for s, _ in statements(tree)
-        if isinstance(s, ast.ImportFrom) and (s.module or "").startswith("pareto_search.workers")
-        for alias in s.names
-    }
-    assert taken == {("pareto_search.workers.executor", "Executor"), ("pareto_search.workers.executor", "Outcome")}
+    assert found - {m for m in MODULES if m.startswith("service")} == {"launch", "cli"}
 
 
 def test_the_loop_knows_no_face_and_only_faces_know_launch() -> None:

@@ -1,3 +1,4 @@
+import os
 import shutil
 import signal
 import socket
@@ -31,15 +32,19 @@ class Node:
     def workers(self) -> set[int]:
         """The ids of the processes on it that are actors."""
         family = psutil.Process(self.process.pid).children(recursive=True)
-        return {p.pid for p in family if title(p).startswith("ray::_Actor")}
+        return {p.pid for p in family if title(p).startswith("ray::Worker")}
 
 
 @contextmanager
 def node(folder: str, *options: str) -> Iterator[Node]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--num-gpus=0"]
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+    }  # else a token in the home folder decides, for one of them
     command += ["--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *options]
     with Path(folder, "output").open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
         yield Node(process)
     finally:
@@ -98,7 +103,7 @@ def test_more_gpus_than_the_cluster_has_are_refused(
 ) -> None:
     config = small.write_config(undisturbed.config.with_name("gpus.yaml"), workers={"gpus": 1})
     ended = pareto_search("run", config, "--out", tmp_path / "run", "--address", cluster[0])
-    assert "2 workers with 1 GPUs each were asked for, but the cluster has 0 GPUs" in ended.complaint
+    assert "2 workers with 1 CPUs and 1 GPUs each were asked for, but the cluster has room for 0" in ended.complaint
 
 
 @contextmanager

@@ -9,12 +9,13 @@ import pytest
 from safetensors.numpy import load
 
 from pareto_search.candidate import Attempt, Candidate
+from pareto_search.executor import Result
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.split import Split
 from pareto_search.workers import worker as module
 from pareto_search.workers.base import Base
 from pareto_search.workers.evaluate import component, score, scorer
-from pareto_search.workers.worker import Result, Worker, Workload
+from pareto_search.workers.worker import Worker, Workload
 
 NAMES = ("ease", "sasrec", "warm-start")
 
@@ -95,7 +96,7 @@ def test_the_files_are_complete(result: Result, worker: Worker, workload: Worklo
         "recommender.safetensors",
     }
     notes = json.loads(result.files["recommender.json"])
-    assert notes["base"] == {"id": workload.base, "revision": None, "sha256": worker.base_sha256()}
+    assert notes["base"] == {"id": workload.base, "revision": None, "sha256": worker.base.sha256}
     assert notes["pooling"] == "mean over tokens, then unit length"
     assert (notes["dtype"], notes["max_item_tokens"], notes["history"]) == ("float32", 16, 6)
     assert (notes["candidate"], notes["genes"], notes["steps"]) == ("c0003", genes, 3)
@@ -152,7 +153,7 @@ def test_a_baselines_curve_starts_with_the_baseline_and_blends_only_what_is_name
 def test_ease_is_left_out_where_the_catalogue_is_too_large_for_it(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LARGEST_EASE", 19)
+    monkeypatch.setattr(module, "LARGEST_SQUARE", 19)
     assert worker.fit("ease") is None
 
 
@@ -185,4 +186,4 @@ def test_without_categories_distances_come_from_the_frozen_text_vectors(workload
 
 
 def test_the_base_is_named_by_its_bytes(worker: Worker, tiny_base: Base) -> None:
-    assert worker.base_sha256() == tiny_base.sha256
+    assert worker.identity() == f"{tiny_base.sha256} {worker.encoder.dtype}"

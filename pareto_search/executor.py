@@ -3,8 +3,22 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from pareto_search.candidate import Attempt
-from pareto_search.workers.worker import Result
+from pareto_search.candidate import Attempt, Evaluation
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished attempt sends back.
+
+    Attributes:
+        evaluations: the checkpoint alone first, then its settings.
+        files: the checkpoint.
+        seconds: training and evaluation.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+    files: dict[str, bytes]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -41,5 +55,9 @@ class Executor(Protocol):
         ...
 
     def wait(self) -> list[Outcome]:
-        """Waits for the next attempts to end; each attempt ends in exactly one outcome."""
+        """Waits until attempts end or workers become free; each attempt ends in exactly one outcome.
+
+        Raises:
+            ClusterError: no worker is left.
+        """
         ...

@@ -1,0 +1,63 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pareto_search import checkpoint, entry
+from pareto_search.errors import CheckpointError, ConfigError, RunError
+
+FILES = {"adapter_config.json": b"{}", "recommender.json": b'{"metrics": ["ndcg@10"]}'}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with one entry, which blends in EASE and not SASRec."""
+    checkpoint.write(tmp_path / "checkpoints" / "c0001", FILES)
+    checkpoint.write(tmp_path / "components" / "ease", {"weights.safetensors": b"ease"})
+    checkpoint.write(tmp_path / "components" / "sasrec", {"recommender.json": b"sasrec"})
+    found = {"entry": "c0001-s03", "candidate": "c0001", "serving": {"ease": 0.3, "sasrec": 0.0, "diversity": 0.2}}
+    (tmp_path / "front.json").write_text(json.dumps({"front": [found]}))
+    return tmp_path
+
+
+def test_an_entry_has_its_checkpoint_and_the_components_that_it_gives_a_weight(run: Path) -> None:
+    found = entry.of_run(run, "c0001-s03")
+    assert dict(found.files) == FILES
+    assert found.components == {"ease": {"weights.safetensors": b"ease"}}
+    assert found.notes == {"metrics": ["ndcg@10"]}
+
+
+def test_an_export_gives_the_same_entry_back(run: Path, tmp_path: Path) -> None:
+    found = entry.of_run(run, "c0001-s03")
+    entry.export(found, tmp_path / "exported")
+    assert entry.of_folder(tmp_path / "exported") == found
+
+
+def test_a_component_that_is_gone_is_named(run: Path) -> None:
+    shutil.rmtree(run / "components" / "ease")
+    with pytest.raises(CheckpointError, match="components/ease"):
+        entry.of_run(run, "c0001-s03")
+
+
+def test_a_component_with_a_changed_byte_is_named(run: Path) -> None:
+    (run / "components" / "ease" / "weights.safetensors").write_bytes(b"eaze")
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors"):
+        entry.of_run(run, "c0001-s03")
+
+
+def test_an_export_overwrites_nothing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "mine").touch()
+    with pytest.raises(RunError, match="is there already; give --to a new folder"):
+        entry.export(entry.of_run(run, "c0001-s03"), tmp_path / "exported")
+
+
+def test_an_unknown_format_is_named_with_the_nearest(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="format 'adaptor' is unknown; did you mean 'adapter'"):
+        entry.export(entry.of_run(run, "c0001-s03"), tmp_path / "exported", "adaptor")
+
+
+def test_a_checkpoint_is_no_export(run: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no serving\.json"):
+        entry.of_folder(run / "checkpoints" / "c0001")
