@@ -1,0 +1,77 @@
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Finished, undisturbed
+
+from pareto_search import SearchConfig, load_front
+from pareto_search.errors import ConfigError, RunError
+from pareto_search.launch import run_search
+from pareto_search.recsys import dataset
+from pareto_search.workers import pool
+
+__all__ = ["undisturbed"]
+
+
+class Untouchable:
+    """In place of a pool of workers: whoever wants workers is stopped as by Ctrl-C."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def run(undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(pool, "RayPool", Untouchable)
+    shutil.copytree(undisturbed.run, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+def budget(config: SearchConfig, candidates: int) -> SearchConfig:
+    return config.model_copy(update={"search": config.search.model_copy(update={"candidates": candidates})})
+
+
+def test_a_search_that_is_over_gives_its_front_without_workers_even_where_its_folder_was_moved(run: Path) -> None:
+    assert run_search(SearchConfig.load(run / "search.yaml"), run) == load_front(run)
+
+
+def test_with_a_larger_budget_the_old_front_speaks_for_nobody(run: Path) -> None:
+    config = SearchConfig.load(run / "search.yaml")
+    with pytest.raises(KeyboardInterrupt):
+        run_search(budget(config, config.search.candidates + 2), run)
+    with pytest.raises(RunError, match="resume it with 'pareto-search resume'"):
+        load_front(run)
+
+
+def test_a_run_folder_keeps_its_store(run: Path) -> None:
+    config = SearchConfig.load(run / "search.yaml").model_copy(update={"store": "postgresql://nobody@127.0.0.1/none"})
+    with pytest.raises(RunError, match="is in another store"):
+        run_search(config, run)
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "complaint"),
+    [
+        ("leave_last_out", {"ratings": None}, "credibility@10 needs ratings"),
+        ("temporal", {"timed": False}, "split temporal needs timestamps"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused(
+    split: str, change: dict[str, Any], complaint: str, undisturbed: Finished, tmp_path: Path
+) -> None:
+    config = SearchConfig.load(undisturbed.config)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
+    lacking = dataclasses.replace(dataset.load(**config.data.arguments()), **change)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match=complaint):
+        patch.setattr("pareto_search.launch.load", lambda **_: lacking)
+        run_search(config, tmp_path / "run")
+
+
+def test_a_cut_off_beyond_the_catalogue_is_refused(undisturbed: Finished, tmp_path: Path) -> None:
+    config = SearchConfig.load(undisturbed.config)
+    first, *others = config.objective_sections
+    longer = (first.model_copy(update={"metric": "ndcg@1000"}), *others)
+    with pytest.raises(ConfigError, match="ndcg@1000 needs more items than the"):
+        run_search(config.model_copy(update={"objective_sections": longer}), tmp_path / "run")
