@@ -22,7 +22,7 @@ from pareto_search import load_front
 from pareto_search.errors import RunError
 from pareto_search.store import Store
 
-SEARCH = {"candidates": 8, "steps": 30}
+SEARCH: Mapping[str, Any] = {"candidates": 8, "steps": 30}
 """Candidates that take about a second, so that many kills find one under way."""
 
 

@@ -231,6 +231,11 @@ def test_a_config_that_is_not_there_or_no_yaml_gets_one_line(call: Call, tmp_pat
     assert "is not valid YAML" in call("run", tmp_path / "bad.yaml", "--out", tmp_path / "run").complaint
 
 
+def test_what_is_no_address_gets_one_line(call: Call, material: Path, tmp_path: Path) -> None:
+    said = call("run", material / "search.yaml", "--out", tmp_path / "run", "--address", "somewhere").complaint
+    assert said == "'somewhere' is no Ray address; expected HOST:PORT, ray://HOST:PORT or auto"
+
+
 def test_what_is_left_out_of_the_data_is_counted(call: Call, material: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(material, folder)

@@ -59,13 +59,22 @@ def test_a_run_folder_keeps_its_store(run: Path) -> None:
     ],
 )
 def test_what_the_data_cannot_give_is_refused(
-    split: str, change: dict[str, Any], complaint: str, undisturbed: Finished, tmp_path: Path
+    split: str,
+    change: dict[str, Any],
+    complaint: str,
+    undisturbed: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = SearchConfig.load(undisturbed.config)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
+    changes = {
+        "data": config.data.model_copy(update={"split": split}),
+        "constraint_texts": ("credibility@10 >= 0.1",),
+    }
+    config = config.model_copy(update=changes)
     lacking = dataclasses.replace(dataset.load(**config.data.arguments()), **change)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match=complaint):
-        patch.setattr("pareto_search.launch.load", lambda **_: lacking)
+    monkeypatch.setattr("pareto_search.launch.load", lambda **_: lacking)
+    with pytest.raises(ConfigError, match=complaint):
         run_search(config, tmp_path / "run")
 
 

@@ -19,6 +19,9 @@ from pareto_search.workers.worker import Worker, Workload
 
 PATIENCE = 10.0
 """Seconds to wait for a cluster's port to answer."""
+_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""The frame with which both sides of an HTTP/2 connection begin: length, type (the fourth byte), flags, stream."""
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 START = 300.0
 """Seconds within which workers must have started: a base model may be large."""
 
@@ -229,12 +232,18 @@ def _knock(address: str) -> None:
     if not host or not port.isdigit():
         raise ClusterError(f"'{address}' is no Ray address; expected HOST:PORT, ray://HOST:PORT or auto")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE) as line:
+            line.sendall(_GREETING)
+            answer = line.recv(len(_SETTINGS))
     except OSError as error:
         raise ClusterError(
             f"nobody answers at Ray address '{address}' ({error.strerror or error}); check it, or start a cluster with "
             "`ray start --head`"
         ) from None
+    if answer[3:4] != _SETTINGS[3:4] and os.environ.get("RAY_USE_TLS", "0") != "1":
+        raise ClusterError(
+            f"what answers at '{address}' is no Ray; check it, or start a cluster with `ray start --head`"
+        )
 
 
 def _check(count: int, cpus: float, gpus: float) -> None:
