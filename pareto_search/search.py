@@ -99,7 +99,8 @@ class Search:
         chosen = archive.choose(values, self.objectives)
         finished, total = len(self._ended) - len(self._failed), self.config.search.candidates
         elapsed = time.monotonic() - self._began
-        left = elapsed / len(self._ended) * max(0, total - len(self._ended)) if self._ended else None
+        remaining = max(0, total - len(self._ended))
+        left = self._each * remaining / self.config.workers.count if self._seconds else None
         if left is not None and self.config.search.minutes is not None:
             left = max(0.0, min(left, self.config.search.minutes * 60 - elapsed))
         covered = archive.hypervolume([values[i] for i in chosen], self.objectives)
@@ -159,10 +160,13 @@ class Search:
             return True
         if budget.minutes is None:
             return False
-        elapsed = time.monotonic() - self._began
         # A candidate that cannot end in time is not begun.
-        each = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
-        return elapsed + each > budget.minutes * 60
+        return time.monotonic() - self._began + self._each > budget.minutes * 60
+
+    @property
+    def _each(self) -> float:
+        """The seconds that a candidate has taken so far, on average."""
+        return sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
 
     def _dispatch(self, attempt: Attempt, executor: Executor) -> None:
         worker = executor.submit(attempt)
