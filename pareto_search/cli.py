@@ -28,7 +28,7 @@ ADDRESS = click.option("--address", help="A running Ray cluster, HOST:PORT; with
 DEMO: Mapping[str, Any] = {
     "name": "demo",
     "data": {"source": MOVIELENS},
-    "search": {"population": 6, "candidates": 12, "minutes": 6.5, "steps": 10},
+    "search": {"population": 6, "candidates": 16, "minutes": 7, "steps": 10},
 }
 """Sized so that two cores need less than eight minutes."""
 
