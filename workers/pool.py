@@ -22,6 +22,8 @@ PATIENCE = 10.0
 _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """The frame with which both sides of an HTTP/2 connection begin: length, type (the fourth byte), flags, stream."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
+JOINING = 15.0
+"""Seconds for the nodes of a cluster to be all there."""
 START = 300.0
 """Seconds within which workers must have started: a base model may be large."""
 
@@ -64,7 +66,7 @@ class RayPool:
         self._spawned = 0
         _connect(address, count * cpus)
         try:
-            _check(count, cpus, gpus)
+            _check(count, cpus, gpus, patience=0.0 if address is None else JOINING)
             self._load = ray.put(load)
             for _ in range(count):
                 self._spawn()
@@ -246,18 +248,28 @@ def _knock(address: str) -> None:
         )
 
 
-def _check(count: int, cpus: float, gpus: float) -> None:
-    """Refuses what the nodes can never give; Ray would wait for it without end."""
+def _check(count: int, cpus: float, gpus: float, patience: float) -> None:
+    """Refuses what the nodes can never give; Ray would wait for it without end.
+
+    Args:
+        patience: seconds for nodes that are still joining.
+    """
     needs = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(min(int(node.get(name, 0.0) / each + 1e-9) for name, each in needs.items()) for node in nodes)
-    if places < count:
-        wish = " and ".join(f"{each:g} {name}s" for name, each in needs.items())
-        have = "; ".join(", ".join(f"{node.get(n, 0.0):g} {n}s" for n in ("CPU", "GPU")) for node in nodes)
-        raise ClusterError(
-            f"{count} workers with {wish} each were asked for, but the cluster has room for {places} (nodes: {have}); "
-            "lower workers.count, workers.cpus or workers.gpus, or add nodes"
-        )
+    until = time.monotonic() + patience
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        places = sum(min(int(node.get(name, 0.0) / each + 1e-9) for name, each in needs.items()) for node in nodes)
+        if places >= count:
+            return
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.5)
+    wish = " and ".join(f"{each:g} {name}s" for name, each in needs.items())
+    have = "; ".join(", ".join(f"{node.get(n, 0.0):g} {n}s" for n in ("CPU", "GPU")) for node in nodes)
+    raise ClusterError(
+        f"{count} workers with {wish} each were asked for, but the cluster has room for {places} (nodes: {have}); "
+        "lower workers.count, workers.cpus or workers.gpus, or add nodes"
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -89,9 +89,10 @@ def test_a_search_uses_the_workers_of_all_nodes_and_leaves_the_cluster_as_it_was
     address, first, second = cluster
     run = tmp_path / "run"
     with started("run", undisturbed.config, "--out", run, "--address", address) as driver:
-        eventually(lambda: first.workers() and second.workers())
+        seen = eventually(lambda: (first.workers() and second.workers()) or driver.process.poll() is not None)
         ended = driver.end()
     assert ended.code == 0, ended.err
+    assert seen is not True, "it ended without workers on both nodes"
     assert kills.essence(run) == kills.essence(undisturbed.run)
     eventually(lambda: not first.workers() | second.workers())
     assert first.process.poll() is None
