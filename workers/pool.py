@@ -3,14 +3,16 @@
 import logging
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pareto_search.candidate import Attempt
 from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
@@ -26,6 +28,8 @@ JOINING = 15.0
 """Seconds for the nodes of a cluster to be all there."""
 START = 300.0
 """Seconds within which workers must have started: a base model may be large."""
+SPARE = 3
+"""How many workers may die at their start, for each that was asked for."""
 
 
 @dataclass
@@ -64,6 +68,7 @@ class RayPool:
         self._jobs: dict[Any, _Job] = {}
         self._setup: dict[str, Any] = {}
         self._spawned = 0
+        self._spare = SPARE * count
         _connect(address, count * cpus)
         try:
             _check(count, cpus, gpus, patience=0.0 if address is None else JOINING)
@@ -109,7 +114,8 @@ class RayPool:
         patience = max(0.0, min(deadlines) - time.monotonic())
         done, _ = ray.wait([*self._jobs, *self._starting], num_returns=1, timeout=patience)
         for reference in [r for r in done if r in self._starting]:
-            self._admit(reference)
+            with suppress(RayError):  # one fewer, then
+                self._admit(reference)
         if done:
             return [self._outcome(reference) for reference in done if reference in self._jobs]
         now = time.monotonic()
@@ -153,24 +159,47 @@ class RayPool:
 
     def _await_all(self) -> None:
         """Waits for the first workers, which must all be there and be alike."""
-        references = list(self._starting)
-        identities = self._gather(references, START)
-        if len(set(identities)) > 1:
+        until, spare = time.monotonic() + START, len(self._starting)
+        identities: set[str] = set()
+        while self._starting:
+            done, _ = ray.wait(list(self._starting), num_returns=1, timeout=max(0.0, until - time.monotonic()))
+            if not done:
+                raise ClusterError(
+                    f"not all workers have started within {START:g} s; the cluster may be in others' use: ask for "
+                    "fewer workers, or wait"
+                )
+            number, _ = self._starting.pop(done[0])
+            try:
+                identities.add(ray.get(done[0]))
+                self._actors[number] = self._handles[number]
+            except RayActorError as error:
+                # A node or a process that dies at the start says nothing about the next one; an exception does.
+                if error.actor_init_failed or not spare:
+                    self._gather(done)
+                spare -= 1
+                self._handles.pop(number)
+                self._spawn()
+        if len(identities) > 1:
             raise ClusterError(
-                f"the workers differ in base model or precision: {sorted(set(identities))}; install the same base "
-                "model on every node, and set model.dtype"
+                f"the workers differ in base model or precision: {sorted(identities)}; install the same base model on "
+                "every node, and set model.dtype"
             )
-        for reference in references:
-            self._admit(reference)
 
-    def _admit(self, reference: Any) -> None:
-        """A worker has started, or could not."""
+    def _admit(self, reference: Any) -> str | None:
+        """A worker has started and says what it is; None for one that died without a word, and was begun again."""
         number, _ = self._starting.pop(reference)
         try:
-            ray.get(reference)
-            self._actors[number] = self._handles[number]
-        except RayError:
+            identity: str = ray.get(reference)
+        except RayError as error:
             ray.kill(self._handles.pop(number))
+            # That a node goes, or that Ray mislays an actor, says nothing about the next one.
+            if isinstance(error, RayActorError) and not error.actor_init_failed and self._spare:
+                self._spare -= 1
+                self._spawn()
+                return None
+            raise
+        self._actors[number] = self._handles[number]
+        return identity
 
     def _replace(self, number: int) -> None:
         self._actors.pop(number)
@@ -196,18 +225,13 @@ class RayPool:
         return Outcome(job.attempt, error=f"still running after {self._timeout:g} s", seconds=self._timeout)
 
     @staticmethod
-    def _gather(references: list[Any], timeout: float | None = None) -> list[Any]:
+    def _gather(references: list[Any]) -> list[Any]:
         try:
-            return ray.get(references, timeout=timeout)
+            return ray.get(references)
         except RayTaskError as error:
             if isinstance(error.cause, ParetoSearchError):
                 raise error.cause from None
             raise SearchError(f"a worker failed: {_line(error.cause or error)}") from error
-        except GetTimeoutError:
-            raise ClusterError(
-                f"not all workers have started within {timeout:g} s; the cluster may be in others' use: ask for fewer "
-                "workers, or wait"
-            ) from None
         except RayError as error:
             raise SearchError(f"a worker could not start or died: {_line(error)}") from error
 
@@ -275,6 +299,10 @@ def _check(count: int, cpus: float, gpus: float, patience: float) -> None:
 def _line(error: BaseException) -> str:
     """An error in one line, with its type where the message alone says little."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    # Of an actor that could not start, Ray quotes the traceback, and what went wrong is its last line.
-    text = lines[-1] if isinstance(error, RayActorError) else lines[0]
+    text = lines[0]
+    if isinstance(error, RayActorError):
+        # Of an actor that could not start, Ray quotes the traceback, and what went wrong is its last line. Of one that
+        # died, Ray lists ids ("pid: 7") before it says why.
+        why = [line for line in lines[1:] if not re.match(r"[a-z_]+: ", line)]
+        text = lines[-1] if error.actor_init_failed or not why else " ".join(why)
     return text if isinstance(error, ParetoSearchError) else f"{type(error).__name__}: {text}"[:300]

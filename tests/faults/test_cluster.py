@@ -42,6 +42,8 @@ def node(folder: str, *options: str) -> Iterator[Node]:
         **os.environ,
         "RAY_AUTH_MODE": "disabled",
     }  # else a token in the home folder decides, for one of them
+    # Both nodes would give their workers the same ports, unless the system chooses them.
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
     command += ["--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *options]
     with Path(folder, "output").open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)

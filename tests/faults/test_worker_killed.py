@@ -1,7 +1,7 @@
 from collections import Counter
 from pathlib import Path
 
-from running import Finished, eventually, started
+from running import Finished, eventually, started, title
 
 from benchmarks import kills
 from pareto_search.store import Store
@@ -21,3 +21,12 @@ def test_a_worker_killed_in_the_middle_of_a_candidate_costs_one_retry(undisturbe
     (lost,) = [a for a in attempts if a.state == "lost"]
     assert (lost.number, lost.worker_died) == (1, True)
     assert "the worker died" in str(lost.error)
+
+
+def test_a_worker_killed_at_its_start_is_begun_again(undisturbed: Finished, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started("run", undisturbed.config, "--out", run) as driver:
+        eventually(lambda: [p for p in driver.family() if title(p) == "ray::Worker.__init__"])[0].kill()
+        ended = driver.end()
+    assert ended.code == 0, ended.err
+    assert kills.essence(run) == kills.essence(undisturbed.run)
