@@ -72,7 +72,9 @@ class Driver:
 def started(*arguments: str | Path) -> Iterator[Driver]:
     """A `pareto-search` under way; what is left of it afterwards is killed."""
     command = [sys.executable, "-c", "from pareto_search.cli import main; main()", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    # A Ray that a test has started in this process leaves its own mode of authentication behind, which is not a user's.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**inherited, "HF_HUB_OFFLINE": "1"}
     pipe = subprocess.PIPE
     driver = Driver(
         subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)

@@ -192,7 +192,7 @@ class RayPool:
             identity: str = ray.get(reference)
         except RayError as error:
             ray.kill(self._handles.pop(number))
-            # That a node goes, or that Ray mislays an actor, says nothing about the next one.
+            # That a node goes, or a process is killed, says nothing about the next one.
             if isinstance(error, RayActorError) and not error.actor_init_failed and self._spare:
                 self._spare -= 1
                 self._spawn()

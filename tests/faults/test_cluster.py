@@ -38,10 +38,8 @@ class Node:
 @contextmanager
 def node(folder: str, *options: str) -> Iterator[Node]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--num-gpus=0"]
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "disabled",
-    }  # else a token in the home folder decides, for one of them
+    # Else a token in the home folder decides, for one of them.
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     # Both nodes would give their workers the same ports, unless the system chooses them.
     command += ["--min-worker-port=0", "--max-worker-port=0"]
     command += ["--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *options]
