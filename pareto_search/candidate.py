@@ -2,32 +2,53 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 GeneValue = float | int | str | bool
 Genes = Mapping[str, GeneValue]
 """Gene name -> value, in natural units (never a logarithm)."""
+Kind = Literal["trained", "merged"]
+Deed = Literal["ask", "merge", "promote"]
+"""What a search decides: to train a new candidate, to merge two, or to let one go on to the next rung."""
 
 
-def candidate_id(number: int) -> str:
-    """The id of the `number`-th candidate of a search: 7 -> `c0007`."""
-    return f"c{number:04d}"
+def candidate_id(number: int, kind: Kind = "trained") -> str:
+    """The id of the `number`-th candidate of its kind in a search: 7 -> `c0007`, or `m0007` for a merged one."""
+    return f"{'c' if kind == 'trained' else 'm'}{number:04d}"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A proposed point: its training genes, and the candidates it descends from."""
+    """A proposed point: its training genes, and the candidates it descends from.
+
+    A merged one is the average of its parents' weights; its one gene is `share`, the first parent's part. The one
+    without parents, `m0000`, is the warm start itself, with which others can be merged.
+    """
 
     id: str
     genes: Genes
     parents: tuple[str, ...] = ()
+    kind: Kind = "trained"
+
+
+class Leg(NamedTuple):
+    """A candidate's way to a rung, from the one before or from its start: decided, executed and reported as one."""
+
+    candidate: str
+    steps: int
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One execution of a candidate on a worker, counted from 1; a retry is a new attempt."""
+    """One execution of a candidate's leg on a worker, counted from 1; a retry is a new attempt.
+
+    Attributes:
+        steps: the rung at which it ends; None is the full one.
+    """
 
     candidate: Candidate
     number: int = 1
+    steps: int | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from pareto_search.store import Store
 RUN = click.argument("run", type=click.Path(path_type=Path))
 ENTRY = click.argument("name", metavar="ENTRY")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+RETRAIN = click.option(
+    "--retrain-front", is_flag=True, help="Also train entries that inherited weights from scratch, and show both."
+)
 ADDRESS = click.option("--address", help="A running Ray cluster, HOST:PORT; without it, a local Ray is started.")
 
 DEMO: Mapping[str, Any] = {
@@ -58,13 +61,14 @@ def demo(out: Path, address: str | None) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder.")
 @ADDRESS
 @click.option("--seed", type=int, help="In place of the config's.")
-def run(config: Path, out: Path, address: str | None, seed: int | None) -> None:
+@RETRAIN
+def run(config: Path, out: Path, address: str | None, seed: int | None, retrain_front: bool) -> None:
     """A search. An existing RUN of the same config goes on; one of another config is refused.
 
     Example: pareto-search run search.yaml --out runs/first
     """
     read = SearchConfig.load(config)
-    _search(read if seed is None else _changed(read, seed=seed), out, address)
+    _search(read if seed is None else _changed(read, seed=seed), out, address, retrain_front)
 
 
 @cli.command()
@@ -72,7 +76,10 @@ def run(config: Path, out: Path, address: str | None, seed: int | None) -> None:
 @click.option("--candidates", type=int, help="A new budget of candidates.")
 @click.option("--minutes", type=float, help="A new budget of time, from the start of the search.")
 @ADDRESS
-def resume(run: Path, candidates: int | None, minutes: float | None, address: str | None) -> None:
+@RETRAIN
+def resume(
+    *, run: Path, candidates: int | None, minutes: float | None, address: str | None, retrain_front: bool
+) -> None:
     """Goes on after a stop or a crash, or with a larger budget.
 
     Example: pareto-search resume runs/first --candidates 96
@@ -81,7 +88,7 @@ def resume(run: Path, candidates: int | None, minutes: float | None, address: st
 
     budget = {k: v for k, v in {"candidates": candidates, "minutes": minutes}.items() if v is not None}
     config = load_config(run)
-    _search(_changed(config, **budget) if budget else config, run, address)
+    _search(_changed(config, **budget) if budget else config, run, address, retrain_front)
 
 
 @cli.command()
@@ -243,12 +250,13 @@ def fetch_command(source: str) -> None:
     click.echo(f"{source} is in {fetch.movielens_100k()}")
 
 
-def _search(config: SearchConfig, run: Path, address: str | None) -> None:
+def _search(config: SearchConfig, run: Path, address: str | None, retrain: bool = False) -> None:
     from pareto_search.launch import Watcher, run_search
 
     try:
         with display.live() as shown:
-            found = run_search(config, run, address=address, watcher=Watcher(shown.notice, shown.progress))
+            watcher = Watcher(shown.notice, shown.progress)
+            found = run_search(config, run, address=address, retrain=retrain, watcher=watcher)
     except KeyboardInterrupt:
         where = f" --address {address}" if address else ""
         click.echo(f"pareto-search: stopped; go on with: pareto-search resume {run}{where}", err=True)

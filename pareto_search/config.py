@@ -184,7 +184,10 @@ class OptimiserSection(_Section):
         candidates, minutes: the budget; whichever is spent first ends the search.
         mode: `async` tells results as they come, `ordered` as they were asked, which repeats bit for bit.
         steps: training steps of the full rung.
-        rungs: ends with `steps`, and is only that where absent.
+        rungs: steps at which candidates are scored and only the better half or so goes on; ends with `steps`, and is
+            only that where absent.
+        inheritance: whether a child starts from its first parent's weights, and not from the warm start.
+        merging: whether front members are also averaged, which costs no training.
         candidate_timeout: seconds.
     """
 
@@ -196,6 +199,8 @@ class OptimiserSection(_Section):
     mode: Literal["async", "ordered"] = "async"
     steps: Count = 40
     rungs: Annotated[tuple[Count, ...], Listed, Field(validate_default=True)] = ()
+    inheritance: bool = False
+    merging: bool = True
     serving_settings: Count = 64
     candidate_timeout: Annotated[FiniteFloat, Field(gt=0)] = 600.0
     keep_checkpoints: Literal["front", "all"] = "front"
@@ -209,8 +214,6 @@ class OptimiserSection(_Section):
         rungs = rungs or (steps,)
         if list(rungs) != sorted(set(rungs)) or rungs[-1] != steps:
             raise ValueError(f"{list(rungs)} does not fit; expected growing numbers that end with steps, {steps}")
-        if len(rungs) > 1:
-            raise ValueError(f"multi-rung searches are not supported in this version; expected [{steps}]")
         return rungs
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, StatementE
 
 from pareto_search.errors import RunError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Counts the changes to the tables."""
 
 BUSY_SECONDS = 30
@@ -63,6 +63,7 @@ candidate = sa.Table(
     *_in_order(),
     *_filled(String, "id"),
     *_filled(JSON, "genes", "parents"),
+    *_filled(String, "kind"),
     UniqueConstraint("search", "id"),
     ForeignKeyConstraint(["search"], ["search.id"]),
 )
@@ -95,7 +96,8 @@ journal = sa.Table(
     tables,
     *_in_order(),
     *_filled(String, "kind", "candidate"),
-    UniqueConstraint("search", "candidate", "kind"),
+    *_filled(Integer, "steps"),
+    UniqueConstraint("search", "candidate", "kind", "steps"),
     ForeignKeyConstraint(["search", "candidate"], ["candidate.search", "candidate.id"]),
 )
 fact = sa.Table(

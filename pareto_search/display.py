@@ -20,7 +20,7 @@ class Live:
     """Shows a search: a bar on a terminal, a line per change elsewhere."""
 
     def __init__(self, bar: Progress | None) -> None:
-        self._bar, self._began = bar, time.monotonic()
+        self._bar, self._began, self._shown = bar, time.monotonic(), ""
         self._task = bar.add_task("", total=None, detail="") if bar else None
 
     def notice(self, text: str) -> None:
@@ -39,8 +39,9 @@ class Live:
         done = now.finished + now.failed
         if self._bar and self._task is not None:
             self._bar.update(self._task, total=now.total, completed=done, detail=detail)
-        else:
-            self.notice(f"{done} of {now.total} candidates: {detail}")
+        elif (state := f"{done} of {now.total} candidates: {detail.removesuffix(left)}") != self._shown:
+            self._shown = state
+            self.notice(f"{state}{left}")
 
 
 @contextmanager

@@ -39,9 +39,9 @@ _FAILED = 1e30
 class Evolution:
     """A steady-state evolutionary algorithm that is asked once per free worker and told once per finished candidate.
 
-    The first `population` proposals are a random sample, which pymoo wants told together: what is told of it is held
-    back until all of it has come back. Asking meanwhile never blocks; it gives further random points, which join the
-    population as offspring do. After that every proposal is one offspring of two parents chosen by tournament.
+    The first `population` proposals are a random sample, which pymoo wants told together: what is told is held back
+    until all of it has come back or been put off. Asking meanwhile never blocks; it gives further random points, which
+    join the population as offspring do. After that every proposal is one offspring of two parents chosen by tournament.
 
     The same seed and the same order of calls give the same proposals, bit for bit. No proposal equals an earlier one.
     """
@@ -72,10 +72,11 @@ class Evolution:
         self._algorithm.setup(problem, termination=NoTermination(), seed=seed)
         # A small space repeats itself in a random sample; the population then starts smaller and grows.
         distinct = {_key(self._decode(i)): i for i in self._algorithm.ask()}
-        self._founders = Population.create(*distinct.values())
-        self._unasked = deque(self._founders)
-        self._untold_founders = {candidate_id(n + 1) for n in range(len(self._founders))}
-        self._early: list[Individual] = []
+        self._unasked = deque(distinct.values())
+        self._founders = {candidate_id(n + 1) for n in range(len(distinct))}
+        self._awaited = set(self._founders)
+        self._held: dict[str, Individual] = {}  # what was told before the population was founded
+        self._begun = False
 
     def ask(self) -> Candidate | None:
         """The next candidate, unlike any before it; None when the space is exhausted.
@@ -109,22 +110,21 @@ class Evolution:
         individual.set("F", F)
         individual.set("G", G)
 
-        if not self._untold_founders:
+        if self._begun:
             self._advance(individual)
             return
-        if candidate.id in self._untold_founders:
-            self._untold_founders.remove(candidate.id)
-        else:
-            self._early.append(individual)
-        if not self._untold_founders:
-            self._advance(*self._founders)
-            for early in self._early:
-                self._advance(early)
+        self._held[candidate.id] = individual
+        self.put_off(candidate)
+
+    def put_off(self, candidate: Candidate) -> None:
+        """A candidate will be told later or never: it waits at a rung, and nobody should wait for it."""
+        self._awaited.discard(candidate.id)
+        self._begin()
 
     @property
     def population(self) -> set[str]:
         """The ids of the candidates that may become parents."""
-        if self._untold_founders:
+        if not self._begun:
             return set(self._asked) - set(self._in_flight)
         return {i.get("candidate") for i in self._algorithm.pop}
 
@@ -132,7 +132,7 @@ class Evolution:
         """Individuals with their parents' ids, from the best source to the last resort; some may be known already."""
         while self._unasked:
             yield self._unasked.popleft(), ()
-        if not self._untold_founders:
+        if self._begun:
             for _ in range(_TRIES):
                 yield self._offspring()
         for _ in range(_TRIES):
@@ -142,6 +142,16 @@ class Evolution:
             for point in product(*(_levels(g) for g in self._space.genes)):
                 names = (g.name for g in self._space.genes)
                 yield Individual(X=dict(zip(names, point, strict=True))), ()
+
+    def _begin(self) -> None:
+        """Lets the founders found the population once none is awaited and there are two to mate."""
+        if self._begun or self._awaited or len(self._held) < 2:
+            return
+        self._begun = True
+        first = sorted(self._founders & self._held.keys()) or list(self._held)
+        self._advance(*(self._held.pop(name) for name in first))
+        while self._held:
+            self._advance(self._held.pop(next(iter(self._held))))
 
     def _advance(self, *individuals: Individual) -> None:
         # SPEA2 in pymoo silences all warnings of the process, and divides by zero where an objective is constant.

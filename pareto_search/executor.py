@@ -1,9 +1,13 @@
 """What the loop of a search asks of whatever runs its attempts."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pareto_search.candidate import Attempt, Evaluation
+
+Files = Mapping[str, bytes]
+"""The files of a checkpoint, or of a state: a checkpoint with what its training needs to go on."""
 
 
 @dataclass(frozen=True)
@@ -12,12 +16,12 @@ class Result:
 
     Attributes:
         evaluations: the checkpoint alone first, then its settings.
-        files: the checkpoint.
+        files: the checkpoint, or the state below the full rung.
         seconds: training and evaluation.
     """
 
     evaluations: tuple[Evaluation, ...]
-    files: dict[str, bytes]
+    files: Files
     seconds: float
 
 
@@ -50,8 +54,13 @@ class Executor(Protocol):
         """How many attempts are under way."""
         ...
 
-    def submit(self, attempt: Attempt) -> str:
-        """Starts an attempt and names its worker."""
+    def submit(self, attempt: Attempt, sources: Sequence[Files] = ()) -> str:
+        """Starts an attempt and names its worker.
+
+        Args:
+            sources: what it starts from, if not from the warm start: its own state at the last rung, the checkpoint
+                of the parent that it inherits from, or those that it merges.
+        """
         ...
 
     def wait(self) -> list[Outcome]:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +56,19 @@ class Watcher:
 
 
 def run_search(
-    config: SearchConfig, run: str | Path, *, address: str | None = None, watcher: Watcher | None = None
+    config: SearchConfig,
+    run: str | Path,
+    *,
+    address: str | None = None,
+    retrain: bool = False,
+    watcher: Watcher | None = None,
 ) -> Document:
     """Runs a search to the end of its budget, or resumes it, and returns the content of its `front.json`.
 
     Args:
         run: the run folder; a new one, or one of a search with the same config but for budget and workers.
         address: of a running Ray cluster; None starts a local Ray.
+        retrain: whether entries that inherited weights are also trained from scratch, as a control.
 
     Raises:
         UserError: the data, the base model, the run folder or the cluster does not fit.
@@ -76,8 +83,8 @@ def run_search(
         parts = split(data, config.data.split, config.data.tie_seed)
         store = _open(config, run, data, parts)
         try:
-            search = Search(config, store, run / "checkpoints")
-            if search.is_over and (run / results.FRONT).is_file():
+            search = Search(config, store, run)
+            if search.is_over and not retrain and (run / results.FRONT).is_file():
                 return results.load_front(run)  # nothing new to look at, so test is not touched again
             (run / results.FRONT).unlink(missing_ok=True)  # it would speak for a search that has gone on
             watcher.notice("Starting workers.")
@@ -97,7 +104,7 @@ def run_search(
                 launch = _Launch(run, search, pool, watcher)
                 launch.prepare()
                 search.run(pool, watcher.progress)
-                return launch.finish()
+                return launch.finish(retrain)
         finally:
             store.close()
 
@@ -193,6 +200,7 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
     """What the workers of a search have to know."""
     model, space = config.model, config.search_space
     layers = next((g.high for g in space.genes if g.name == "layers"), space.fixed.get("layers", 1))
+    ranks = next((g.choices for g in space.genes if g.name == "rank"), (space.fixed.get("rank", 1),))
     asked = list(dict.fromkeys([*(o.name for o in config.objectives), *(c.metric for c in config.constraints)]))
     return Workload(
         base=model.base,
@@ -209,10 +217,11 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         constraints=config.constraints,
         metrics=asked,
         space=space.of("serving"),
-        steps=config.search.steps,
+        rungs=config.search.rungs,
         serving_settings=config.search.serving_settings,
         seed=config.search.seed,
         layers=int(layers),
+        rank=max(int(rank) for rank in ranks),
         notes={
             "data_sha256": data.sha256,
             "split": {"strategy": config.data.split, "tie_seed": config.data.tie_seed, "sha256": parts.sha256},
@@ -242,16 +251,19 @@ class _Launch:
         # A fine-tuned candidate is not far from the warm start, so what served the one well serves the other.
         self._pool.tell_all("teach", [point["serving"] for point in self._store.fact("curves")["warm-start"]])
 
-    def finish(self) -> Document:
+    def finish(self, retrain: bool) -> Document:
         """Looks at the test part, once, for the chosen entries, the baselines and their curves; writes what is seen."""
         self._watcher.notice("Scoring the front and the baselines on test.")
         with self._store.transaction() as record:
             record.count_test_evaluation()
         entries = self._test_front()
+        if retrain:
+            self._watcher.notice("Training what inherited weights from scratch, as a control.")
+            self._retrain(entries)
         baselines, curves = self._store.fact("baselines"), self._store.fact("curves")
         for points in (baselines, *curves.values()):
             self._test(points)
-        front = results.document(self._store.search, self._search.objectives, entries, baselines, curves)
+        front = results.document(self._store.search, self._config.objectives, entries, baselines, curves)
         config = self._config
         moments = results.moments(self._store, config.objectives, config.constraints, config.search.steps)
         write(report(front, self._search.evaluations, moments), self._run / "report.html")
@@ -298,7 +310,7 @@ class _Launch:
         return [kept[i] for i in choose([p["validation"] for p in kept], objectives, results.ENTRIES)]
 
     def _test_front(self) -> list[Document]:
-        chosen = results.chosen(self._search.front, self._search.objectives)
+        chosen = results.chosen(self._search.front, self._config.objectives)
         mine: dict[str, list[Evaluation]] = {}
         for evaluation in chosen:
             mine.setdefault(evaluation.candidate, []).append(evaluation)
@@ -307,12 +319,30 @@ class _Launch:
             for name, several in mine.items()
         ]
         candidates = {c.id: c for c in self._store.candidates()}
-        seconds = {a.candidate: a.seconds or 0.0 for a in self._store.attempts() if a.state == "finished"}
+        seconds: dict[str, float] = defaultdict(float)
+        for attempt in self._store.attempts():
+            seconds[attempt.candidate] += attempt.seconds or 0.0
         return [
-            results.entry(evaluation, candidates[name], seconds[name], scores)
+            results.entry(
+                evaluation, candidates[name], self._search.schedule.lineage_steps(name), seconds[name], scores
+            )
             for (name, several), tested in zip(mine.items(), self._pool.map("test", calls), strict=True)
             for evaluation, scores in zip(several, tested, strict=True)
         ]
+
+    def _retrain(self, entries: Sequence[Document]) -> None:
+        """Adds to entries whose checkpoint inherited weights what the same genes and steps give from the warm start."""
+        mine: dict[str, list[Document]] = {}
+        for entry in entries:
+            if entry["kind"] == "trained" and entry["lineage_steps"] > entry["steps"]:
+                mine.setdefault(entry["candidate"], []).append(entry)
+        calls = [
+            (self._search.schedule.candidates[name], several[0]["lineage_steps"], [e["serving"] for e in several])
+            for name, several in mine.items()
+        ]
+        for several, scores in zip(mine.values(), self._pool.map("retrained", calls), strict=True):
+            for entry, (validation, tested) in zip(several, scores, strict=True):
+                entry["retrained"] = {"validation": validation, "test": tested}
 
     def _test(self, points: Sequence[Document]) -> None:
         """Adds the scores on test to points of baselines, one call a model."""

@@ -49,6 +49,8 @@ def document(
     """The content of front.json: entries by accuracy, baselines, and the curves that the front is compared with."""
     first = objectives[0]
     volumes: Document = hypervolumes(entries, objectives)
+    if any("retrained" in e for e in entries):
+        volumes["retrained"] = hypervolumes([e | e.get("retrained", {}) for e in entries], objectives)
     return {
         "search": record.name,
         "seed": record.seed,
@@ -66,15 +68,20 @@ def document(
     }
 
 
-def entry(evaluation: Evaluation, candidate: Candidate, seconds: float, test: Scores) -> Document:
-    """One entry of front.json."""
+def entry(evaluation: Evaluation, candidate: Candidate, lineage: int, seconds: float, test: Scores) -> Document:
+    """One entry of front.json.
+
+    Args:
+        lineage: the training steps of the candidate and of all whose weights are in it.
+    """
     weights = {n.removeprefix("weight."): v for n, v in candidate.genes.items() if n.startswith("weight.")}
     return {
         "entry": evaluation.entry,
         "candidate": candidate.id,
-        "kind": "trained",
+        "kind": candidate.kind,
         "parents": list(candidate.parents),
-        "steps": evaluation.steps,
+        "steps": 0 if candidate.kind == "merged" else evaluation.steps,
+        "lineage_steps": lineage,
         "seconds": round(seconds, 1),
         "weighting": weights,
         "genes": {n: v for n, v in candidate.genes.items() if not n.startswith("weight.")},

@@ -1,25 +1,26 @@
-"""The loop of a search: ask, dispatch, record, tell."""
+"""The loop of a search: decide, dispatch, record, report."""
 
 import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pareto_search import archive, checkpoint
-from pareto_search.candidate import Attempt, Candidate, Evaluation
+from pareto_search.candidate import Attempt, Evaluation, Kind, Leg
 from pareto_search.config import SearchConfig
 from pareto_search.errors import SearchError
-from pareto_search.evolution import Evolution
-from pareto_search.executor import Executor, Outcome
-from pareto_search.objective import Values
+from pareto_search.executor import Executor, Files, Outcome
+from pareto_search.schedule import Schedule, front_of
 from pareto_search.store import Record, Store
 
 ATTEMPTS = 2
 """How often a candidate may take its worker down with it."""
 HOPELESS = 8
 """After so many failures and no success the fault is not the candidates'."""
+WATCHING = 0.02
+"""The share of its time that a search may spend on the hypervolume that it shows."""
 
 
 @dataclass(frozen=True)
@@ -36,39 +37,30 @@ class Progress:
 
 
 class Search:
-    """One search in the middle of its life: what is recorded, and the optimiser brought to the same point.
+    """One search in the middle of its life: what is recorded, and the schedule brought to the same point.
 
     Args:
         store: the record; the journal in it is replayed.
-        checkpoints: the folder that holds one checkpoint a candidate.
+        run: the run folder, for checkpoints and states.
     """
 
-    def __init__(self, config: SearchConfig, store: Store, checkpoints: Path) -> None:
-        self.config, self.store, self.checkpoints = config, store, checkpoints
-        self.objectives, self.constraints = config.objectives, config.constraints
-        self.evolution = Evolution(
-            config.search_space.of("training"),
-            self.objectives,
-            self.constraints,
-            algorithm=config.search.algorithm,
-            population=config.search.population,
-            seed=config.search.seed,
-        )
-        self.evaluations = store.evaluations()
-        self.front = self._front_of(self.evaluations)
+    def __init__(self, config: SearchConfig, store: Store, run: Path) -> None:
+        self.config, self.store = config, store
+        self.checkpoints, self.states = run / "checkpoints", run / "states"
+        self.schedule = Schedule(config)
+        self.front = front_of(store.evaluations(), config)
         self._lanes = store.search.lanes
         self._began = time.monotonic() - store.search.elapsed_seconds
-        attempts = store.attempts()
-        self._failed = {a.candidate: a.error or "" for a in attempts if a.state == "failed"}
-        self._seconds = [a.seconds for a in attempts if a.state == "finished" and a.seconds is not None]
-        self._deaths = Counter(a.candidate for a in attempts if a.worker_died)
-        self._again = deque(store.unfinished())
-        self._asked: list[Candidate] = []
-        self._exhausted = False
-        self._told: set[str] = set()
-        self._ended: dict[str, Values | None] = {e.candidate: e.values for e in self.evaluations if e.setting == 0}
-        self._ended |= dict.fromkeys(self._failed)
+        self._recorded = store.search.elapsed_seconds
+        self._ended: dict[Leg, Sequence[Evaluation]] = {}  # what came out; nothing where it failed
+        self._failed: dict[str, str] = {}
+        self._tries: Counter[str] = Counter()
+        self._deaths: Counter[str] = Counter()
+        self._seconds: dict[tuple[Kind, int], list[float]] = {}
+        self._watched = (0.0, 0.0, 0.0)  # the hypervolume shown, when it was found, and how long that took
         self._replay()
+        last = {leg.candidate: leg.steps for leg in self.schedule.legs}
+        self._again = deque(replace(a, steps=last[a.candidate.id]) for a in store.unfinished())
 
     def run(self, executor: Executor, progress: Callable[[Progress], None] = lambda _: None) -> None:
         """Goes on until the budget is spent and every attempt has ended.
@@ -77,155 +69,196 @@ class Search:
             SearchError: every candidate fails.
         """
         while True:
-            while executor.free and (attempt := self._next()) is not None:
-                self._dispatch(attempt, executor)
-            if not executor.busy and (executor.free or not self._wants_more()):
+            self._dispatch(executor)
+            if not executor.busy and (executor.free or self.is_over):
                 break
-            for outcome in executor.wait():
-                self._collect(outcome)
+            self._collect(executor.wait())
             self._sweep()
             self._give_up_if_hopeless(HOPELESS)
             progress(self.progress())
         self._give_up_if_hopeless(1)
 
     @property
+    def evaluations(self) -> list[Evaluation]:
+        """All of them, in the order in which they came."""
+        return [evaluation for several in self._ended.values() for evaluation in several]
+
+    @property
     def is_over(self) -> bool:
-        """Whether every candidate of the budget has ended."""
-        return bool(self._ended) and not self._wants_more()
+        """Whether everything that was begun has ended, and the budget allows no more."""
+        return not self._again and len(self._ended) == len(self.schedule.legs) and not self.schedule.option(self._fits)
 
     def progress(self) -> Progress:
         """Where the search stands now."""
-        values = [e.values for e in self.front]
-        chosen = archive.choose(values, self.objectives)
-        finished, total = len(self._ended) - len(self._failed), self.config.search.candidates
-        elapsed = time.monotonic() - self._began
-        remaining = max(0, total - len(self._ended))
-        left = self._each * remaining / self.config.workers.count if self._seconds else None
-        if left is not None and self.config.search.minutes is not None:
-            left = max(0.0, min(left, self.config.search.minutes * 60 - elapsed))
-        covered = archive.hypervolume([values[i] for i in chosen], self.objectives)
-        return Progress(finished, len(self._failed), total, len(self.front), covered, elapsed, left)
+        ended = {leg.candidate for leg in self._ended if self.schedule.candidates[leg.candidate].kind == "trained"}
+        total, elapsed = self.config.search.candidates, time.monotonic() - self._began
+        left = None
+        if self._seconds:
+            left = self._each("trained", self.config.search.rungs[0]) * (total - len(ended)) / self.config.workers.count
+            if self.config.search.minutes is not None:
+                left = min(left, self.config.search.minutes * 60 - elapsed)
+            left = max(0.0, left)
+        failed = len(ended & self._failed.keys())
+        return Progress(len(ended) - failed, failed, total, len(self.front), self._hypervolume(), elapsed, left)
+
+    def _hypervolume(self) -> float:
+        """Of the entries that stand for the front, found anew when that costs little of the time that has passed."""
+        covered, found, cost = self._watched
+        now = time.monotonic()
+        if now - found >= cost / WATCHING:
+            values = [e.values for e in self.front]
+            chosen = archive.choose(values, self.config.objectives)
+            covered = archive.hypervolume([values[i] for i in chosen], self.config.objectives)
+            self._watched = (covered, time.monotonic(), time.monotonic() - now)
+        return covered
 
     def _replay(self) -> None:
-        """Asks and tells a fresh optimiser in the journal's order."""
+        """Takes the record into a fresh schedule."""
         known = {c.id: c for c in self.store.candidates()}
-        for kind, name in self.store.journal():
-            if kind == "ask":
-                candidate = self.evolution.ask()
-                if candidate is None or candidate != known[name]:
-                    raise SearchError(
-                        f"the record proposes other genes for {name} than this version of the optimiser does; "
-                        "resume it with the version that began it"
-                    )
-                self._asked.append(candidate)
-            else:
-                self.evolution.tell(known[name], self._ended[name])
-                self._told.add(name)
+        came: dict[Leg, list[Evaluation]] = {}
+        for evaluation in self.store.evaluations():
+            came.setdefault(Leg(evaluation.candidate, evaluation.steps), []).append(evaluation)
+        for deed, leg in self.store.journal():
+            if deed == "hear":
+                self.schedule.hear(leg, came.get(leg, []))
+            elif self.schedule.decide(deed) != leg or self.schedule.candidates[leg.candidate] != known[leg.candidate]:
+                raise SearchError(
+                    f"the record goes on with {leg.candidate} otherwise than this version of the optimiser does; "
+                    "resume it with the version that began it"
+                )
+        last = {leg.candidate: leg for leg in self.schedule.legs}
+        reached = {(several[0].candidate, several[0].attempt): leg for leg, several in came.items()}
+        for attempt in self.store.attempts():
+            name = attempt.candidate
+            self._tries[name] = attempt.number
+            self._deaths[name] += attempt.worker_died
+            if attempt.state == "failed":
+                self._failed[name] = attempt.error or ""
+                self._ended[last[name]] = []
+            elif attempt.state == "finished":
+                leg = reached[name, attempt.number]
+                self._ended[leg] = came[leg]
+                self._seconds.setdefault((known[name].kind, leg.steps), []).append(attempt.seconds or 0.0)
 
-    def _next(self) -> Attempt | None:
+    def _dispatch(self, executor: Executor) -> None:
+        """Gives every free worker something to do, as far as there is anything."""
+        if not executor.free:
+            return
+        with self.store.transaction() as record:
+            while executor.free and (attempt := self._next(record)) is not None:
+                self._tries[attempt.candidate.id] = attempt.number
+                record.started(attempt, executor.submit(attempt, self._sources(attempt)))
+
+    def _next(self, record: Record) -> Attempt | None:
         """What a free worker should do now, if anything."""
         if self._again:
             return self._again.popleft()
-        if self._is_spent():
-            return None
-        due = self._due()
-        if any(candidate.id not in self._ended for candidate in due):
-            return None
-        with self.store.transaction() as record:
-            self._tell(record, due)
-            candidate = self.evolution.ask()
-            if candidate is None:
-                self._exhausted = True
-                return None
-            self._asked.append(candidate)
-            record.asked(candidate)
-        return Attempt(candidate)
+        while self._hear_due(record):
+            deed = self.schedule.option(self._fits)
+            if deed is None:
+                if not self._hear_further(record):
+                    return None
+            elif (leg := self.schedule.decide(deed)) is not None:
+                candidate = self.schedule.candidates[leg.candidate]
+                record.decided(deed, candidate, leg.steps)
+                return Attempt(candidate, self._tries[candidate.id] + 1, leg.steps)
+        return None
 
-    def _due(self) -> list[Candidate]:
-        """Whom the optimiser must hear of before it is asked again.
+    def _hear_due(self, record: Record) -> bool:
+        """In ordered mode, lets the schedule hear what it must know before its next decision, if that has ended.
 
-        In ordered mode what an ask knows must not depend on who is fast: it knows all but the last few,
-        as many as the search began with workers, whoever has ended since.
+        What a decision knows must not depend on who is fast: it knows all but the last few legs, as many as the search
+        began with workers, whoever has ended since. In async mode it knows all that has ended.
         """
-        if self.config.search.mode == "async":
-            return []
-        return self._asked[len(self._told) : max(0, len(self._asked) + 1 - self._lanes)]
+        if self.config.search.mode == "ordered":
+            legs = self.schedule.legs
+            for leg in legs[len(self.schedule.heard) : max(0, len(legs) + 1 - self._lanes)]:
+                if leg not in self._ended:
+                    return False
+                self._hear(record, leg)
+        return True
 
-    def _wants_more(self) -> bool:
-        return bool(self._again) or not self._is_spent()
+    def _hear_further(self, record: Record) -> bool:
+        """In ordered mode, lets the schedule hear of one more leg, where that may give it something to do."""
+        if self.config.search.mode == "ordered" and self.schedule.listens:
+            for leg in self.schedule.legs[len(self.schedule.heard) :][:1]:
+                if leg in self._ended:
+                    self._hear(record, leg)
+                    return True
+        return False
 
-    def _is_spent(self) -> bool:
-        budget = self.config.search
-        if self._exhausted or len(self._asked) >= budget.candidates:
-            return True
-        if budget.minutes is None:
-            return False
-        # A candidate that cannot end in time is not begun.
-        return time.monotonic() - self._began + self._each > budget.minutes * 60
+    def _hear(self, record: Record, leg: Leg) -> None:
+        self.schedule.hear(leg, self._ended[leg])
+        record.heard(leg)
 
-    @property
-    def _each(self) -> float:
-        """The seconds that a candidate has taken so far, on average."""
-        return sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
+    def _fits(self, kind: Kind, steps: int) -> bool:
+        """Whether such a leg can end in time; one that cannot is not begun."""
+        minutes = self.config.search.minutes
+        return minutes is None or time.monotonic() - self._began + self._each(kind, steps) <= minutes * 60
 
-    def _dispatch(self, attempt: Attempt, executor: Executor) -> None:
-        worker = executor.submit(attempt)
+    def _each(self, kind: Kind, steps: int) -> float:
+        """The seconds that such a leg has taken so far, on average, or else any leg."""
+        known = self._seconds.get((kind, steps)) or [s for several in self._seconds.values() for s in several]
+        return sum(known) / len(known) if known else 0.0
+
+    def _sources(self, attempt: Attempt) -> list[Files]:
+        """The files that an attempt starts from; see `Executor.submit`."""
+        name = attempt.candidate.id
+        if (self.states / name).is_dir():
+            return [checkpoint.read(self.states / name)]
+        return [checkpoint.read(self.checkpoints / source) for source in self.schedule.sources(name)]
+
+    def _collect(self, outcomes: Sequence[Outcome]) -> None:
+        """Records how attempts ended; in async mode the schedule hears of it at once."""
+        for outcome in outcomes:
+            if outcome.result is not None:  # before the record that speaks of it
+                full = outcome.result.evaluations[0].steps == self.config.search.steps
+                folder = self.checkpoints if full else self.states
+                checkpoint.write(folder / outcome.attempt.candidate.id, outcome.result.files)
         with self.store.transaction() as record:
-            record.started(attempt, worker)
+            for outcome in outcomes:
+                self._record(record, outcome)
+            elapsed = time.monotonic() - self._began
+            record.add_elapsed(elapsed - self._recorded)
+            self._recorded = elapsed
 
-    def _collect(self, outcome: Outcome) -> None:
-        """Records how an attempt ended; in async mode the optimiser hears of it at once."""
-        candidate, result = outcome.attempt.candidate, outcome.result
-        error = outcome.error
-        at_once = [candidate] if self.config.search.mode == "async" else []
+    def _record(self, record: Record, outcome: Outcome) -> None:
+        attempt, result, error = outcome.attempt, outcome.result, outcome.error
+        name = attempt.candidate.id
+        leg = Leg(name, attempt.steps or self.config.search.steps)
         if result is not None and not all(math.isfinite(v) for e in result.evaluations for v in e.values.values()):
             error = "a score is not a number"
         if outcome.lost:
-            self._deaths[candidate.id] += 1
-            if self._deaths[candidate.id] < ATTEMPTS:
-                with self.store.transaction() as record:
-                    record.lost(outcome.attempt, error)
-                self._again.append(Attempt(candidate, outcome.attempt.number + 1))
+            self._deaths[name] += 1
+            if self._deaths[name] < ATTEMPTS:
+                record.lost(attempt, error)
+                self._again.append(replace(attempt, number=attempt.number + 1))
                 return
         if error or result is None:
-            self._failed[candidate.id] = error
-            self._ended[candidate.id] = None
-            with self.store.transaction() as record:
-                record.failed(outcome.attempt, error, outcome.seconds)
-                self._tell(record, at_once)
+            self._failed[name] = error
+            self._ended[leg] = []
+            record.failed(attempt, error, outcome.seconds)
         else:
-            checkpoint.write(self.checkpoints / candidate.id, result.files)  # before the record that speaks of it
-            self._ended[candidate.id] = result.evaluations[0].values
-            with self.store.transaction() as record:
-                record.finished(outcome.attempt, result.evaluations, result.seconds)
-                self._tell(record, at_once)
-            self._seconds.append(result.seconds)
-            self._admit(result.evaluations)
-        with self.store.transaction() as record:
-            record.add_elapsed(time.monotonic() - self._began - self.store.search.elapsed_seconds)
-
-    def _tell(self, record: Record, candidates: Sequence[Candidate]) -> None:
-        for candidate in candidates:
-            self.evolution.tell(candidate, self._ended[candidate.id])
-            self._told.add(candidate.id)
-            record.told(candidate)
-
-    def _admit(self, evaluations: tuple[Evaluation, ...]) -> None:
-        self.evaluations += evaluations
-        self.front = self._front_of([*self.front, *evaluations])
-
-    def _front_of(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-        # Of equal points the first one stays, and who that is must not depend on who was fast.
-        inline = sorted(evaluations, key=lambda e: (e.candidate, e.setting))
-        return archive.front(inline, self.objectives, self.constraints, self.config.search.steps)
+            self._ended[leg] = result.evaluations
+            record.finished(attempt, result.evaluations, result.seconds)
+            self._seconds.setdefault((attempt.candidate.kind, leg.steps), []).append(result.seconds)
+            self.front = front_of([*self.front, *result.evaluations], self.config)
+        if self.config.search.mode == "async":
+            self._hear(record, leg)
 
     def _sweep(self) -> None:
-        """Removes the checkpoints that neither the front nor a future parent needs."""
+        """Removes the checkpoints and states that neither the front nor a future attempt needs."""
+        full, last = self.config.search.steps, {leg.candidate: leg for leg in self.schedule.legs}
+        under_way = {name for name, leg in last.items() if leg not in self._ended}
+        paused = {name for name, leg in last.items() if leg.steps < full and self._ended.get(leg)}
+        checkpoint.sweep(self.states, under_way | paused)
         if self.config.search.keep_checkpoints == "front":
-            future = self.evolution.population | (set(self._ended) - self._told)
-            checkpoint.sweep(self.checkpoints, {e.candidate for e in self.front} | future)
+            unheard = {leg.candidate for leg in self._ended.keys() - self.schedule.heard}
+            sources = {source for name in under_way for source in self.schedule.sources(name)}
+            fronts = {e.candidate for e in (*self.front, *self.schedule.front)}
+            checkpoint.sweep(self.checkpoints, fronts | self.schedule.population | unheard | sources)
 
     def _give_up_if_hopeless(self, failures: int) -> None:
-        if len(self._failed) >= failures and len(self._failed) == len(self._ended):
+        if len(self._failed) >= failures and len(self._failed) == len({leg.candidate for leg in self._ended}):
             name, error = next(iter(self._failed.items()))
             raise SearchError(f"all {len(self._failed)} candidates failed, {name} with: {error}")

@@ -27,6 +27,7 @@ class Gene:
         low, high: what is searched of a real or integer gene, both included.
         least, most: what makes sense at all, both included; a config may ask for any range inside.
         log: whether a real gene is searched on a log scale.
+        optional: whether a log gene may also be fixed at 0, which leaves out what it scales.
         choices: the values of a choice gene.
     """
 
@@ -36,6 +37,7 @@ class Gene:
     low: float = 0.0
     high: float = 1.0
     log: bool = False
+    optional: bool = False
     choices: tuple[GeneValue, ...] = ()
     least: float = 0.0
     most: float = math.inf
@@ -79,7 +81,8 @@ class Gene:
         if self.kind in ("real", "integer"):
             numbers = [float(w) for w in wishes if _is_number(w)]
             fits = len(numbers) == len(wishes) and (self.kind == "real" or all(n.is_integer() for n in numbers))
-            fits = fits and not (self.log and min(numbers, default=0.0) <= 0)
+            off = self.optional and not isinstance(wish, list) and numbers == [0.0]
+            fits = fits and not (self.log and not off and min(numbers, default=0.0) <= 0)
             inside = fits and all(self.least <= n <= self.most for n in numbers)
             if inside and isinstance(wish, list) and len(numbers) == 2 and numbers[0] < numbers[1]:
                 return replace(self, low=numbers[0], high=numbers[1])
@@ -173,7 +176,7 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     a small one on novelty can cost most of the accuracy.
     """
     lists = [o.name for o in objectives if metric_family(o.name) not in ACCURACY]
-    weights = [Gene(f"weight.{name}", "real", low=10**-2.5, high=2.0, log=True) for name in lists]
+    weights = [Gene(f"weight.{name}", "real", low=10**-2.5, high=2.0, log=True, optional=True) for name in lists]
     training = [
         Gene("scalarisation", "choice", choices=("weighted_sum", "tchebycheff")),
         Gene("rank", "choice", choices=(4, 8, 16, 32)),
@@ -181,7 +184,7 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
         Gene("dropout", "real", low=0.0, high=0.2, most=0.9),
         Gene("targets", "choice", choices=("query_value", "attention", "all")),
         Gene("layers", "integer", low=1, high=3, least=1),
-        Gene("adapter_lr", "real", low=3e-4, high=1e-2, log=True),
+        Gene("adapter_lr", "real", low=3e-4, high=1e-2, log=True, optional=True),
         Gene("tower_lr", "real", low=1e-4, high=5e-3, log=True),
         Gene("weight_decay", "real", low=1e-3, high=0.2, log=True),
         Gene("temperature", "real", low=0.7, high=1.4, log=True),

@@ -15,11 +15,10 @@ from typing import Any, Literal, Self
 import sqlalchemy as sa
 
 from pareto_search import database as db
-from pareto_search.candidate import Attempt, Candidate, Evaluation
+from pareto_search.candidate import Attempt, Candidate, Deed, Evaluation, Leg
 from pareto_search.errors import ParetoSearchError, RunError
 
 State = Literal["running", "finished", "failed", "lost"]
-JournalKind = Literal["ask", "tell"]
 
 _SUCCEEDED = "succeeded by attempt"
 
@@ -142,12 +141,13 @@ class Store:
 
     def candidates(self) -> list[Candidate]:
         """Every candidate, in the order of asking."""
-        rows = self._rows(db.candidate, "id", "genes", "parents")
-        return [Candidate(name, genes, tuple(parents)) for name, genes, parents in rows]
+        rows = self._rows(db.candidate, "id", "genes", "parents", "kind")
+        return [Candidate(name, genes, tuple(parents), kind) for name, genes, parents, kind in rows]
 
-    def journal(self) -> list[tuple[JournalKind, str]]:
-        """The order in which the optimiser was asked and told, and of which candidate."""
-        return [(kind, candidate) for kind, candidate in self._rows(db.journal, "kind", "candidate")]
+    def journal(self) -> list[tuple[Deed | Literal["hear"], Leg]]:
+        """What was decided and heard, in order."""
+        rows = self._rows(db.journal, "kind", "candidate", "steps")
+        return [(kind, Leg(candidate, steps)) for kind, candidate, steps in rows]
 
     def attempts(self) -> list[AttemptRecord]:
         """Every attempt, in the order of starting."""
@@ -185,19 +185,16 @@ class Record:
         self._connection = connection
         self._search = search
 
-    def asked(self, candidate: Candidate) -> None:
-        """The optimiser was asked, and proposed this."""
-        self.added(candidate)
-        self._insert(db.journal, {"kind": "ask", "candidate": candidate.id})
+    def decided(self, deed: Deed, candidate: Candidate, steps: int) -> None:
+        """The candidate, which is new unless it is promoted, is to reach this rung."""
+        if deed != "promote":
+            row = {"id": candidate.id, "genes": dict(candidate.genes), "parents": list(candidate.parents)}
+            self._insert(db.candidate, {**row, "kind": candidate.kind})
+        self._insert(db.journal, {"kind": deed, "candidate": candidate.id, "steps": steps})
 
-    def added(self, candidate: Candidate) -> None:
-        """A candidate that the optimiser did not propose, such as a merger of others."""
-        genes, parents = dict(candidate.genes), list(candidate.parents)
-        self._insert(db.candidate, {"id": candidate.id, "genes": genes, "parents": parents})
-
-    def told(self, candidate: Candidate) -> None:
-        """The optimiser was told of the candidate's outcome, which is recorded before or in the same transaction."""
-        self._insert(db.journal, {"kind": "tell", "candidate": candidate.id})
+    def heard(self, leg: Leg) -> None:
+        """The schedule has heard what became of the leg, which is recorded before or in the same transaction."""
+        self._insert(db.journal, {"kind": "hear", "candidate": leg.candidate, "steps": leg.steps})
 
     def started(self, attempt: Attempt, worker: str) -> None:
         """The candidate's next attempt runs on the worker; one that is still running is lost.

@@ -145,9 +145,10 @@ def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[O
         constraints=(),
         metrics=tuple(o.name for o in objectives),
         space=SearchSpace.build(default_genes(objectives), {}).of("serving"),
-        steps=3,
+        rungs=(3,),
         serving_settings=12,
         seed=0,
+        rank=32,
         layers=3,
         notes={"items": list(toy.item_ids)},
     )

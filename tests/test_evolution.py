@@ -338,3 +338,106 @@ def test_the_population_holds_who_was_told_from_the_first_founder_on(algorithm: 
     for founder in founders[1:]:
         evolution.tell(founder, score(founder.genes))
     assert evolution.population == {f.id for f in founders}
+
+
+@both
+def test_founders_that_are_put_off_keep_nobody_waiting(algorithm: AlgorithmName) -> None:
+    evolution = evolve(algorithm, population=5)
+    founders = [asked(evolution) for _ in range(5)]
+    for founder in founders[:3]:
+        evolution.put_off(founder)
+    evolution.tell(founders[3], score(founders[3].genes))
+    assert asked(evolution).parents == ()  # the last one is awaited
+    evolution.tell(founders[4], score(founders[4].genes))
+    for _ in range(10):
+        parents = asked(evolution).parents
+        assert parents
+        assert set(parents) <= {founders[3].id, founders[4].id}
+    assert evolution.population == {founders[3].id, founders[4].id}
+
+
+@both
+def test_the_last_awaited_founder_may_be_put_off(algorithm: AlgorithmName) -> None:
+    evolution = evolve(algorithm, population=3)
+    founders = [asked(evolution) for _ in range(3)]
+    for founder in founders[:2]:
+        evolution.tell(founder, score(founder.genes))
+    assert asked(evolution).parents == ()
+    evolution.put_off(founders[2])
+    assert asked(evolution).parents
+
+
+@both
+def test_one_alone_has_no_children_until_a_second_one_is_told(algorithm: AlgorithmName) -> None:
+    evolution = evolve(algorithm, population=3)
+    founders = [asked(evolution) for _ in range(3)]
+    for founder in founders[1:]:
+        evolution.put_off(founder)
+    evolution.tell(founders[0], score(founders[0].genes))
+    later = asked(evolution)
+    assert later.parents == ()
+    assert evolution.population == {founders[0].id}
+    evolution.tell(later, score(later.genes))
+    assert evolution.population == {founders[0].id, later.id}
+    assert set(asked(evolution).parents) <= {founders[0].id, later.id}
+
+
+@both
+def test_where_all_founders_are_put_off_those_who_come_later_found_the_population(algorithm: AlgorithmName) -> None:
+    evolution = evolve(algorithm, population=3)
+    founders = [asked(evolution) for _ in range(3)]
+    later = [asked(evolution) for _ in range(2)]
+    for founder in founders:
+        evolution.put_off(founder)
+    for candidate in later:
+        assert asked(evolution).parents == ()
+        evolution.tell(candidate, score(candidate.genes))
+    assert evolution.population == {c.id for c in later}
+    assert all(set(asked(evolution).parents) <= evolution.population for _ in range(10))
+    assert asked(evolution).parents
+
+
+@both
+def test_who_was_put_off_is_told_later_as_any_other(algorithm: AlgorithmName) -> None:
+    evolution = evolve(algorithm, population=4)
+    founders = [asked(evolution) for _ in range(4)]
+    evolution.put_off(founders[0])
+    evolution.put_off(founders[0])  # at another rung
+    for founder in founders[1:]:
+        evolution.tell(founder, score(founder.genes))
+    assert founders[0].id not in evolution.population
+    evolution.tell(founders[0], score(founders[0].genes))
+    assert evolution.population == {f.id for f in founders}
+    with pytest.raises(ValueError, match="candidate c0001 was told twice"):
+        evolution.tell(founders[0], score(founders[0].genes))
+
+
+@both
+def test_the_founders_may_be_told_and_put_off_in_any_order(algorithm: AlgorithmName) -> None:
+    proposals = []
+    for order in ([0, 1, 2, 3, 4, 5], [4, 2, 5, 0, 1, 3]):
+        evolution = evolve(algorithm, population=6)
+        founders = [asked(evolution) for _ in range(6)]
+        for i in order:
+            if i % 2:
+                evolution.put_off(founders[i])
+            else:
+                evolution.tell(founders[i], score(founders[i].genes))
+        proposals.append([asked(evolution) for _ in range(5)])
+    assert proposals[0] == proposals[1]
+    assert all(c.parents for c in proposals[0])
+
+
+@both
+def test_where_only_failures_are_told_the_search_goes_on(algorithm: AlgorithmName) -> None:
+    evolution = evolve(algorithm, population=4)
+    founders = [asked(evolution) for _ in range(4)]
+    for founder in founders[:2]:
+        evolution.put_off(founder)
+        evolution.tell(founder, None)
+    for founder in founders[2:]:
+        evolution.put_off(founder)
+    assert set(asked(evolution).parents) <= {f.id for f in founders[:2]}
+    for founder in founders[2:]:
+        evolution.tell(founder, score(founder.genes))
+    assert {p for _ in range(20) for p in asked(evolution).parents} >= {f.id for f in founders[2:]}

@@ -1,7 +1,7 @@
 import errno
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from pareto_search import archive, search
-from pareto_search.candidate import Attempt, Evaluation, Genes
+from pareto_search import archive, checkpoint, database, search
+from pareto_search.candidate import Attempt, Evaluation, Genes, Leg
 from pareto_search.config import SearchConfig
 from pareto_search.errors import RunError, SearchError
-from pareto_search.executor import Outcome, Result
+from pareto_search.executor import Files, Outcome, Result
 from pareto_search.search import HOPELESS, Progress, Search
 from pareto_search.store import Record, SearchRecord, Store
 
 LANES = 3
+FULL = 40
 Pick = Callable[[list[Attempt]], int]
 """Which of the attempts under way ends next."""
 Deed = Callable[[Attempt], Outcome | None]
@@ -46,15 +47,35 @@ def values(genes: Genes) -> dict[str, float]:
     return {"ndcg@10": 0.12 - 0.08 * share - 5 * miss, "ild@10": 0.5 + 0.4 * share - 5 * miss}
 
 
-def result(attempt: Attempt, scores: Mapping[str, float] | None = None) -> Result:
-    """The checkpoint alone, and one setting that trades accuracy for diversity."""
-    alone = scores or values(attempt.candidate.genes)
+def scores(attempt: Attempt) -> dict[str, float]:
+    """Of a checkpoint alone. What comes of merging, or of less training, is anybody's guess, and always the same."""
+    candidate, steps = attempt.candidate, attempt.steps or FULL
+    chance = random.Random(f"{candidate} at {steps}")
+    if candidate.kind == "merged":
+        share = chance.random()
+        return {"ndcg@10": 0.13 - 0.08 * share, "ild@10": 0.5 + 0.45 * share}
+    return {
+        name: value * (1.0 if steps == FULL else chance.uniform(0.8, 1.0))
+        for name, value in values(candidate.genes).items()
+    }
+
+
+def files(name: str, steps: int = FULL) -> dict[str, bytes]:
+    """A checkpoint, or a state below the full rung."""
+    checkpoint = {"recommender.json": f"{name} after {steps}".encode()}
+    return checkpoint if steps == FULL else {**checkpoint, "optimiser.safetensors": b""}
+
+
+def result(attempt: Attempt, alone: Mapping[str, float] | None = None) -> Result:
+    """The checkpoint alone, and at the full rung one setting that trades accuracy for diversity."""
+    steps = attempt.steps or FULL
+    alone = alone or scores(attempt)
     served = {"ndcg@10": alone["ndcg@10"] - 0.01, "ild@10": alone["ild@10"] + 0.05}
     evaluations = tuple(
-        Evaluation(attempt.candidate.id, attempt.number, 40, setting, {"diversity": 0.5 * setting}, scored)
-        for setting, scored in enumerate((alone, served))
+        Evaluation(attempt.candidate.id, attempt.number, steps, setting, {"diversity": 0.5 * setting}, scored)
+        for setting, scored in enumerate((alone, served) if steps == FULL else (alone,))
     )
-    return Result(evaluations, {"recommender.json": attempt.candidate.id.encode()}, 1.0)
+    return Result(evaluations, files(attempt.candidate.id, steps), 1.0)
 
 
 class Workers:
@@ -64,6 +85,7 @@ class Workers:
         self.number, self.pick, self.deed = number, pick, deed
         self.running: list[Attempt] = []
         self.submitted: list[Attempt] = []
+        self.sources: list[Sequence[Files]] = []  # of each attempt that was submitted
         self.ended: list[str] = []
 
     @property
@@ -74,10 +96,11 @@ class Workers:
     def busy(self) -> int:
         return len(self.running)
 
-    def submit(self, attempt: Attempt) -> str:
+    def submit(self, attempt: Attempt, sources: Sequence[Files] = ()) -> str:
         assert self.free, "submitted to workers that are all busy"
         self.running.append(attempt)
         self.submitted.append(attempt)
+        self.sources.append(sources)
         return "w0"
 
     def wait(self) -> list[Outcome]:
@@ -91,13 +114,26 @@ def config(**wishes: Any) -> SearchConfig:
         {"metric": "ndcg@10", "reference": 0.02, "ideal": 0.15},
         {"metric": "ild@10", "reference": 0.4, "ideal": 1.0},
     ]
-    budget = {"population": 4, "candidates": 12, "mode": "ordered", **wishes}
+    budget = {"population": 4, "candidates": 12, "mode": "ordered", "merging": False, **wishes}
     return SearchConfig.parse({"name": "s", "data": {"source": "nowhere"}, "objectives": objectives, "search": budget})
 
 
 def create(run: Path) -> Store:
     run.mkdir(exist_ok=True)
     return Store.create(run / "search.db", SearchRecord("s", "i", "c", 0, "d", "s", "b", "b", lanes=LANES))
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever dies here is a process and no machine, so nobody need wait for the disk."""
+    careful = database._set_up
+
+    def set_up(connection: Any, record: object) -> None:
+        careful(connection, record)
+        connection.execute("PRAGMA synchronous = OFF")
+
+    monkeypatch.setattr(database, "_set_up", set_up)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
@@ -113,26 +149,29 @@ def store(run: Path) -> Iterator[Store]:
 
 
 def searched(store: Store, run: Path, workers: Workers, **wishes: Any) -> Search:
-    found = Search(config(**wishes), store, run / "checkpoints")
+    found = Search(config(**wishes), store, run)
     found.run(workers)
     return found
 
 
 def told(store: Store) -> list[str]:
-    return [name for kind, name in store.journal() if kind == "tell"]
+    return [leg.candidate for deed, leg in store.journal() if deed == "hear"]
 
 
 def entries(found: Search) -> list[tuple[str, Mapping[str, float]]]:
     return sorted((e.entry, e.values) for e in found.front)
 
 
-def undisturbed(folder: Path, **wishes: Any) -> tuple[list[tuple[str, str]], list[Any], list[Any]]:
+def undisturbed(folder: Path, **wishes: Any) -> tuple[list[Any], ...]:
     """Journal, candidates and front of a search that nothing happens to."""
     store = create(folder)
     found = searched(store, folder, Workers(), **wishes)
     seen = store.journal(), store.candidates(), entries(found)
     store.close()
     return seen
+
+
+HALVING: dict[str, Any] = {"rungs": [10, 20, 40], "merging": True}
 
 
 @pytest.mark.parametrize("algorithm", ["nsga2", "spea2"])
@@ -143,6 +182,22 @@ def test_ordered_mode_proposes_the_same_whoever_is_fast(
     expected = undisturbed(tmp_path / "calm", algorithm=algorithm)
     found = searched(store, run, Workers(pick=pick), algorithm=algorithm)
     assert (store.journal(), store.candidates(), entries(found)) == expected
+
+
+@pytest.mark.parametrize("algorithm", ["nsga2", "spea2"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("inheritance", [False, True])
+def test_ordered_mode_with_rungs_and_mergers_decides_the_same_whoever_is_fast(
+    tmp_path: Path, algorithm: str, seed: int, inheritance: bool
+) -> None:
+    wishes = {**HALVING, "algorithm": algorithm, "seed": seed, "candidates": 16, "inheritance": inheritance}
+    expected = undisturbed(tmp_path / "calm", **wishes)
+    assert {deed for deed, _ in expected[0]} == {"ask", "hear", "merge", "promote"}
+    for n, workers in enumerate([Workers(pick=newest), Workers(pick=chance(seed)), Workers(5, chance(9)), Workers(1)]):
+        store = create(tmp_path / f"run{n}")
+        found = searched(store, tmp_path / f"run{n}", workers, **wishes)
+        assert (store.journal(), store.candidates(), entries(found)) == expected
+        store.close()
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
@@ -156,8 +211,13 @@ def test_ordered_mode_proposes_the_same_with_other_workers_than_it_began_with(
 def test_ordered_mode_keeps_all_its_workers_busy(store: Store, run: Path) -> None:
     workers = Workers()
     searched(store, run, workers)
-    assert store.journal()[:LANES] == [("ask", f"c000{n}") for n in range(1, LANES + 1)]
-    assert store.journal()[LANES:][:4] == [("tell", "c0001"), ("ask", "c0004"), ("tell", "c0002"), ("ask", "c0005")]
+    assert store.journal()[:LANES] == [("ask", Leg(f"c000{n}", 40)) for n in range(1, LANES + 1)]
+    assert [(deed, leg.candidate) for deed, leg in store.journal()[LANES:][:4]] == [
+        ("hear", "c0001"),
+        ("ask", "c0004"),
+        ("hear", "c0002"),
+        ("ask", "c0005"),
+    ]
 
 
 def test_ordered_mode_with_a_larger_budget_goes_on_as_if_it_had_always_had_it(
@@ -193,7 +253,7 @@ def test_a_search_that_is_over_runs_nothing_again(store: Store, run: Path) -> No
 
 def test_progress_counts_up_and_its_hypervolume_never_falls(store: Store, run: Path) -> None:
     seen: list[Progress] = []
-    Search(config(), store, run / "checkpoints").run(Workers(), seen.append)
+    Search(config(), store, run).run(Workers(), seen.append)
     assert [p.finished for p in seen] == list(range(1, 13))
     assert {p.total for p in seen} == {12}
     assert [p.hypervolume for p in seen] == sorted(p.hypervolume for p in seen)
@@ -235,39 +295,40 @@ class Point:
 CHECKPOINT = Point(search.checkpoint, "write", 0, after=False)
 
 
-def disturbed(monkeypatch: pytest.MonkeyPatch, folder: Path, point: Point) -> tuple[list[Any], ...] | None:
+def disturbed(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, point: Point, **wishes: Any
+) -> tuple[list[Any], ...] | None:
     """As `undisturbed`, of a search that died and was resumed; None where it ended before it could die."""
     store, died = create(folder), False
     with point.deadly(monkeypatch):
         try:
-            searched(store, folder, Workers(pick=chance(point.call)), candidates=8)
+            searched(store, folder, Workers(pick=chance(point.call)), candidates=8, **wishes)
         except Crash:
             died = True
     store.close()
     store = Store.open(folder / "search.db")
-    finished = {a.candidate for a in store.attempts() if a.state == "finished"}
+    finished = {(e.candidate, e.steps) for e in store.evaluations()}
     workers = Workers(pick=chance(point.call + 1))
-    found = searched(store, folder, workers, candidates=8)
-    assert not finished & {a.candidate.id for a in workers.submitted}, "trained again"
+    found = searched(store, folder, workers, candidates=8, **wishes)
+    assert not finished & {(a.candidate.id, a.steps) for a in workers.submitted}, "trained again"
     seen = store.journal(), store.candidates(), entries(found)
     store.close()
     return seen if died else None
 
 
+POINTS = [
+    (Record, "decided"),
+    (Record, "heard"),
+    (Record, "started"),
+    (Record, "finished"),
+    (Record, "add_elapsed"),
+    (search.checkpoint, "write"),
+    (search.checkpoint, "sweep"),
+]
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize(
-    ("target", "name"),
-    [
-        (Record, "asked"),
-        (Record, "told"),
-        (Record, "started"),
-        (Record, "finished"),
-        (Record, "add_elapsed"),
-        (search.checkpoint, "write"),
-        (search.checkpoint, "sweep"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
+@pytest.mark.parametrize(("target", "name"), POINTS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_search_that_dies_at_any_named_point_ends_as_if_it_had_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: Any, name: str, after: bool
 ) -> None:
@@ -276,6 +337,19 @@ def test_a_search_that_dies_at_any_named_point_ends_as_if_it_had_not(
         assert seen == expected
         call += 2
     assert call >= 5
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("target", "name"), POINTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_search_with_rungs_and_mergers_that_dies_at_any_named_point_ends_as_if_it_had_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: Any, name: str, after: bool
+) -> None:
+    wishes = {**HALVING, "inheritance": after}
+    expected, call = undisturbed(tmp_path / "calm", candidates=8, **wishes), 2 * int(after)
+    while seen := disturbed(monkeypatch, tmp_path / f"run{call}", Point(target, name, call, after), **wishes):
+        assert seen == expected
+        call += 4
+    assert call >= 12
 
 
 def test_a_full_disk_ends_the_search_with_one_line_and_it_resumes_with_the_same_front(
@@ -302,8 +376,10 @@ def test_a_full_disk_ends_the_search_with_one_line_and_it_resumes_with_the_same_
 
 def test_a_record_that_proposes_other_genes_is_refused(store: Store, run: Path) -> None:
     searched(store, run, Workers(), candidates=4)
-    with pytest.raises(SearchError, match=r"the record proposes other genes for c0001 .*; resume it with the version"):
-        Search(config(seed=1), store, run / "checkpoints")
+    with pytest.raises(
+        SearchError, match=r"the record goes on with c0001 otherwise than .*; resume it with the version"
+    ):
+        Search(config(seed=1), store, run)
 
 
 class Clock:
@@ -338,7 +414,7 @@ def test_time_spent_before_a_resume_counts(monkeypatch: pytest.MonkeyPatch, stor
     clock = Clock(monkeypatch)
     searched(store, run, Workers(2, deed=clock.slow(30)), mode="async", minutes=100, candidates=6)
     clock.now += 10_000  # nobody searched
-    again = Search(config(mode="async", minutes=100, candidates=8), store, run / "checkpoints")
+    again = Search(config(mode="async", minutes=100, candidates=8), store, run)
     assert again.progress().elapsed == pytest.approx(180)
     assert store.search.elapsed_seconds == pytest.approx(180)
 
@@ -441,7 +517,7 @@ def test_one_success_among_many_failures_is_enough_to_go_on(store: Store, run: P
 def test_only_checkpoints_of_the_front_and_of_future_parents_are_kept(store: Store, run: Path, mode: str) -> None:
     found = searched(store, run, Workers(pick=chance(4)), mode=mode, candidates=24)
     kept = {p.name for p in (run / "checkpoints").iterdir()}
-    front, population = {e.candidate for e in found.front}, found.evolution.population
+    front, population = {e.candidate for e in found.front}, found.schedule.population
     untold = {c.id for c in store.candidates()} - set(told(store))
     assert kept == front | population | untold
     assert len(kept) < 24
@@ -456,3 +532,278 @@ def test_the_front_is_that_of_all_evaluations(store: Store, run: Path) -> None:
     found = searched(store, run, Workers(pick=chance(7)), mode="async", candidates=24)
     whole = archive.front(store.evaluations(), config().objectives, (), 40)
     assert {e.entry for e in found.front} == {e.entry for e in whole}
+
+
+def legs(attempts: Sequence[Attempt]) -> list[Leg]:
+    return [Leg(a.candidate.id, a.steps or FULL) for a in attempts]
+
+
+def lawful(attempt: Attempt, inheritance: bool) -> list[dict[str, bytes]]:
+    """What an attempt has to start from."""
+    candidate, rungs = attempt.candidate, HALVING["rungs"]
+    rung = rungs.index(attempt.steps)
+    if candidate.kind == "merged":
+        return [files(parent) for parent in candidate.parents]
+    if rung:
+        return [files(candidate.id, rungs[rung - 1])]
+    return [files(parent) for parent in candidate.parents[:1]] if inheritance else []
+
+
+@pytest.mark.parametrize("inheritance", [False, True])
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+@pytest.mark.parametrize("seed", range(3))
+def test_attempts_start_from_their_state_or_their_parents(
+    store: Store, run: Path, mode: str, inheritance: bool, seed: int
+) -> None:
+    workers = Workers(pick=chance(seed))
+    searched(store, run, workers, **HALVING, mode=mode, inheritance=inheritance, candidates=24, seed=seed)
+    assert len(set(legs(workers.submitted))) == len(workers.submitted)
+    for attempt, sources in zip(workers.submitted, workers.sources, strict=True):
+        assert list(sources) == lawful(attempt, inheritance)
+    kinds = {(a.candidate.kind, a.steps, len(a.candidate.parents)) for a in workers.submitted}
+    assert {("trained", 10, 0), ("merged", 40, 0), ("merged", 40, 2)} <= kinds
+    assert any(kind == "trained" and steps == 10 and parents for kind, steps, parents in kinds)
+    assert {steps for kind, steps, _ in kinds if kind == "trained"} == {10, 20, 40}
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_each_rung_passes_on_half_and_the_front_is_that_of_the_full_one(store: Store, run: Path, mode: str) -> None:
+    found = searched(store, run, Workers(pick=chance(1)), **HALVING, mode=mode, candidates=24)
+    trained = [leg for leg in found.schedule.legs if leg.candidate.startswith("c")]
+    assert [sum(leg.steps == rung for leg in trained) for rung in (10, 20, 40)] == [24, 12, 6]
+    assert {e.steps for e in found.front} == {40}
+    whole = archive.front(store.evaluations(), config().objectives, (), 40)
+    assert {e.entry for e in found.front} == {e.entry for e in whole}
+    assert found.schedule.heard == set(found.schedule.legs)
+    assert found.is_over
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_async_mode_hears_of_each_leg_once_when_it_ends(store: Store, run: Path, seed: int) -> None:
+    workers = Workers(pick=chance(seed))
+    searched(store, run, workers, **HALVING, mode="async", candidates=16)
+    assert told(store) == workers.ended
+    assert workers.ended != [a.candidate.id for a in workers.submitted]
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_states_are_there_as_long_as_they_may_be_needed(store: Store, run: Path, mode: str) -> None:
+    found = Search(config(**HALVING, mode=mode, candidates=16), store, run)
+
+    def look(_: Progress) -> None:
+        last = {leg.candidate: leg for leg in found.schedule.legs}
+        reached = {(e.candidate, e.steps) for e in found.evaluations}
+        for name, leg in last.items():
+            scored = [steps for candidate, steps in reached if candidate == name]
+            if (run / "states" / name).is_dir():
+                assert max(scored) < FULL
+                assert checkpoint.read(run / "states" / name) == files(name, max(scored))
+            else:
+                assert not scored or leg.steps == max(scored) == FULL
+
+    found.run(Workers(pick=chance(2)), look)
+    paused = {c for c, steps in dict(found.schedule.legs).items() if steps < FULL}
+    assert {p.name for p in (run / "states").iterdir()} == paused
+    assert len(paused) == 12
+    assert not paused & {p.name for p in (run / "checkpoints").iterdir()}
+
+
+def test_a_checkpoint_has_no_state_and_a_state_is_no_checkpoint(store: Store, run: Path) -> None:
+    searched(store, run, Workers(), **HALVING, keep_checkpoints="all")
+    names = {p.name: set(checkpoint.read(p)) for p in (run / "checkpoints").iterdir()}
+    assert set(map(frozenset, names.values())) == {frozenset({"recommender.json"})}
+    assert all("optimiser.safetensors" in checkpoint.read(p) for p in (run / "states").iterdir())
+
+
+def test_the_state_of_a_candidate_that_fails_later_is_removed(store: Store, run: Path) -> None:
+    def deed(attempt: Attempt) -> Outcome | None:
+        return Outcome(attempt, error="no") if attempt.steps == 20 else None
+
+    found = searched(store, run, Workers(deed=deed), **HALVING, candidates=8)
+    failed = {leg.candidate for leg in found.schedule.legs if leg.steps == 20}
+    assert len(failed) == 4
+    assert found.progress().failed == 4
+    assert not failed & {p.name for p in (run / "states").iterdir()}
+    assert [(deed, leg.steps) for deed, leg in store.journal() if leg.candidate == min(failed)] == [
+        ("ask", 10),
+        ("hear", 10),
+        ("promote", 20),
+        ("hear", 20),
+    ]
+
+
+def test_a_promoted_attempt_whose_worker_dies_goes_on_from_its_state_again(store: Store, run: Path) -> None:
+    def deed(attempt: Attempt) -> Outcome | None:
+        return Outcome(attempt, error="died", lost=True) if (attempt.steps, attempt.number) == (20, 2) else None
+
+    workers = Workers(deed=deed)
+    searched(store, run, workers, **HALVING, candidates=8)
+    again = [(a, s) for a, s in zip(workers.submitted, workers.sources, strict=True) if a.number == 3 and a.steps == 20]
+    assert len(again) == 4
+    assert all(list(sources) == lawful(attempt, False) for attempt, sources in again)
+    assert {a.state for a in store.attempts() if a.number == 2} >= {"lost"}
+    assert {a.state for a in store.attempts() if a.number == 3} == {"finished"}
+
+
+def rising(attempt: Attempt) -> Outcome:
+    """Each candidate dominates all before it; the warm start is on the front whatever comes."""
+    n = int(attempt.candidate.id[1:])
+    alone = {"ndcg@10": 0.03 + 0.001 * n, "ild@10": 0.45 + 0.005 * n}
+    if attempt.candidate.kind == "merged":
+        alone = {"ndcg@10": 0.02 + 0.14 * (n == 0), "ild@10": 0.41}
+    return Outcome(attempt, result(attempt, alone), seconds=1.0)
+
+
+def merged_last(running: list[Attempt]) -> int:
+    """The first trained attempt, or else the warm start, or else a merged one."""
+    return min(range(len(running)), key=lambda i: (bool(running[i].candidate.parents), i))
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_checkpoints_that_a_pending_merger_needs_are_not_swept(
+    monkeypatch: pytest.MonkeyPatch, store: Store, run: Path, mode: str
+) -> None:
+    def pick(running: list[Attempt]) -> int:
+        return next((i for i, a in enumerate(running) if not mergers(a)), 0)
+
+    def mergers(attempt: Attempt) -> bool:
+        return attempt.candidate.kind == "merged" and bool(attempt.candidate.parents)
+
+    wishes = {"merging": True, "mode": mode, "population": 2, "candidates": 12}
+    found = Search(config(**wishes), store, run)
+    workers, alone = Workers(3, pick, rising), 0
+
+    def look(_: Progress) -> None:
+        nonlocal alone
+        needed = {name for a in workers.running for name in found.schedule.sources(a.candidate.id)}
+        assert needed <= {p.name for p in (run / "checkpoints").iterdir()}
+        alone += not needed <= {e.candidate for e in found.front} | found.schedule.population
+        if alone == 3:
+            raise Crash
+
+    with pytest.raises(Crash):
+        found.run(workers, look)
+    pending = [a.candidate for a in workers.running if mergers(a)]
+    again = Workers(deed=rising)
+    searched(store, run, again, **wishes)
+    sources = dict(zip((a.candidate.id for a in again.submitted), again.sources, strict=True))
+    assert pending
+    assert all(list(sources[c.id]) == [files(parent) for parent in c.parents] for c in pending)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("inheritance", [False, True])
+def test_whatever_is_kept_with_rungs_and_mergers_is_needed(
+    store: Store, run: Path, seed: int, inheritance: bool
+) -> None:
+    wishes = {**HALVING, "candidates": 24, "population": 3, "inheritance": inheritance}
+    found = searched(store, run, Workers(pick=chance(seed)), **wishes)
+    kept = {p.name for p in (run / "checkpoints").iterdir()}
+    assert kept == {e.candidate for e in found.front} | found.schedule.population
+    assert len(kept) < len({leg.candidate for leg in found.schedule.legs if leg.steps == FULL})
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_larger_budget_goes_on_with_those_who_were_waiting(store: Store, run: Path, mode: str, seed: int) -> None:
+    wishes = {**HALVING, "mode": mode, "seed": seed}
+    first = Workers(pick=chance(seed))
+    searched(store, run, first, **wishes, candidates=8)
+    waiting = {p.name for p in (run / "states").iterdir()}
+    second = Workers(pick=chance(seed))
+    found = searched(store, run, second, **wishes, candidates=24)
+    assert not set(legs(first.submitted)) & set(legs(second.submitted)), "trained again"
+    for attempt, sources in zip(second.submitted, second.sources, strict=True):
+        assert list(sources) == lawful(attempt, False)
+    trained = [leg for leg in found.schedule.legs if leg.candidate.startswith("c")]
+    assert [sum(leg.steps == rung for leg in trained) for rung in (10, 20, 40)] == [24, 12, 6]
+    if seed == 0:
+        assert waiting & {leg.candidate for leg in legs(second.submitted)}
+    assert found.is_over
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_a_search_with_rungs_that_is_over_runs_nothing_again(store: Store, run: Path, mode: str) -> None:
+    front = entries(searched(store, run, Workers(pick=chance(0)), **HALVING, mode=mode))
+    before, workers = store.journal(), Workers()
+    assert Search(config(**HALVING, mode=mode), store, run).is_over
+    again = searched(store, run, workers, **HALVING, mode=mode)
+    assert workers.submitted == []
+    assert (entries(again), store.journal()) == (front, before)
+
+
+def test_progress_with_rungs_and_mergers_counts_candidates(store: Store, run: Path) -> None:
+    seen: list[Progress] = []
+    deed = fate(("c0002", 1), ("m0001", 1), error="no")
+    Search(config(**HALVING), store, run).run(Workers(deed=deed), seen.append)
+    assert (seen[-1].finished, seen[-1].failed, seen[-1].total) == (11, 1, 12)
+    counts = [p.finished + p.failed for p in seen]
+    assert counts == sorted(counts)
+    assert max(p.finished + p.failed for p in seen) == 12
+    assert [p.hypervolume for p in seen] == sorted(p.hypervolume for p in seen)
+    assert seen[-1].left == 0
+
+
+def test_a_merger_that_fails_is_not_tried_again_and_ends_nothing(store: Store, run: Path) -> None:
+    def deed(attempt: Attempt) -> Outcome | None:
+        return (
+            Outcome(attempt, error="no") if attempt.candidate.parents and attempt.candidate.kind == "merged" else None
+        )
+
+    found = searched(store, run, Workers(deed=deed), merging=True)
+    assert {e.candidate[0] for e in found.front} <= {"c", "m"}
+    assert {e.candidate for e in found.evaluations if e.candidate.startswith("m")} == {"m0000"}
+    assert len({a.candidate for a in store.attempts()}) == len(store.attempts())
+    assert found.is_over
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_where_every_trained_candidate_fails_the_warm_start_does_not_hide_it(
+    store: Store, run: Path, mode: str
+) -> None:
+    workers = Workers(deed=lambda a: None if a.candidate.kind == "merged" else Outcome(a, error="ValueError: no"))
+    with pytest.raises(SearchError, match=f"all {HOPELESS} candidates failed, c0001 with: ValueError: no"):
+        searched(store, run, workers, **HALVING, mode=mode, candidates=100)
+    assert len(workers.submitted) <= 1 + HOPELESS + LANES
+
+
+def stepwise(clock: Clock, seconds: Mapping[int, float]) -> Deed:
+    """Attempts take as long as their rung says, one after the other; merged ones take no time."""
+
+    def deed(attempt: Attempt) -> Outcome:
+        took = 0.0 if attempt.candidate.kind == "merged" else seconds[attempt.steps or FULL]
+        clock.now += took
+        return Outcome(attempt, replace(result(attempt), seconds=took), seconds=took)
+
+    return deed
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_a_promotion_that_would_end_late_is_not_begun(
+    monkeypatch: pytest.MonkeyPatch, store: Store, run: Path, mode: str
+) -> None:
+    clock = Clock(monkeypatch)
+    began, wishes = clock.now, {**HALVING, "mode": mode, "minutes": 20, "candidates": 1000}
+    found = searched(store, run, Workers(1, deed=stepwise(clock, {10: 20, 20: 20, 40: 300})), **wishes)
+    assert 1200 - 20 < clock.now - began <= 1200
+    at_full = [leg for leg in found.schedule.legs if leg.candidate.startswith("c") and leg.steps == FULL]
+    assert 1 <= len(at_full) <= 3
+    # Somebody still waits for the full rung, and the time that was too short for that went to others.
+    assert found.schedule.option(lambda kind, steps: True) == "promote"
+    assert found.schedule.legs[-1].steps < FULL
+    assert found.is_over
+
+
+def test_a_promotion_that_did_not_fit_is_made_up_for_with_more_minutes(
+    monkeypatch: pytest.MonkeyPatch, store: Store, run: Path
+) -> None:
+    clock = Clock(monkeypatch)
+    deed = stepwise(clock, {10: 20, 20: 20, 40: 300})
+    wishes = {**HALVING, "mode": "async", "candidates": 1000}
+    searched(store, run, Workers(1, deed=deed), **wishes, minutes=20)
+    workers = Workers(1, deed=deed)
+    found = searched(store, run, workers, **wishes, minutes=40)
+    assert legs(workers.submitted)[0].steps == FULL
+    assert workers.sources[0] == [files(workers.submitted[0].candidate.id, 20)]
+    assert clock.now - 1000 <= 2400
+    assert found.is_over

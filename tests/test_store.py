@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ import sqlalchemy as sa
 from postgres import server
 
 from pareto_search import database
-from pareto_search.candidate import Attempt, Candidate, Evaluation, candidate_id
+from pareto_search.candidate import Attempt, Candidate, Evaluation, Leg, candidate_id
 from pareto_search.errors import RunError
-from pareto_search.store import LateResultError, SearchRecord, Store, lock
+from pareto_search.store import LateResultError, Record, SearchRecord, Store, lock
 
 SEARCH = SearchRecord("movielens", "id", "name: movielens\n", 2**40, "d" * 64, "s" * 64, "minilm", "b" * 64, lanes=2)
 ONE, TWO = (Candidate(candidate_id(n), {"rank": 8 * n, "alpha": 0.1, "bias": True, "base": "ü"}) for n in (1, 2))
@@ -61,8 +61,8 @@ def store(where: str) -> Iterator[Store]:
     """With both candidates asked for."""
     store = Store.create(where, SEARCH)
     with store.transaction() as record:
-        record.asked(ONE)
-        record.asked(TWO)
+        record.decided("ask", ONE, 40)
+        record.decided("ask", TWO, 40)
     yield store
     store.close()
 
@@ -75,7 +75,7 @@ def test_what_was_recorded_is_read_again_by_another_process_bit_for_bit(store: S
     with store.transaction() as record:
         record.started(attempt, "worker 1")
         record.finished(attempt, [evaluation], seconds=1.5)
-        record.asked(child)
+        record.decided("ask", child, 40)
     again = Store.open(where)
     assert again.search == SEARCH
     assert again.candidates() == [ONE, TWO, child]
@@ -112,30 +112,55 @@ def test_numpy_scalars_become_plain_numbers(store: Store) -> None:
     assert store.evaluations() == [Evaluation("c0001", 1, 40, 3, {"k": 5}, {"a": 0.10000000149011612, "b": 0.1})]
 
 
-def test_the_journal_keeps_the_order_of_asking_and_telling(store: Store) -> None:
+def test_the_journal_keeps_the_order_of_deciding_and_hearing(store: Store) -> None:
+    merged = Candidate("m0001", {"share": 0.3}, ("c0001", "c0002"), "merged")
     with store.transaction() as record:
-        record.told(TWO)
-        record.asked(Candidate("c0003", {}))
+        record.heard(Leg("c0002", 40))
+        record.decided("ask", Candidate("c0003", {}), 10)
+        record.heard(Leg("c0003", 10))
     with store.transaction() as record:
-        record.told(ONE)
-    expected = [("ask", "c0001"), ("ask", "c0002"), ("tell", "c0002"), ("ask", "c0003"), ("tell", "c0001")]
-    assert store.journal() == expected
+        record.heard(Leg("c0001", 40))
+        record.decided("merge", merged, 40)
+        record.decided("promote", Candidate("c0003", {}), 40)
+    assert store.journal() == [
+        ("ask", Leg("c0001", 40)),
+        ("ask", Leg("c0002", 40)),
+        ("hear", Leg("c0002", 40)),
+        ("ask", Leg("c0003", 10)),
+        ("hear", Leg("c0003", 10)),
+        ("hear", Leg("c0001", 40)),
+        ("merge", Leg("m0001", 40)),
+        ("promote", Leg("c0003", 40)),
+    ]
 
 
-def test_a_candidate_that_was_added_is_not_in_the_journal(store: Store) -> None:
-    merger = Candidate("m0001", {}, ("c0001", "c0002"))
+def test_a_merged_candidate_comes_back_as_one_and_a_promoted_one_is_no_new_candidate(store: Store) -> None:
+    merged = Candidate("m0001", {"share": 0.1 + 0.2}, ("c0002", "c0001"), "merged")
     with store.transaction() as record:
-        record.added(merger)
-    assert store.candidates()[-1] == merger
-    assert store.journal() == [("ask", "c0001"), ("ask", "c0002")]
+        record.decided("merge", merged, 40)
+        record.decided("promote", ONE, 80)
+    assert store.candidates() == [ONE, TWO, merged]
 
 
-@pytest.mark.parametrize("act", ["asked", "told"])
-def test_a_candidate_is_asked_and_told_once(store: Store, act: str) -> None:
+def ask_again(record: Record) -> None:
+    record.decided("ask", ONE, 40)
+
+
+def promote_again(record: Record) -> None:
+    record.decided("promote", ONE, 80)
+
+
+def hear_again(record: Record) -> None:
+    record.heard(Leg("c0001", 40))
+
+
+@pytest.mark.parametrize("act", [ask_again, promote_again, hear_again])
+def test_a_leg_is_decided_and_heard_once(store: Store, act: Callable[[Record], None]) -> None:
     with store.transaction() as record:
-        record.told(ONE)
+        record.heard(Leg("c0001", 40))
+        record.decided("promote", ONE, 80)
     with pytest.raises(sa.exc.IntegrityError), store.transaction() as record:
-        getattr(record, act)(ONE)
+        act(record)
 
 
 def test_nothing_of_a_transaction_that_raised_is_kept(store: Store) -> None:
@@ -143,7 +168,7 @@ def test_nothing_of_a_transaction_that_raised_is_kept(store: Store) -> None:
         with store.transaction() as record:
             record.started(Attempt(ONE), "w")
             record.finished(Attempt(ONE), [scores(Attempt(ONE))], 1.0)
-            record.told(ONE)
+            record.heard(Leg("c0001", 40))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -210,7 +235,7 @@ def test_unfinished_are_those_that_a_resume_has_to_run(store: Store) -> None:
     three, four, five = (Candidate(candidate_id(n), {}) for n in (3, 4, 5))
     with store.transaction() as record:
         for candidate in (three, four, five):
-            record.asked(candidate)
+            record.decided("ask", candidate, 40)
         record.started(Attempt(ONE), "w")
         record.finished(Attempt(ONE), [], 1.0)
         record.started(Attempt(TWO), "w")
@@ -288,11 +313,11 @@ def test_facts_and_totals_are_kept(store: Store, where: str) -> None:
 def test_searches_share_a_database_without_mixing(store: Store, where: str) -> None:
     other = Store.create(where, replace(SEARCH, name="books", seed=1))
     with other.transaction() as record:
-        record.asked(ONE)
+        record.decided("ask", ONE, 40)
         record.started(Attempt(ONE), "w")
         record.put_fact("x", 1)
     assert (len(store.candidates()), store.attempts(), store.fact("x")) == (2, [], None)
-    assert Store.open(where, "books").journal() == [("ask", "c0001")]
+    assert Store.open(where, "books").journal() == [("ask", Leg("c0001", 40))]
     with pytest.raises(RunError, match="holds books, movielens; expected one search, or the name of one"):
         Store.open(where)
     with pytest.raises(RunError, match="holds books, movielens; expected films"):
@@ -308,8 +333,8 @@ def test_a_name_is_taken_once(store: Store, where: str) -> None:
 
 def test_another_version_of_the_record_is_refused(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Store.create(where, SEARCH).close()
-    monkeypatch.setattr(database, "SCHEMA_VERSION", 2)
-    with pytest.raises(RunError, match="of version 1, expected 2"):
+    monkeypatch.setattr(database, "SCHEMA_VERSION", 3)
+    with pytest.raises(RunError, match="of version 2, expected 3"):
         Store.open(where)
 
 
@@ -339,7 +364,7 @@ def test_threads_take_turns_at_writing(store: Store) -> None:
 
 WRITER = """
     import sys
-    from pareto_search.candidate import Attempt, Candidate, Evaluation, candidate_id
+    from pareto_search.candidate import Attempt, Candidate, Evaluation, Leg, candidate_id
     from pareto_search.store import Store
     store = Store.open(sys.argv[1])
     n = len(store.candidates())
@@ -348,12 +373,12 @@ WRITER = """
         candidate = Candidate(candidate_id(n), {"n": n})
         attempt = Attempt(candidate)
         with store.transaction() as record:
-            record.asked(candidate)
+            record.decided("ask", candidate, 40)
             record.started(attempt, "w")
         with store.transaction() as record:
             values = {"ndcg@10": n / 7}
             record.finished(attempt, [Evaluation(candidate.id, 1, 40, s, {}, values) for s in range(20)], 1.0)
-            record.told(candidate)
+            record.heard(Leg(candidate.id, 40))
         print(candidate.id, flush=True)
 """
 
@@ -375,7 +400,7 @@ def test_what_was_acknowledged_survives_kill_9(where: str) -> None:
         finished = [a.candidate for a in store.attempts() if a.state == "finished"]
         assert acknowledged <= set(finished)
         assert [e.candidate for e in evaluations] == [c for c in finished for _ in range(20)]
-        assert [c for kind, c in store.journal() if kind == "tell"] == finished
+        assert [leg.candidate for deed, leg in store.journal() if deed == "hear"] == finished
         store.close()
 
 
@@ -445,7 +470,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_full_disk_stops_with_one_line_and_loses_nothing(file: Path) -> None:
     store = Store.open(file)
     with store.transaction() as record:
-        record.asked(ONE)
+        record.decided("ask", ONE, 40)
 
     def fill(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute("PRAGMA max_page_count = 1")
@@ -456,12 +481,12 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(file: Path) -> None:
     big = Candidate("c0002", {"text": "x" * 10**6})
     full = r"search\.db: no space left on its disk; free some and resume"
     with pytest.raises(RunError, match=full), store.transaction() as record:
-        record.asked(big)
+        record.decided("ask", big, 40)
     assert store.candidates() == [ONE]
     sa.event.remove(engine, "connect", fill)
     engine.dispose()
     with store.transaction() as record:
-        record.asked(big)
+        record.decided("ask", big, 40)
     assert store.candidates() == [ONE, big]
     store.close()
 
@@ -470,7 +495,7 @@ def test_a_second_writer_is_told_to_wait(file: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(database, "BUSY_SECONDS", 0)
     one, other = Store.open(file), Store.open(file)
     with one.transaction() as record:
-        record.asked(ONE)
+        record.decided("ask", ONE, 40)
         assert other.candidates() == []  # reading does not wait
         with pytest.raises(RunError, match="another process is writing to it"), other.transaction():
             pass

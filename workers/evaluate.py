@@ -9,6 +9,7 @@ from safetensors.numpy import load, save
 
 from pareto_search.candidate import Genes
 from pareto_search.errors import CheckpointError
+from pareto_search.executor import Files
 from pareto_search.recsys.baselines import ItemSimilarity, Scorer
 from pareto_search.recsys.metrics import interval
 from pareto_search.recsys.ranking import Ranking
@@ -18,7 +19,6 @@ from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import loaded
 from pareto_search.workers.recommender import Recommender, TowerScorer
 
-Files = Mapping[str, bytes]
 Scores = dict[str, dict[str, float]]
 """Metric -> mean and, where a bootstrap over users is unbiased, low and high of its 95 % interval."""
 

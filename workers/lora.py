@@ -136,6 +136,44 @@ def loaded(encoder: Encoder, files: Mapping[str, bytes]) -> Iterator[Adapter]:
         yield adapter.eval()
 
 
+@torch.no_grad()
+def inherit(adapter: Adapter, files: Mapping[str, bytes]) -> None:
+    """Starts an adapter as the map that a checkpoint's adapter is, wherever both have a place.
+
+    A smaller rank takes the nearest map of that rank; a larger one keeps its own random directions beside the parent's.
+    """
+    scale, tensors = parts(files)
+    for name, module in adapter.named():
+        place = f"base_model.model.{name}"
+        if f"{place}.lora_A.weight" not in tensors:
+            continue
+        rank = len(module.A)
+        b, a = truncated(tensors[f"{place}.lora_B.weight"], tensors[f"{place}.lora_A.weight"], rank)
+        module.A[: len(a)] = a.to(module.A.device)
+        module.B[:, : len(a)] = (b * (scale / module.scale)).to(module.B.device)  # bit for bit where both are the same
+
+
+def parts(files: Mapping[str, bytes]) -> tuple[float, dict[str, Tensor]]:
+    """An adapter's scale (alpha / rank), and its tensors by PEFT's names."""
+    config = json.loads(files["adapter_config.json"])
+    return config["lora_alpha"] / config["r"], load(files["adapter_model.safetensors"])
+
+
+def truncated(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors `(out, rank)` and `(rank, in)` of the map nearest to b·a (Eckart & Young, 1936); themselves if no wider.
+
+    The singular values are shared between both factors, so that neither learns much faster than the other.
+    """
+    if len(a) <= rank:
+        return b, a
+    # The product is never formed: its singular values are those of two small triangles' product.
+    q_out, r_out = torch.linalg.qr(b)
+    q_in, r_in = torch.linalg.qr(a.T)
+    u, s, v = torch.linalg.svd(r_out @ r_in.T, full_matrices=False)  # a map may be narrower than the rank
+    root = s[:rank].sqrt()
+    return q_out @ u[:, :rank] * root, (q_in @ v[:rank].T * root).T
+
+
 def adapted_layers(files: Mapping[str, bytes], depth: int) -> int:
     """How many of a base model's `depth` blocks, from the top, a checkpoint's adapter may reach."""
     names = json.loads(files["adapter_config.json"])["target_modules"]

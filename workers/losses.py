@@ -132,13 +132,12 @@ class Scalariser:
     def __init__(self, kind: Scalarisation, weights: Mapping[str, float], objectives: Sequence[Objective]) -> None:
         self.kind, self.weights = kind, weights
         self.objectives = {o.name: o for o in objectives}
-        self._start: float | None = None
+        self.start = 0.0  # the accuracy loss of the first batch
 
     def __call__(self, accuracy: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """The loss from the cross-entropy and the objectives' expected values."""
-        if self._start is None:
-            self._start = float(accuracy.detach())
-        terms = [1.0 + accuracy - self._start]
+        self.start = self.start or float(accuracy.detach())
+        terms = [1.0 + accuracy - self.start]
         for name, value in values.items():
             terms.append(self.weights[name] * (1.0 - self._normalise(name, value)))
         stacked = torch.stack(terms)

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pareto_search.candidate import Attempt
 from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
-from pareto_search.executor import Outcome
+from pareto_search.executor import Files, Outcome, Result
 from pareto_search.workers.worker import Worker, Workload
 
 PATIENCE = 10.0
@@ -32,11 +33,18 @@ SPARE = 3
 """How many workers may die at their start, for each that was asked for."""
 
 
+QUICK = 1.0
+"""While attempts take fewer seconds than this on average, each worker has a second one waiting: the way to the driver
+and back would be a noticeable part of its time."""
+RECENT = 0.2
+"""The weight of the latest attempt in that average."""
+
+
 @dataclass
 class _Job:
     attempt: Attempt
-    actor: int
-    began: float
+    sources: Sequence[Files]
+    began: float = 0.0  # when it got to the head of its worker's queue
 
 
 class RayPool:
@@ -66,6 +74,9 @@ class RayPool:
         self._actors: dict[int, Any] = {}  # those that have started
         self._starting: dict[Any, tuple[int, float]] = {}
         self._jobs: dict[Any, _Job] = {}
+        self._queues: dict[int, deque[Any]] = {}  # each worker's jobs; the first is under way
+        self._homeless: deque[_Job] = deque()  # whose worker was taken away before it began with them
+        self._average = math.inf
         self._setup: dict[str, Any] = {}
         self._spawned = 0
         self._spare = SPARE * count
@@ -94,34 +105,37 @@ class RayPool:
 
     @property
     def free(self) -> int:
-        return len(self._actors) - len(self._jobs)
+        places = 2 if self._average < QUICK else 1
+        return max(0, places * len(self._actors) - self.busy)
 
     @property
     def busy(self) -> int:
-        return len(self._jobs)
+        return len(self._jobs) + len(self._homeless)
 
-    def submit(self, attempt: Attempt) -> str:
-        taken = {job.actor for job in self._jobs.values()}
-        number = next(n for n in self._actors if n not in taken)
-        self._jobs[self._actors[number].run.remote(attempt)] = _Job(attempt, number, time.monotonic())
-        return f"w{number}"
+    def submit(self, attempt: Attempt, sources: Sequence[Files] = ()) -> str:
+        return f"w{self._place(_Job(attempt, sources))}"
 
     def wait(self) -> list[Outcome]:
-        deadlines = [job.began + self._timeout for job in self._jobs.values()]
+        deadlines = [self._jobs[queue[0]].began + self._timeout for queue in self._queues.values() if queue]
         deadlines += [began + START for _, began in self._starting.values()]
         if not deadlines:
             raise ClusterError("no worker is left and none could be started; see to the cluster and resume the search")
+        references = [*self._jobs, *self._starting]
         patience = max(0.0, min(deadlines) - time.monotonic())
-        done, _ = ray.wait([*self._jobs, *self._starting], num_returns=1, timeout=patience)
+        done, rest = ray.wait(references, num_returns=1, timeout=patience)
+        if done and rest:
+            done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for reference in [r for r in done if r in self._starting]:
             with suppress(RayError):  # one fewer, then
                 self._admit(reference)
         if done:
-            return [self._outcome(reference) for reference in done if reference in self._jobs]
+            ready = [r for queue in self._queues.values() for r in queue if r in done]
+            return [self._outcome(r) for r in ready if r in self._jobs]
         now = time.monotonic()
         for reference in [r for r, (_, began) in self._starting.items() if now - began >= START]:
             ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
-        return [self._expired(r) for r, job in list(self._jobs.items()) if now - job.began >= self._timeout]
+        hung = [n for n, q in self._queues.items() if q and now - self._jobs[q[0]].began >= self._timeout]
+        return [self._expired(number) for number in hung]
 
     def tell_all(self, method: str, *arguments: object) -> None:
         """Calls a method on every worker, and on each that replaces one later."""
@@ -159,7 +173,7 @@ class RayPool:
 
     def _await_all(self) -> None:
         """Waits for the first workers, which must all be there and be alike."""
-        until, spare = time.monotonic() + START, len(self._starting)
+        until = time.monotonic() + START
         identities: set[str] = set()
         while self._starting:
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=max(0.0, until - time.monotonic()))
@@ -168,17 +182,11 @@ class RayPool:
                     f"not all workers have started within {START:g} s; the cluster may be in others' use: ask for "
                     "fewer workers, or wait"
                 )
-            number, _ = self._starting.pop(done[0])
             try:
-                identities.add(ray.get(done[0]))
-                self._actors[number] = self._handles[number]
-            except RayActorError as error:
-                # A node or a process that dies at the start says nothing about the next one; an exception does.
-                if error.actor_init_failed or not spare:
-                    self._gather(done)
-                spare -= 1
-                self._handles.pop(number)
-                self._spawn()
+                identity = self._admit(done[0])
+                identities |= {identity} if identity is not None else set()
+            except RayError:
+                self._gather(done)  # raises it in a user's words
         if len(identities) > 1:
             raise ClusterError(
                 f"the workers differ in base model or precision: {sorted(identities)}; install the same base model on "
@@ -199,29 +207,60 @@ class RayPool:
                 return None
             raise
         self._actors[number] = self._handles[number]
+        self._queues[number] = deque()
+        while self._homeless:
+            self._place(self._homeless.popleft())
         return identity
 
+    def _place(self, job: _Job) -> int:
+        """Puts a job into the shortest queue."""
+        number = min(self._queues, key=lambda n: (len(self._queues[n]), n))
+        reference = self._actors[number].run.remote(job.attempt, job.sources)
+        self._jobs[reference] = job
+        self._queues[number].append(reference)
+        if len(self._queues[number]) == 1:
+            job.began = time.monotonic()
+        return number
+
+    def _take(self, number: int) -> _Job:
+        """The job that a worker was busy with; the next one begins."""
+        job = self._jobs.pop(self._queues[number].popleft())
+        if self._queues[number]:
+            self._jobs[self._queues[number][0]].began = time.monotonic()
+        return job
+
     def _replace(self, number: int) -> None:
+        """Ends a worker and starts another; what waited for it is not to blame, and waits elsewhere."""
         self._actors.pop(number)
         ray.kill(self._handles.pop(number))
+        for reference in self._queues.pop(number):
+            self._homeless.append(self._jobs.pop(reference))
         self._spawn()
+        while self._homeless and self._queues:
+            self._place(self._homeless.popleft())
 
     def _outcome(self, reference: Any) -> Outcome:
-        job = self._jobs.pop(reference)
-        seconds = time.monotonic() - job.began
+        number = next(n for n, queue in self._queues.items() if reference in queue)
         try:
-            return Outcome(job.attempt, ray.get(reference), seconds=seconds)
+            result: Result = ray.get(reference)
         except RayTaskError as error:
+            job = self._take(number)
             if self._gpus and not isinstance(error.cause, ParetoSearchError):
-                self._replace(job.actor)  # after a fault on a GPU, the process can do nothing more with it
-            return Outcome(job.attempt, error=_line(error.cause or error), seconds=seconds)
+                self._replace(number)  # after a fault on a GPU, the process can do nothing more with it
+            return Outcome(job.attempt, error=_line(error.cause or error), seconds=time.monotonic() - job.began)
         except RayError as error:
-            self._replace(job.actor)
+            job = self._take(number)  # the head of the queue, whichever of its references told first
+            self._replace(number)
+            seconds = time.monotonic() - job.began
             return Outcome(job.attempt, error=f"the worker died: {_line(error)}", lost=True, seconds=seconds)
+        job = self._take(number)
+        known = self._average if math.isfinite(self._average) else result.seconds
+        self._average = (1 - RECENT) * known + RECENT * result.seconds
+        return Outcome(job.attempt, result, seconds=time.monotonic() - job.began)
 
-    def _expired(self, reference: Any) -> Outcome:
-        job = self._jobs.pop(reference)
-        self._replace(job.actor)
+    def _expired(self, number: int) -> Outcome:
+        job = self._take(number)
+        self._replace(number)
         return Outcome(job.attempt, error=f"still running after {self._timeout:g} s", seconds=self._timeout)
 
     @staticmethod

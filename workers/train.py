@@ -1,7 +1,7 @@
 """Training: the tower on frozen item vectors (once), and the fine-tuning of one candidate (many times)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pareto_search.candidate import Genes
@@ -17,7 +18,7 @@ from pareto_search.objective import Objective
 from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import Adapter, LoraShape, Targets, attached
+from pareto_search.workers.lora import Adapter, LoraShape, Targets, attached, inherit
 from pareto_search.workers.losses import ItemTensors, Scalarisation, Scalariser, cross_entropy, list_values
 from pareto_search.workers.recommender import Recommender, Shape
 
@@ -27,6 +28,8 @@ LISTS = 256
 """How many positions of a batch the list surrogates look at."""
 TOWER_BATCHES = 6
 """Tower batches per encoder step: an encode costs as much as many of them."""
+OPTIMISER = "optimiser.safetensors"
+"""The file that makes a state of a checkpoint."""
 
 
 class DivergedError(ParetoSearchError):
@@ -82,44 +85,102 @@ class Task:
 
 
 @contextmanager
-def fine_tune(task: Task, genes: Genes, *, steps: int, seed: int) -> Iterator[tuple[Adapter, Recommender]]:
-    """Fine-tunes adapter and tower from the shared warm start, as the genes say.
+def fine_tune(
+    task: Task, genes: Genes, *, steps: int, seed: int, source: Mapping[str, bytes] | None = None
+) -> Iterator["FineTuning"]:
+    """A fine-tuning of adapter and tower as the genes say, to be advanced rung by rung.
+
+    Args:
+        steps: of the full rung, over which the learning rates rise and fall.
+        source: a state, which goes on as if it had never stopped; or the checkpoint of a parent, whose adapter, tower
+            and IDs are where this one starts; None starts from the shared warm start.
+
+    Yields:
+        The fine-tuning, its adapter in the encoder; afterwards the encoder is as it was.
+    """
+    torch.manual_seed(seed)
+    with attached(task.encoder, _shape(genes, task.encoder)) as adapter:
+        yield FineTuning(task, genes, adapter, steps=steps, seed=seed, source=source)
+
+
+class FineTuning:
+    """One candidate in training.
 
     A step is a few tower batches against cached text vectors, whose gradient is collected (gradient caching: Gao et
     al., RepL4NLP 2021), then one pass of the encoder over the items with the largest collected gradient. The others
-    keep their vectors and their gradient until it is their turn.
+    keep their vectors and their gradient until it is their turn, or until the next rung, where all are encoded afresh.
 
-    Yields:
-        The adapter, still in the encoder, and the recommender, once trained; afterwards the encoder is as it was.
-
-    Raises:
-        DivergedError: the loss or a weight is not finite.
+    Attributes:
+        done: the steps taken so far, on all workers together.
     """
-    torch.manual_seed(seed)
-    encoder, model = task.encoder, _start(task.start, genes)
-    shape = _shape(genes, encoder)
-    loss = _Loss(task, genes, model, seed)
-    decay = float(genes["weight_decay"])
-    with attached(encoder, shape) as adapter:
-        tower = _Optimiser(list(model.parameters()), float(genes["tower_lr"]), decay, steps * TOWER_BATCHES)
-        lora = _Optimiser(adapter.weights(), float(genes["adapter_lr"]), decay, steps)
-        text = encoder.frozen.to(encoder.device, copy=True).requires_grad_()
-        text.grad = torch.zeros_like(text)
-        adapter.train()
-        model.train()
-        for step in range(steps):
+
+    def __init__(
+        self,
+        task: Task,
+        genes: Genes,
+        adapter: Adapter,
+        *,
+        steps: int,
+        seed: int,
+        source: Mapping[str, bytes] | None,
+    ) -> None:
+        self._task, self._seed, self._steps = task, seed, steps
+        self.adapter = adapter.eval()  # until it is trained, what the encoder gives is without dropout
+        self.model = _start(task.start, source, genes)
+        self.done = 0
+        self._loss = _Loss(task, genes, self.model)
+        self._adapts = float(genes["adapter_lr"]) > 0  # without, the encoder stays as it is and costs nothing
+        decay = float(genes["weight_decay"])
+        parameters = list(self.model.parameters())
+        self._tower = _Optimiser(parameters, float(genes["tower_lr"]), decay, steps * TOWER_BATCHES)
+        self._lora = _Optimiser(adapter.weights(), float(genes["adapter_lr"]), decay, steps)
+        self._moved = source is not None
+        if source is not None:
+            inherit(adapter, source)
+            if OPTIMISER in source:
+                self._resume(load(source[OPTIMISER]))
+
+    def advance(self, to: int) -> None:
+        """Trains until so many steps are done.
+
+        What chance decides depends on the seed and on where it begins, so that a pause at a rung changes nothing.
+
+        Raises:
+            DivergedError: the loss or a weight is not finite.
+        """
+        torch.manual_seed(self._seed + self.done)
+        self._loss.shuffle(self._seed + self.done)
+        encoder, layers = self._task.encoder, self.adapter.shape.layers
+        text = encoder.catalogue(layers) if self._moved else encoder.frozen.to(encoder.device, copy=True)
+        text.requires_grad_().grad = torch.zeros_like(text)
+        self.adapter.train()
+        self.model.train()
+        for step in range(self.done, to):
             for _ in range(TOWER_BATCHES):
-                value = loss(text)
+                value = self._loss(text)
                 if not math.isfinite(float(value.detach())):
-                    raise DivergedError(f"the loss is not finite at step {step + 1} of {steps}")
+                    raise DivergedError(f"the loss is not finite at step {step + 1} of {self._steps}")
                 value.backward()  # type: ignore[no-untyped-call]
-                tower.step()
-            _encoder_step(encoder, text, shape.layers)
-            lora.step()
-        if not all(bool(p.isfinite().all()) for p in (*adapter.weights(), *model.parameters())):
-            raise DivergedError("the weights are not finite after the last step")
-        adapter.eval()
-        yield adapter, model.eval()
+                self._tower.step()
+            if self._adapts:
+                _encoder_step(encoder, text, layers)
+                self._lora.step()
+        if not all(bool(p.isfinite().all()) for p in (*self.adapter.weights(), *self.model.parameters())):
+            raise DivergedError(f"the weights are not finite after step {to} of {self._steps}")
+        self.adapter.eval()
+        self.model.eval()
+        self.done, self._moved = to, True
+
+    def state(self) -> dict[str, bytes]:
+        """What a checkpoint lacks for its training to go on."""
+        own = {"done": torch.tensor(self.done), "start": torch.tensor(self._loss.scalarise.start)}
+        return {OPTIMISER: save(own | self._tower.state("tower") | self._lora.state("lora"))}
+
+    def _resume(self, state: Mapping[str, Tensor]) -> None:
+        self.done = int(state["done"])
+        self._loss.scalarise.start = float(state["start"])
+        self._tower.load("tower", state, self.done * TOWER_BATCHES)
+        self._lora.load("lora", state, self.done)
 
 
 def _shape(genes: Genes, encoder: Encoder) -> LoraShape:
@@ -132,11 +193,12 @@ def _shape(genes: Genes, encoder: Encoder) -> LoraShape:
     )
 
 
-def _start(start: Recommender, genes: Genes) -> Recommender:
-    """The warm start in the form that the genes ask for."""
-    shape = replace(start.shape, item_embeddings=start.shape.item_embeddings and bool(genes["id_embeddings"]))
-    model = Recommender(shape)
-    model.load_state_dict({k: v for k, v in start.state_dict().items() if k in model.state_dict()})
+def _start(start: Recommender, source: Mapping[str, bytes] | None, genes: Genes) -> Recommender:
+    """The source's tower, or the warm start, in the form that the genes ask for."""
+    embeddings = start.shape.item_embeddings and bool(genes["id_embeddings"])
+    model = Recommender(replace(start.shape, item_embeddings=embeddings))
+    weights = start.state_dict() | ({} if source is None else Recommender.loaded(source).state_dict())
+    model.load_state_dict({k: v for k, v in weights.items() if k in model.state_dict()})
     model.temperature.fill_(float(genes["temperature"]))
     return model.to(start.item_bias.device)
 
@@ -145,29 +207,49 @@ class _Optimiser:
     """AdamW with gradient clipping and a learning rate that rises over a tenth of the steps and then falls to zero."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float, decay: float, steps: int) -> None:
-        self._parameters = parameters
+        self._parameters, self._lr, self._steps = parameters, lr, steps
         self._adamw = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
-        rise = max(1, steps // 10)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._adamw, lambda s: min((s + 1) / rise, (steps - s) / max(1, steps - rise), 1.0)
-        )
+        self._done = 0
 
     def step(self) -> None:
         """Moves along the gradients, and clears them."""
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        rise = max(1, self._steps // 10)
+        fall = (self._steps - self._done) / max(1, self._steps - rise)
+        self._adamw.param_groups[0]["lr"] = self._lr * min((self._done + 1) / rise, fall, 1.0)
         self._adamw.step()
-        self._schedule.step()
         self._adamw.zero_grad()
+        self._done += 1
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The moments, each under the optimiser's name, the parameter's number and its own name."""
+        moments = self._adamw.state_dict()["state"]
+        return {f"{name}.{i}.{key}": tensor for i, own in moments.items() for key, tensor in own.items()}
+
+    def load(self, name: str, state: Mapping[str, Tensor], done: int) -> None:
+        """Takes the moments back, after so many steps."""
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            owner, _, rest = key.partition(".")
+            if owner == name:
+                number, _, moment = rest.partition(".")
+                moments.setdefault(int(number), {})[moment] = tensor
+        self._adamw.load_state_dict({"state": moments, "param_groups": self._adamw.state_dict()["param_groups"]})
+        self._done = done
 
 
 class _Loss:
     """The scalarised loss of a candidate, one batch a call."""
 
-    def __init__(self, task: Task, genes: Genes, model: Recommender, seed: int) -> None:
+    def __init__(self, task: Task, genes: Genes, model: Recommender) -> None:
         self._task, self._model = task, model
         weights = {n.removeprefix("weight."): float(w) for n, w in genes.items() if n.startswith("weight.")}
-        self._scalarise = Scalariser(cast(Scalarisation, genes["scalarisation"]), weights, task.objectives)
-        self._batches = Batches(task.train, model.shape.history, BATCH, seed)
+        self.scalarise = Scalariser(cast(Scalarisation, genes["scalarisation"]), weights, task.objectives)
+        self.shuffle(0)
+
+    def shuffle(self, seed: int) -> None:
+        """Begins a new epoch, in the order that the seed gives."""
+        self._batches = Batches(self._task.train, self._model.shape.history, BATCH, seed)
         self._stream = iter(self._batches)
         self._rng = np.random.default_rng(seed)
 
@@ -179,7 +261,7 @@ class _Loss:
         states = _states(self._model, batch, vectors, dtype)
         accuracy = _accuracy(self._model, states, vectors, batch.targets.to(vectors.device), dtype)
         logits = self._logits(batch, states, vectors)
-        return self._scalarise(accuracy, list_values(logits, self._task.items, self._task.objectives))
+        return self.scalarise(accuracy, list_values(logits, self._task.items, self._task.objectives))
 
     def _logits(self, batch: Batch, states: Tensor, vectors: Tensor) -> Tensor:
         """Scores `(q, n_items)` at some random places of the windows, -inf for what the user had seen by then."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pareto_search.candidate import Attempt, Evaluation, Genes
-from pareto_search.executor import Result
+from pareto_search.candidate import Attempt, Candidate, Evaluation, Genes
+from pareto_search.executor import Files, Result
 from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import Scorer
@@ -18,8 +18,10 @@ from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import BLENDED, SearchSpace
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, Precision, precision
-from pareto_search.workers.evaluate import Files, Scores, blended, component, score, scorer, similarity_files
+from pareto_search.workers.evaluate import Scores, blended, component, score, scorer, similarity_files
+from pareto_search.workers.lora import LoraShape, attached
 from pareto_search.workers.losses import ItemTensors
+from pareto_search.workers.merge import merge
 from pareto_search.workers.recommender import Recommender, Shape, Tower
 from pareto_search.workers.train import Task, fine_tune, train_tower
 
@@ -39,7 +41,9 @@ class Workload:
         categories: of each item, or None where distances come from the frozen text vectors.
         space: serving genes only.
         metrics: what is evaluated.
+        rungs: the steps at which a candidate is scored; the last one is the full rung.
         layers: the most blocks that any candidate adapts.
+        rank: the highest that any candidate's adapter may have.
         notes: written into each checkpoint's `recommender.json`.
     """
 
@@ -57,10 +61,11 @@ class Workload:
     constraints: Sequence[Constraint]
     metrics: Sequence[str]
     space: SearchSpace
-    steps: int
+    rungs: Sequence[int]
     serving_settings: int
     seed: int
     layers: int
+    rank: int
     notes: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -88,7 +93,6 @@ class Worker:
         self.items = ItemStatistics.of(load.split.train, load.split.n_items, features)
         self.known: Sequence[Genes] = ()
         self.components: dict[str, Scorer] = {}
-        self._start: Recommender | None = None
 
     def identity(self) -> str:
         """The base model's bytes and precision, which all workers of a search must share."""
@@ -116,7 +120,9 @@ class Worker:
         """Takes the components that were fitted, here or elsewhere."""
         self.components = {n: component(f, self.encoder) for n, f in components.items() if n != "warm-start"}
         if "warm-start" in components:
-            self._start = Recommender.loaded(components["warm-start"]).to(self.device)
+            start = Recommender.loaded(components["warm-start"]).to(self.device)
+            items = ItemTensors(self.items, self.device)
+            self._task = Task(self.encoder, start, self.load.split.train, items, self.load.objectives)
             self._warm = scorer(components["warm-start"], self.encoder)
 
     def teach(self, known: Sequence[Genes]) -> None:
@@ -149,36 +155,82 @@ class Worker:
         scorers = {"model": scorer(files, self.encoder), **blended(settings, self.components)}
         return score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
 
-    def run(self, attempt: Attempt) -> Result:
-        """Trains a candidate and evaluates it, alone and under serving settings.
+    def run(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Result:
+        """Trains a candidate to a rung, or merges its parents, and evaluates what comes out.
+
+        Below the full rung the checkpoint alone is scored; at the full one the inner search follows.
+
+        Args:
+            sources: as for `Executor.submit`.
 
         Raises:
             DivergedError: the loss is not finite.
         """
-        assert self._start is not None, "a worker is equipped before it runs a candidate"
         began = time.perf_counter()
-        load, candidate = self.load, attempt.candidate
-        seed = _seed(load.seed, candidate.id)
-        task = Task(self.encoder, self._start, load.split.train, ItemTensors(self.items, self.device), load.objectives)
-        with fine_tune(task, candidate.genes, steps=load.steps, seed=seed) as (adapter, model):
-            notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": load.steps})
-            files = adapter.files(self.load.base, self.load.revision) | model.files(notes)
+        candidate, full = attempt.candidate, self.load.rungs[-1]
+        steps = attempt.steps or full
+        files = self._merged(candidate, sources) if candidate.kind == "merged" else self._trained(attempt, sources)
         # Scored from the files, as whoever reloads the checkpoint will.
-        ranking = self._ranking(load.split.validation, scorer(files, self.encoder), tuple(self.components))
-        found = search_settings(
+        found = self._settings(candidate, scorer(files, self.encoder), alone=steps < full)
+        evaluations = tuple(
+            Evaluation(candidate.id, attempt.number, steps, number, {} if number == 0 else setting, values)
+            for number, (setting, values) in enumerate(found)
+        )
+        return Result(evaluations, files, time.perf_counter() - began)
+
+    def retrained(self, candidate: Candidate, steps: int, settings: Sequence[Genes]) -> list[tuple[Values, Scores]]:
+        """A control: the candidate trained from the warm start for so many steps, on validation and test.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        with fine_tune(self._task, candidate.genes, steps=steps, seed=_seed(self.load.seed, candidate.id)) as tuning:
+            tuning.advance(steps)
+            files = tuning.adapter.files(self.load.base, self.load.revision) | tuning.model.files(self._notes({}))
+        scorers = {"model": scorer(files, self.encoder), **blended(settings, self.components)}
+        ranking = Ranking(self.load.split.validation, self.items, scorers)
+        validation = ranking.values(settings, self.load.metrics)
+        tested = score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
+        return list(zip(validation, tested, strict=True))
+
+    def _trained(self, attempt: Attempt, sources: Sequence[Files]) -> dict[str, bytes]:
+        """The checkpoint at the attempt's rung; a state, unless that is the full one."""
+        load, candidate, full = self.load, attempt.candidate, self.load.rungs[-1]
+        seed, source = _seed(load.seed, candidate.id), next(iter(sources), None)
+        with fine_tune(self._task, candidate.genes, steps=full, seed=seed, source=source) as tuning:
+            for rung in load.rungs:
+                if tuning.done < rung <= (attempt.steps or full):
+                    tuning.advance(rung)
+            notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": tuning.done})
+            files = tuning.adapter.files(load.base, load.revision) | tuning.model.files(notes)
+            return files if tuning.done == full else files | tuning.state()
+
+    def _merged(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
+        """A merged candidate: its parents' average, or the warm start with an adapter that is zero."""
+        if not sources:
+            torch.manual_seed(0)
+            with attached(self.encoder, LoraShape(1, 1.0, 0.0, "query_value", 1)) as adapter:
+                files = adapter.files(self.load.base, self.load.revision)
+            return files | self._task.start.files(self._notes({"candidate": candidate.id}))
+        share = float(candidate.genes["share"])
+        notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "merges": candidate.parents})
+        return merge(sources, (share, 1.0 - share), self.load.rank, notes)
+
+    def _settings(self, candidate: Candidate, model: Scorer, alone: bool) -> list[tuple[Genes, Values]]:
+        """Serving settings with their values on validation, the model alone first."""
+        load = self.load
+        ranking = self._ranking(load.split.validation, model, () if alone else tuple(self.components))
+        if alone:
+            return [({}, ranking.values([{}], load.metrics)[0])]
+        return search_settings(
             lambda settings: ranking.values(settings, load.metrics),
             self._space(self.components),
             load.objectives,
             constraints=load.constraints,
             count=load.serving_settings,
-            seed=seed,
+            seed=_seed(load.seed, candidate.id),
             known=self.known,
         )
-        evaluations = tuple(
-            Evaluation(candidate.id, attempt.number, load.steps, number, {} if number == 0 else setting, values)
-            for number, (setting, values) in enumerate(found)
-        )
-        return Result(evaluations, files, time.perf_counter() - began)
 
     def _ranking(self, part: Part, model: Scorer, blend: Sequence[str]) -> Ranking:
         return Ranking(part, self.items, {"model": model} | {n: self.components[n] for n in blend})

@@ -70,14 +70,16 @@ def _standard(values: Floats) -> Floats:
 
 def _best(scores: Floats, size: int) -> tuple[NDArray[np.int32], Floats]:
     """The best items of each row in order, with their scores; ties go to the lower index."""
-    size = min(size, scores.shape[1])
-    pool = np.argpartition(-scores, size - 1, axis=1)[:, :size]
-    pool.sort(axis=1)
+    m, n = scores.shape
+    size = min(size, n)
+    # A partition of values takes a third of the time of one of indices.
+    last = np.partition(scores, n - size, axis=1)[:, n - size, None]
+    taken = scores >= last
+    for row in np.flatnonzero(np.count_nonzero(taken, 1) > size):
+        ties = np.flatnonzero(scores[row] == last[row])
+        taken[row, ties[size - np.count_nonzero(taken[row]) :]] = False
+    pool = (np.flatnonzero(taken) % n).reshape(m, size)
     relevance = np.take_along_axis(scores, pool, 1)
-    # Of items that tie for the last place, a partition takes any.
-    for row in np.flatnonzero(np.count_nonzero(scores >= relevance.min(1, keepdims=True), 1) > size):
-        pool[row] = np.sort(np.argsort(-scores[row], kind="stable")[:size])
-        relevance[row] = scores[row, pool[row]]
     order = np.argsort(-relevance, axis=1, kind="stable")
     return np.take_along_axis(pool, order, 1).astype(np.int32), np.take_along_axis(relevance, order, 1)
 

@@ -59,7 +59,7 @@ def worker(workload: Workload, some_movies: Dataset, objectives: tuple[Objective
             texts=some_movies.texts,
             categories=some_movies.categories,
             split=split(some_movies, "leave_last_out", 0),
-            steps=2,
+            rungs=(2,),
             serving_settings=1,
         )
     )

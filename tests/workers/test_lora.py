@@ -15,7 +15,7 @@ from pareto_search.errors import CheckpointError
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.base import Base
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import Adapter, LoraShape, attached, loaded
+from pareto_search.workers.lora import Adapter, LoraShape, attached, inherit, loaded, truncated
 
 SHAPE = LoraShape(rank=4, alpha=16.0, dropout=0.0, targets="query_value", layers=2)
 SELF = "attention.self"
@@ -147,6 +147,132 @@ def test_loaded_files_are_the_adapter_that_was_saved(encoder: Encoder, targets: 
         assert again.shape.layers == layers
         assert torch.equal(encoder.catalogue(layers), vectors)
     assert torch.equal(encoder.catalogue(layers), Encoder.catalogue(encoder, layers))
+
+
+WIDE = LoraShape(rank=8, alpha=12.0, dropout=0.1, targets="all", layers=3)
+
+
+def product(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    return b.detach().double() @ a.detach().double()
+
+
+def maps(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """What each place adds to its linear map, s·B·A."""
+    return {name: m.scale * product(m.B, m.A) for name, m in adapter.named()}
+
+
+def parent(encoder: Encoder, shape: LoraShape) -> tuple[dict[str, bytes], dict[str, torch.Tensor], torch.Tensor]:
+    """A trained adapter: its files, its maps and the vectors that it gives."""
+    with attached(encoder, shape) as adapter:
+        stir(adapter)
+        adapter.eval()
+        return adapter.files("tiny", None), maps(adapter), encoder.catalogue(shape.layers)
+
+
+@pytest.mark.parametrize("rank", [4, 5, 16])
+@pytest.mark.parametrize("alpha", [16.0, 11.0])
+def test_with_its_rank_or_a_larger_one_an_heir_is_the_same_map(encoder: Encoder, rank: int, alpha: float) -> None:
+    files, theirs, vectors = parent(encoder, SHAPE)
+    with attached(encoder, replace(SHAPE, rank=rank, alpha=alpha)) as adapter:
+        inherit(adapter.eval(), files)
+        ours = maps(adapter)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+        assert torch.allclose(encoder.catalogue(2), vectors, atol=1e-5)
+    assert not torch.allclose(vectors, encoder.frozen, atol=1e-2)
+
+
+def test_with_its_parents_genes_an_heir_is_its_parent_bit_for_bit(encoder: Encoder) -> None:
+    shape = replace(SHAPE, rank=6, alpha=11.0)
+    files, _, vectors = parent(encoder, shape)
+    with attached(encoder, shape) as adapter:
+        inherit(adapter.eval(), files)
+        assert adapter.files("tiny", None) == files
+        assert torch.equal(encoder.catalogue(2), vectors)
+
+
+def test_a_larger_rank_has_directions_of_its_own_to_learn_along(encoder: Encoder) -> None:
+    files, _, _ = parent(encoder, SHAPE)
+    with attached(encoder, replace(SHAPE, rank=6)) as adapter:
+        inherit(adapter, files)
+        for _, module in adapter.named():
+            assert not module.B[:, 4:].any()
+            assert (module.A[4:].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_with_a_smaller_rank_an_heir_is_the_nearest_map(encoder: Encoder, rank: int) -> None:
+    files, theirs, _ = parent(encoder, SHAPE)
+    with attached(encoder, replace(SHAPE, rank=rank, alpha=11.0)) as adapter:
+        inherit(adapter, files)
+        for name, ours in maps(adapter).items():
+            u, s, vh = torch.linalg.svd(theirs[name])
+            nearest = u[:, :rank] * s[:rank] @ vh[:rank]
+            assert torch.allclose(ours, nearest, atol=1e-5)
+            assert not torch.allclose(ours, theirs[name], atol=1e-2)
+
+
+def test_an_heir_with_more_places_starts_the_others_afresh(encoder: Encoder) -> None:
+    files, theirs, vectors = parent(encoder, SHAPE)
+    with attached(encoder, WIDE) as adapter:
+        before = {name: m.A.detach().clone() for name, m in adapter.named()}
+        inherit(adapter.eval(), files)
+        ours = maps(adapter)
+        assert len(ours) > len(theirs)
+        for name, module in adapter.named():
+            if name in theirs:
+                assert torch.allclose(ours[name], theirs[name], atol=1e-6)
+            else:
+                assert not module.B.any()
+                assert torch.equal(module.A, before[name])
+        assert torch.allclose(encoder.catalogue(3), vectors, atol=1e-5)
+
+
+def test_an_heir_with_fewer_places_leaves_the_others_behind(encoder: Encoder) -> None:
+    files, theirs, _ = parent(encoder, WIDE)
+    with attached(encoder, replace(SHAPE, rank=8, layers=1)) as adapter:
+        inherit(adapter, files)
+        ours = maps(adapter)
+    assert ours.keys() < theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+def test_an_heir_of_another_place_altogether_starts_afresh(encoder: Encoder) -> None:
+    files, _, _ = parent(encoder, replace(SHAPE, layers=1))
+    only = "encoder.layer.0.attention.self.query"
+    with attached(encoder, replace(SHAPE, layers=3), [only]) as adapter:
+        inherit(adapter, files)
+        assert not any(m.B.any() for _, m in adapter.named())
+
+
+@pytest.mark.parametrize("into", [24, 32])
+@pytest.mark.parametrize("out", [24, 40])
+@pytest.mark.parametrize("rank", [1, 5, 9, 30])
+def test_factors_are_cut_to_the_nearest_map_of_a_rank(out: int, into: int, rank: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    b, a = torch.randn(out, 36, generator=generator), torch.randn(36, into, generator=generator)
+    cut_b, cut_a = truncated(b, a, rank)
+    u, s, vh = torch.linalg.svd(product(b, a), full_matrices=False)
+    wide = min(rank, len(s))
+    assert cut_b.shape == (out, wide)
+    assert cut_a.shape == (wide, into)
+    assert torch.allclose(product(cut_b, cut_a), u[:, :rank] * s[:rank] @ vh[:rank], atol=1e-3)
+    # Each factor has half of every singular value.
+    root = s[:wide].sqrt().float()
+    assert torch.allclose(cut_b.norm(dim=0), root, rtol=1e-3)
+    assert torch.allclose(cut_a.norm(dim=1), root, rtol=1e-3)
+
+
+def test_factors_that_are_no_wider_than_the_rank_stay_as_they_are() -> None:
+    b, a = torch.randn(8, 3), torch.randn(3, 6)
+    assert all(truncated(b, a, rank) == (b, a) for rank in (3, 4))
+
+
+def test_factors_of_nothing_are_cut_to_nothing() -> None:
+    b, a = truncated(torch.zeros(8, 4), torch.randn(4, 6), 2)
+    assert b.shape == (8, 2)
+    assert a.shape == (2, 6)
+    assert not (b @ a).any()
 
 
 def test_an_adapter_of_another_base_is_refused(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from pareto_search.objective import Objective
 from pareto_search.recsys.baselines import Popularity, Scorer
@@ -22,7 +23,7 @@ from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraShape, attached
 from pareto_search.workers.losses import ItemTensors, list_values
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
-from pareto_search.workers.train import DivergedError, Task, fine_tune, train_tower
+from pareto_search.workers.train import OPTIMISER, DivergedError, FineTuning, Task, fine_tune, train_tower
 
 SHAPE = Shape(n_items=20, width=16, history=6, tower="attention", text_width=32, item_embeddings=True)
 
@@ -48,9 +49,15 @@ def task(
 
 def tuned(task: Task, genes: dict[str, Any], steps: int = 3, seed: int = 0) -> tuple[TowerScorer, dict[str, bytes]]:
     """The scorer of a fine-tuned candidate, and its files."""
-    with fine_tune(task, genes, steps=steps, seed=seed) as (adapter, model):
-        scorer = TowerScorer.of(model, task.encoder.catalogue(adapter.shape.layers))
-        return scorer, adapter.files("tiny", None) | model.files({})
+    with fine_tune(task, genes, steps=steps, seed=seed) as tuning:
+        tuning.advance(steps)
+        scorer = TowerScorer.of(tuning.model, task.encoder.catalogue(tuning.adapter.shape.layers))
+        return scorer, files(tuning)
+
+
+def files(tuning: FineTuning) -> dict[str, bytes]:
+    """The checkpoint as it is now."""
+    return tuning.adapter.files("tiny", None) | tuning.model.files({})
 
 
 def ndcg(scorer: Scorer, split: Split, items: ItemStatistics) -> float:
@@ -108,8 +115,9 @@ def test_fine_tuning_leaves_encoder_and_warm_start_as_they_were(task: Task, gene
         return {name: tensor.clone() for name, tensor in both.items()}
 
     before = state()
-    with fine_tune(task, genes, steps=3, seed=0) as (adapter, _):
-        assert all(float(m.B.detach().abs().max()) > 1e-4 for _, m in adapter.named())
+    with fine_tune(task, genes, steps=3, seed=0) as tuning:
+        tuning.advance(3)
+        assert all(float(m.B.detach().abs().max()) > 1e-4 for _, m in tuning.adapter.named())
         assert not torch.allclose(task.encoder.catalogue(2), task.encoder.frozen, atol=1e-3)
     after = state()
     assert before.keys() == after.keys()
@@ -135,14 +143,14 @@ def test_a_larger_weight_raises_the_expected_value(
 @pytest.mark.parametrize("gene", ["tower_lr", "adapter_lr"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_learning_rate_without_bound_is_noticed(task: Task, genes: dict[str, Any], gene: str, steps: int) -> None:
-    with pytest.raises(DivergedError), fine_tune(task, {**genes, gene: math.inf}, steps=steps, seed=0):
-        pass
+    with pytest.raises(DivergedError), fine_tune(task, {**genes, gene: math.inf}, steps=steps, seed=0) as tuning:
+        tuning.advance(steps)
     assert torch.allclose(task.encoder.catalogue(2), task.encoder.frozen, atol=1e-5)
 
 
 def test_an_overflowing_learning_rate_is_noticed(task: Task, genes: dict[str, Any]) -> None:
-    with pytest.raises(DivergedError), fine_tune(task, {**genes, "tower_lr": 1e38}, steps=3, seed=0):
-        pass
+    with pytest.raises(DivergedError), fine_tune(task, {**genes, "tower_lr": 1e38}, steps=3, seed=0) as tuning:
+        tuning.advance(3)
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(task: Task, genes: dict[str, Any]) -> None:
@@ -237,3 +245,193 @@ def test_without_id_embeddings_the_file_has_none(task: Task, genes: dict[str, An
     assert not scorer.model.shape.item_embeddings
     assert "item_embedding" not in scorer.model.state_dict()
     assert task.start.shape.item_embeddings
+
+
+RUNGS = (2, 4, 6)
+# Neither alpha / rank nor its inverse is a number that a computer holds exactly.
+AWKWARD = {"rank": 6, "alpha": 11.0, "dropout": 0.2, "temperature": 1.3, "weight_decay": 0.1}
+
+
+@pytest.fixture(scope="module", params=["attention", "decayed_mean"])
+def some_task(request: pytest.FixtureRequest, task: Task) -> Task:
+    """With either tower."""
+    shape = replace(SHAPE, tower=request.param)
+    return replace(task, start=train_tower(shape, task.encoder.frozen, task.train, epochs=2, seed=0))
+
+
+def straight(task: Task, genes: dict[str, Any]) -> list[dict[str, bytes]]:
+    """The states at each rung of a candidate that stays where it is."""
+    states = []
+    with fine_tune(task, genes, steps=RUNGS[-1], seed=3) as tuning:
+        for rung in RUNGS:
+            tuning.advance(rung)
+            states.append(files(tuning) | tuning.state())
+    return states
+
+
+def paused(task: Task, genes: dict[str, Any]) -> list[dict[str, bytes]]:
+    """The states at each rung of a candidate that is begun anew there, from what it has left as bytes."""
+    states: list[dict[str, bytes]] = []
+    for rung in RUNGS:
+        torch.manual_seed(rung)  # what chance has done elsewhere does not matter
+        source = states[-1] if states else None
+        with fine_tune(task, genes, steps=RUNGS[-1], seed=3, source=source) as tuning:
+            assert tuning.done == rung - 2
+            tuning.advance(rung)
+            states.append(files(tuning) | tuning.state())
+    return states
+
+
+def differing(some: Sequence[dict[str, bytes]], others: Sequence[dict[str, bytes]]) -> list[tuple[int, str]]:
+    """Rungs and names of the files that are not the same."""
+    return [
+        (rung, name)
+        for rung, ours, theirs in zip(RUNGS, some, others, strict=True)
+        for name in ours.keys() | theirs.keys()
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+@pytest.mark.parametrize("scalarisation", ["weighted_sum", "tchebycheff"])
+@pytest.mark.parametrize("id_embeddings", [True, False])
+def test_paused_at_each_rung_and_continued_elsewhere_it_ends_as_if_it_had_never_stopped(
+    some_task: Task, genes: dict[str, Any], scalarisation: str, id_embeddings: bool
+) -> None:
+    genes = {**genes, **AWKWARD, "scalarisation": scalarisation, "id_embeddings": id_embeddings}
+    assert differing(straight(some_task, genes), paused(some_task, genes)) == []
+
+
+def test_where_the_adapter_does_not_learn_a_pause_changes_nothing_either(task: Task, genes: dict[str, Any]) -> None:
+    genes = {**genes, **AWKWARD, "adapter_lr": 0.0}
+    assert differing(straight(task, genes), paused(task, genes)) == []
+
+
+def test_a_state_that_is_taken_up_and_laid_down_is_the_same_state(task: Task, genes: dict[str, Any]) -> None:
+    genes = {**genes, **AWKWARD}
+    with fine_tune(task, genes, steps=6, seed=0) as tuning:
+        tuning.advance(2)
+        state, vectors = files(tuning) | tuning.state(), task.encoder.catalogue(2)
+    with fine_tune(task, genes, steps=6, seed=0, source=state) as tuning:
+        assert files(tuning) | tuning.state() == state
+        assert torch.equal(task.encoder.catalogue(2), vectors)
+
+
+def test_a_candidate_that_goes_on_learns_more(task: Task, genes: dict[str, Any], toy_split: Split) -> None:
+    losses = []
+    with fine_tune(task, genes, steps=12, seed=0) as tuning:
+        for rung in (2, 6, 12):
+            tuning.advance(rung)
+            assert tuning.done == rung
+            losses.append(loss(TowerScorer.of(tuning.model, task.encoder.catalogue(2)), toy_split))
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_learning_rate_falls_over_the_steps_of_the_full_rung(task: Task, genes: dict[str, Any]) -> None:
+    moved = []
+    for steps in (2, 20):
+        with fine_tune(task, {**genes, "weight_decay": 0.0}, steps=steps, seed=0) as tuning:
+            tuning.advance(1)
+            before = tuning.model.projection.weight.detach().clone()
+            tuning.advance(2)
+            moved.append(float((tuning.model.projection.weight - before).detach().abs().mean()))
+    # The second of two steps is the last, on the way down to zero; the second of twenty is at full height.
+    assert moved[0] < 0.7 * moved[1]
+
+
+def test_a_divergence_after_a_pause_is_noticed(task: Task, genes: dict[str, Any]) -> None:
+    with fine_tune(task, genes, steps=4, seed=0) as tuning:
+        tuning.advance(2)
+        with torch.no_grad():
+            tuning.model.projection.weight[0, 0] = math.nan
+        with pytest.raises(DivergedError, match="step 3 of 4"):
+            tuning.advance(4)
+
+
+@pytest.fixture(scope="module")
+def parent(task: Task, genes: dict[str, Any]) -> tuple[dict[str, bytes], torch.Tensor]:
+    """The checkpoint of a candidate, far from the warm start, and its text vectors."""
+    with fine_tune(task, genes, steps=8, seed=7) as tuning:
+        tuning.advance(8)
+        return files(tuning), task.encoder.catalogue(2)
+
+
+CHILD = {"dropout": 0.2, "alpha": 11.0, "adapter_lr": 1e-3, "tower_lr": 1e-3, "temperature": 0.8}
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_a_child_starts_from_its_parents_vectors(
+    task: Task,
+    genes: dict[str, Any],
+    parent: tuple[dict[str, bytes], torch.Tensor],
+    rank: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint, vectors = parent
+    seen: list[torch.Tensor] = []
+
+    def spy(encoder: Encoder, text: torch.Tensor, layers: int) -> None:
+        seen.append(text.detach().clone())
+
+    monkeypatch.setattr(train, "_encoder_step", spy)
+    with fine_tune(task, {**genes, **CHILD, "rank": rank}, steps=6, seed=1, source=checkpoint) as tuning:
+        assert tuning.done == 0
+        assert torch.allclose(task.encoder.catalogue(2), vectors, atol=1e-5)
+        assert not torch.allclose(vectors, task.encoder.frozen, atol=1e-2)
+        tuning.advance(1)
+    # Of the first step the tower's batches come first, on what the encoder gave before it.
+    assert torch.allclose(seen[0], vectors, atol=1e-5)
+
+
+def test_a_child_starts_from_its_parents_tower_with_a_temperature_of_its_own(
+    task: Task, genes: dict[str, Any], parent: tuple[dict[str, bytes], torch.Tensor]
+) -> None:
+    theirs = load(parent[0]["recommender.safetensors"])
+    with fine_tune(task, {**genes, **CHILD}, steps=6, seed=1, source=parent[0]) as tuning:
+        ours = tuning.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == ["temperature"]
+    assert float(ours["temperature"]) == pytest.approx(0.8)
+    start = task.start.state_dict()
+    assert not any(torch.equal(theirs[name], start[name]) for name in theirs if name != "temperature")
+
+
+def test_ids_that_the_parent_lacks_come_from_the_warm_start(task: Task, genes: dict[str, Any]) -> None:
+    with fine_tune(task, {**genes, "id_embeddings": False}, steps=4, seed=7) as tuning:
+        tuning.advance(4)
+        bare = files(tuning)
+    with fine_tune(task, genes, steps=4, seed=1, source=bare) as tuning:
+        ours = tuning.model.state_dict()
+    theirs, start = load(bare["recommender.safetensors"]), task.start.state_dict()
+    assert set(ours) - set(theirs) == {"item_embedding"}
+    assert torch.equal(ours["item_embedding"], start["item_embedding"])
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_ids_that_the_child_does_not_want_are_left_behind(
+    task: Task, genes: dict[str, Any], parent: tuple[dict[str, bytes], torch.Tensor]
+) -> None:
+    with fine_tune(task, {**genes, "id_embeddings": False}, steps=4, seed=1, source=parent[0]) as tuning:
+        assert "item_embedding" not in tuning.model.state_dict()
+        tuning.advance(4)
+
+
+def test_inheritance_gives_a_lead(
+    task: Task, genes: dict[str, Any], parent: tuple[dict[str, bytes], torch.Tensor], toy_split: Split
+) -> None:
+    losses = []
+    for source in (None, parent[0]):
+        with fine_tune(task, genes, steps=2, seed=1, source=source) as tuning:
+            tuning.advance(2)
+            losses.append(loss(TowerScorer.of(tuning.model, task.encoder.catalogue(2)), toy_split))
+    assert losses[1] < losses[0] - 0.3
+
+
+def test_a_parents_checkpoint_brings_no_optimiser_and_a_state_does(
+    task: Task, genes: dict[str, Any], parent: tuple[dict[str, bytes], torch.Tensor]
+) -> None:
+    with fine_tune(task, genes, steps=4, seed=1) as tuning:
+        tuning.advance(2)
+        assert set(tuning.state()) == {OPTIMISER}
+        names = {name.rpartition(".")[2] for name in load(tuning.state()[OPTIMISER])}
+    assert names == {"done", "start", "step", "exp_avg", "exp_avg_sq"}
+    assert OPTIMISER not in parent[0]

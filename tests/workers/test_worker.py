@@ -15,6 +15,7 @@ from pareto_search.recsys.split import Split
 from pareto_search.workers import worker as module
 from pareto_search.workers.base import Base
 from pareto_search.workers.evaluate import component, score, scorer
+from pareto_search.workers.train import OPTIMISER
 from pareto_search.workers.worker import Worker, Workload
 
 NAMES = ("ease", "sasrec", "warm-start")
@@ -187,3 +188,163 @@ def test_without_categories_distances_come_from_the_frozen_text_vectors(workload
 
 def test_the_base_is_named_by_its_bytes(worker: Worker, tiny_base: Base) -> None:
     assert worker.identity() == f"{tiny_base.sha256} {worker.encoder.dtype}"
+
+
+RUNGS = (2, 4, 6)
+
+
+@pytest.fixture(scope="module")
+def climber(workload: Workload) -> Worker:
+    """A worker of a search with several rungs."""
+    return equipped(replace(workload, rungs=RUNGS, serving_settings=4))
+
+
+def awkward(genes: dict[str, Any], **others: Any) -> dict[str, Any]:
+    """With an alpha / rank that a computer does not hold exactly."""
+    return {**genes, "rank": 6, "alpha": 11.0, "dropout": 0.2, **others}
+
+
+@pytest.fixture(scope="module")
+def climb(climber: Worker, genes: dict[str, Any]) -> list[Result]:
+    """A candidate's results at each rung, each from the state that the one before has left."""
+    candidate, results = Candidate("c0003", awkward(genes)), list[Result]()
+    for number, rung in enumerate(RUNGS, start=1):
+        results.append(climber.run(Attempt(candidate, number, rung), [r.files for r in results[-1:]]))
+    return results
+
+
+def values(result: Result) -> list[dict[str, float]]:
+    return [dict(e.values) for e in result.evaluations]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_below_the_full_rung_the_checkpoint_alone_is_scored_and_the_files_are_a_state(
+    climber: Worker, climb: list[Result], workload: Workload, place: int
+) -> None:
+    result = climb[place]
+    (evaluation,) = result.evaluations
+    assert (evaluation.candidate, evaluation.attempt, evaluation.steps) == ("c0003", place + 1, RUNGS[place])
+    assert (evaluation.setting, evaluation.serving) == (0, {})
+    assert OPTIMISER in result.files
+    assert json.loads(result.files["recommender.json"])["steps"] == RUNGS[place]
+    model = {"model": scorer(result.files, climber.encoder)}
+    (scores,) = score(workload.split.validation, climber.items, model, [{}], workload.metrics)
+    assert {name: s["mean"] for name, s in scores.items()} == pytest.approx(dict(evaluation.values), abs=1e-6)
+
+
+def test_at_the_full_rung_there_are_settings_and_a_checkpoint_without_a_state(climb: list[Result]) -> None:
+    assert [e.setting for e in climb[-1].evaluations] == list(range(5))
+    assert {(e.candidate, e.attempt, e.steps) for e in climb[-1].evaluations} == {("c0003", 3, 6)}
+    assert climb[-1].files.keys() == climb[0].files.keys() - {OPTIMISER}
+    assert json.loads(climb[-1].files["recommender.json"])["steps"] == 6
+
+
+def test_a_promoted_candidate_ends_as_one_that_was_trained_straight(
+    climber: Worker, climb: list[Result], genes: dict[str, Any]
+) -> None:
+    straight = climber.run(Attempt(Candidate("c0003", awkward(genes))))
+    assert straight.files == climb[-1].files
+    assert values(straight) == values(climb[-1])
+    assert [e.serving for e in straight.evaluations] == [e.serving for e in climb[-1].evaluations]
+
+
+def test_a_promoted_candidate_may_begin_anew_where_its_state_is_lost(
+    climber: Worker, climb: list[Result], genes: dict[str, Any]
+) -> None:
+    again = climber.run(Attempt(Candidate("c0003", awkward(genes)), 5, 4))
+    assert again.files == climb[1].files
+    assert values(again) == values(climb[1])
+
+
+def test_a_candidate_whose_state_has_reached_the_rung_is_scored_again_and_not_trained(
+    climber: Worker, climb: list[Result], genes: dict[str, Any]
+) -> None:
+    again = climber.run(Attempt(Candidate("c0003", awkward(genes)), 2, 2), [climb[0].files])
+    assert again.files == climb[0].files
+    assert values(again) == values(climb[0])
+    assert again.evaluations[0].attempt == 2
+
+
+@pytest.fixture(scope="module")
+def parents(climber: Worker, climb: list[Result], genes: dict[str, Any]) -> list[Result]:
+    """Two candidates of different shapes, at the full rung."""
+    other = awkward(genes, rank=32, targets="all", layers=3, id_embeddings=False)
+    return [climb[-1], climber.run(Attempt(Candidate("c0004", other)))]
+
+
+MERGED = Candidate("m0001", {"share": 0.3}, ("c0003", "c0004"), "merged")
+
+
+def test_a_merged_candidate_is_evaluated_with_settings_and_counts_as_fully_trained(
+    climber: Worker, parents: list[Result], workload: Workload
+) -> None:
+    result = climber.run(Attempt(MERGED, 1, 6), [p.files for p in parents])
+    assert [e.setting for e in result.evaluations] == list(range(5))
+    assert {(e.candidate, e.attempt, e.steps) for e in result.evaluations} == {("m0001", 1, 6)}
+    assert all(set(e.serving) == {g.name for g in workload.space.genes} for e in result.evaluations[1:])
+    again = score(
+        workload.split.validation,
+        climber.items,
+        {"model": scorer(result.files, climber.encoder), **climber.components},
+        [e.serving for e in result.evaluations],
+        workload.metrics,
+    )
+    for evaluation, scores in zip(result.evaluations, again, strict=True):
+        assert {name: s["mean"] for name, s in scores.items()} == pytest.approx(dict(evaluation.values), abs=1e-6)
+
+
+def test_a_merged_candidate_is_its_parents_average_by_its_share(climber: Worker, parents: list[Result]) -> None:
+    result = climber.run(Attempt(MERGED), [p.files for p in parents])
+    one, two, merged = (load(files["recommender.safetensors"]) for files in (*(p.files for p in parents), result.files))
+    assert merged["projection.weight"] == pytest.approx(
+        0.3 * one["projection.weight"] + 0.7 * two["projection.weight"], abs=1e-6
+    )
+    assert merged["item_embedding"] == pytest.approx(0.3 * one["item_embedding"], abs=1e-6)
+    notes, adapter = (json.loads(result.files[name]) for name in ("recommender.json", "adapter_config.json"))
+    assert (notes["candidate"], notes["genes"], notes["merges"]) == ("m0001", {"share": 0.3}, ["c0003", "c0004"])
+    assert notes["items"] == [str(i) for i in range(20)]
+    assert adapter["r"] == climber.load.rank == 32  # 6 + 32 do not fit
+    assert result.files.keys() == parents[0].files.keys()
+
+
+def test_merging_gives_the_same_files_on_whichever_worker(
+    climber: Worker, parents: list[Result], workload: Workload
+) -> None:
+    sources = [p.files for p in parents]
+    other = equipped(replace(workload, rungs=RUNGS, serving_settings=4))
+    one, two = (w.run(Attempt(MERGED), sources) for w in (climber, other))
+    assert one.files == two.files
+    assert values(one) == values(two)
+
+
+def test_merged_with_nobody_it_is_the_warm_start(climber: Worker) -> None:
+    result = climber.run(Attempt(Candidate("m0000", {}, (), "merged"), 1, 6))
+    assert result.evaluations[0].values == pytest.approx(dict(climber.baseline("warm-start")), abs=1e-6)
+    assert [e.setting for e in result.evaluations] == list(range(5))
+    assert {(e.candidate, e.attempt, e.steps) for e in result.evaluations} == {("m0000", 1, 6)}
+    history = climber.load.split.validation.history
+    warm = scorer(climber.fit("warm-start") or {}, climber.encoder).scores(history)
+    assert scorer(result.files, climber.encoder).scores(history) == pytest.approx(warm, abs=1e-5)
+
+
+def test_the_warm_start_can_be_merged_with_a_candidate(climber: Worker, parents: list[Result]) -> None:
+    warm = climber.run(Attempt(Candidate("m0000", {}, (), "merged")))
+    candidate = Candidate("m0001", {"share": 0.4}, ("c0003", "m0000"), "merged")
+    result = climber.run(Attempt(candidate), [parents[0].files, warm.files])
+    one, two, merged = (load(f["recommender.safetensors"]) for f in (parents[0].files, warm.files, result.files))
+    assert all(merged[n] == pytest.approx(0.4 * one[n] + 0.6 * two[n], abs=1e-6) for n in one)
+    assert json.loads(result.files["adapter_config.json"])["r"] <= 6 + 1
+
+
+def test_a_candidate_that_inherits_starts_from_its_parents_checkpoint(
+    climber: Worker, climb: list[Result], genes: dict[str, Any]
+) -> None:
+    still = awkward(genes, adapter_lr=0.0, tower_lr=1e-12, weight_decay=0.0)
+    child = Attempt(Candidate("c0009", still, ("c0003", "c0004")))
+    heir, orphan = climber.run(child, [climb[-1].files]), climber.run(child)
+    ours, parents, others = (load(r.files["recommender.safetensors"]) for r in (heir, climb[-1], orphan))
+    assert all(ours[name] == pytest.approx(parents[name], abs=1e-6) for name in parents)
+    assert not any(np.allclose(others[name], parents[name], atol=1e-4) for name in ("projection.weight", "item_bias"))
+    assert heir.files["adapter_model.safetensors"] == climb[-1].files["adapter_model.safetensors"]
+    assert heir.evaluations[0].values == pytest.approx(dict(climb[-1].evaluations[0].values), abs=1e-6)
+    assert json.loads(heir.files["recommender.json"])["steps"] == 6

@@ -1,0 +1,141 @@
+"""What is done next: which candidate is begun, which goes on to the next rung, and which two are merged.
+
+The same decisions and reports in the same order make the same schedule, so their journal is all that a resume needs.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+
+from pareto_search import archive
+from pareto_search.candidate import Candidate, Deed, Evaluation, Kind, Leg, candidate_id
+from pareto_search.config import SearchConfig
+from pareto_search.evolution import Evolution
+from pareto_search.fidelity import Rungs
+
+SHARES = (0.3, 0.7)
+"""Between which parts of its first parent a merged candidate lies."""
+MERGERS = 2
+"""How many merged candidates there are for each trained one: each costs a small part of its time."""
+
+
+class Schedule:
+    """The decisions of a search so far, and the next one.
+
+    Attributes:
+        candidates: all of them, by id.
+        legs: what was decided, in order.
+        heard: the legs whose outcome was reported.
+        front: of what was reported.
+    """
+
+    def __init__(self, config: SearchConfig) -> None:
+        self._config, self._budget = config, config.search
+        self._evolution = Evolution(
+            config.search_space.of("training"),
+            config.objectives,
+            config.constraints,
+            algorithm=self._budget.algorithm,
+            population=self._budget.population,
+            seed=self._budget.seed,
+        )
+        self._rungs = Rungs(self._budget.rungs, config.objectives, config.constraints)
+        self._exhausted = False
+        self._began: dict[Kind, int] = {"trained": 0, "merged": 0}
+        self._full = 0  # trained candidates that were heard of at the full rung
+        self.candidates: dict[str, Candidate] = {}
+        self.legs: list[Leg] = []
+        self.heard: set[Leg] = set()
+        self.front: list[Evaluation] = []
+
+    @property
+    def population(self) -> set[str]:
+        """The ids of those that may become parents."""
+        return self._evolution.population
+
+    @property
+    def listens(self) -> bool:
+        """Whether a report may lead to more than a better next proposal."""
+        return len(self._budget.rungs) > 1 or self._budget.merging
+
+    def option(self, fits: Callable[[Kind, int], bool]) -> Deed | None:
+        """What to do next, if anything.
+
+        Args:
+            fits: whether the time left allows a candidate of this kind to reach this rung.
+        """
+        promotable = self._rungs.promotable()
+        if promotable is not None and fits("trained", promotable.steps):
+            return "promote"
+        if self._may_merge() and fits("merged", self._budget.steps):
+            return "merge"
+        room = not self._exhausted and self._began["trained"] < self._budget.candidates
+        return "ask" if room and fits("trained", self._budget.rungs[0]) else None
+
+    def decide(self, deed: Deed) -> Leg | None:
+        """Does it, and returns what a worker has to do for it; None where the optimiser has nothing new to propose."""
+        if deed == "promote":
+            leg = self._rungs.promotable()
+            assert leg is not None, "there is somebody to promote"
+            self._rungs.promote(leg)
+            self.legs.append(leg)
+            return leg
+        candidate = self._merger() if deed == "merge" else self._evolution.ask()
+        if candidate is None:
+            self._exhausted = True
+            return None
+        self.candidates[candidate.id] = candidate
+        self._began[candidate.kind] += 1
+        self.legs.append(Leg(candidate.id, self._budget.steps if deed == "merge" else self._budget.rungs[0]))
+        return self.legs[-1]
+
+    def hear(self, leg: Leg, evaluations: Sequence[Evaluation]) -> None:
+        """Learns what became of a leg: its evaluations, the checkpoint alone first, or nothing where it failed."""
+        candidate, at_end = self.candidates[leg.candidate], leg.steps == self._budget.steps
+        self.heard.add(leg)
+        if candidate.kind == "trained":
+            if evaluations and not at_end:
+                self._rungs.report(leg, evaluations[0].values)
+                self._evolution.put_off(candidate)
+            else:
+                self._evolution.tell(candidate, evaluations[0].values if evaluations else None)
+                self._full += bool(evaluations)
+        if at_end:
+            self.front = front_of([*self.front, *evaluations], self._config)
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """The candidates whose weights a candidate starts from."""
+        candidate = self.candidates[name]
+        if candidate.kind == "merged":
+            return candidate.parents
+        return candidate.parents[:1] if self._budget.inheritance else ()
+
+    def lineage_steps(self, name: str) -> int:
+        """The training steps of a candidate and of all whose weights are in it, each counted once."""
+        lineage, new = {name}, {name}
+        while new:
+            new = {source for member in new for source in self.sources(member)} - lineage
+            lineage |= new
+        return sum(self._budget.steps for member in lineage if self.candidates[member].kind == "trained")
+
+    def _may_merge(self) -> bool:
+        """Whether a merger is due, the warm start first of all, and there are two on the front to merge."""
+        if not self._budget.merging or not self.candidates:
+            return self._budget.merging
+        return self._began["merged"] <= MERGERS * self._full and len({e.candidate for e in self.front}) > 1
+
+    def _merger(self) -> Candidate:
+        """Two checkpoints of the front, each as likely as it has entries there; the first merger is the warm start."""
+        number = self._began["merged"]
+        if number == 0:
+            return Candidate(candidate_id(0, "merged"), {}, (), "merged")
+        rng = random.Random(f"{self._budget.seed} merges {number}")
+        first = rng.choice(self.front).candidate
+        second = rng.choice([e.candidate for e in self.front if e.candidate != first])
+        share = round(rng.uniform(*SHARES), 3)
+        return Candidate(candidate_id(number, "merged"), {"share": share}, (first, second), "merged")
+
+
+def front_of(evaluations: Sequence[Evaluation], config: SearchConfig) -> list[Evaluation]:
+    """The front of some evaluations; of equal points the first one stays, whoever was fast."""
+    inline = sorted(evaluations, key=lambda e: (e.candidate, e.setting))
+    return archive.front(inline, config.objectives, config.constraints, config.search.steps)

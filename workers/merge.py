@@ -1,0 +1,72 @@
+"""Merging: checkpoints interpolated in their weights, without training (rewarded soups: Ramé et al., NeurIPS 2023).
+
+Fine-tunings of one warm start lie close enough for their average to be a model too. Adapters are averaged as the maps
+that they are: Σ wᵢ·sᵢ·BᵢAᵢ is the product of the concatenated factors, which the average of the factors is not.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pareto_search.executor import Files
+from pareto_search.workers.lora import parts, truncated
+from pareto_search.workers.recommender import Shape
+
+
+def merge(
+    checkpoints: Sequence[Files], weights: Sequence[float], rank: int, notes: Mapping[str, object]
+) -> dict[str, bytes]:
+    """The weighted average of checkpoints of one base model and one shape of tower.
+
+    An item embedding that one of them lacks counts as zero there, and the same holds for its adapter's missing places.
+
+    Args:
+        weights: one a checkpoint; they sum to 1.
+        rank: what the merged adapter has at most. The average is exact where the ranks together do not exceed it, and
+            the nearest of that rank otherwise (Eckart & Young, 1936).
+        notes: written into `recommender.json`.
+    """
+    return _adapter(checkpoints, weights, rank) | _recommender(checkpoints, weights, notes)
+
+
+def _adapter(checkpoints: Sequence[Files], weights: Sequence[float], rank: int) -> dict[str, bytes]:
+    adapters = [parts(c) for c in checkpoints]
+    places = sorted({name.rpartition(".lora_")[0] for _, tensors in adapters for name in tensors})
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for place in places:
+        mine = [
+            (weight * scale * tensors[f"{place}.lora_B.weight"], tensors[f"{place}.lora_A.weight"])
+            for weight, (scale, tensors) in zip(weights, adapters, strict=True)
+            if f"{place}.lora_A.weight" in tensors
+        ]
+        factors[place] = truncated(torch.cat([b for b, _ in mine], 1), torch.cat([a for _, a in mine], 0), rank)
+    widest = max(a.shape[0] for _, a in factors.values())
+    merged: dict[str, Tensor] = {}
+    for place, (b, a) in factors.items():
+        missing = widest - a.shape[0]  # PEFT has one rank for all places
+        merged[f"{place}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).contiguous()
+        merged[f"{place}.lora_B.weight"] = torch.nn.functional.pad(b, (0, missing)).contiguous()
+    config = json.loads(checkpoints[0]["adapter_config.json"]) | {
+        "r": widest,
+        "lora_alpha": float(widest),  # the scale is in the factors
+        "target_modules": [place.removeprefix("base_model.model.") for place in places],
+    }
+    text = json.dumps(config, indent=2, sort_keys=True)
+    return {"adapter_config.json": text.encode(), "adapter_model.safetensors": save(merged)}
+
+
+def _recommender(
+    checkpoints: Sequence[Files], weights: Sequence[float], notes: Mapping[str, object]
+) -> dict[str, bytes]:
+    tensors = [load(c["recommender.safetensors"]) for c in checkpoints]
+    merged = {
+        name: torch.stack([w * t[name] for w, t in zip(weights, tensors, strict=True) if name in t]).sum(0)
+        for name in {name: None for t in tensors for name in t}
+    }
+    shape = {name: json.loads(checkpoints[0]["recommender.json"])[name] for name in Shape.__dataclass_fields__}
+    shape["item_embeddings"] = "item_embedding" in merged
+    text = json.dumps({**shape, **notes}, indent=2, sort_keys=True)
+    return {"recommender.json": text.encode(), "recommender.safetensors": save(merged)}
