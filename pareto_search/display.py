@@ -34,12 +34,13 @@ class Live:
         """A candidate has ended."""
         left = "" if not now.left else f", about {_duration(now.left)} left"
         failed = f", {now.failed} failed" if now.failed else ""
+        merged = f", {now.merged} merged" if now.merged else ""
         entries = f"{now.front} {'entry' if now.front == 1 else 'entries'}"
         detail = f"front of {entries}, hypervolume {now.hypervolume:.4f}{failed}{left}"
         done = now.finished + now.failed
         if self._bar and self._task is not None:
-            self._bar.update(self._task, total=now.total, completed=done, detail=detail)
-        elif (state := f"{done} of {now.total} candidates: {detail.removesuffix(left)}") != self._shown:
+            self._bar.update(self._task, total=now.total, completed=done, detail=detail + merged)
+        elif (state := f"{done} of {now.total} candidates{merged}: {detail.removesuffix(left)}") != self._shown:
             self._shown = state
             self.notice(f"{state}{left}")
 

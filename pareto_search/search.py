@@ -25,9 +25,10 @@ WATCHING = 0.02
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a search stands; seconds left are None until a candidate has finished."""
+    """Where a search stands, merged candidates counted apart; seconds left are None until a candidate has finished."""
 
     finished: int
+    merged: int
     failed: int
     total: int
     front: int
@@ -90,7 +91,7 @@ class Search:
 
     def progress(self) -> Progress:
         """Where the search stands now."""
-        ended = {leg.candidate for leg in self._ended if self.schedule.candidates[leg.candidate].kind == "trained"}
+        ended, merged = self._that_ended("trained"), self._that_ended("merged")
         total, elapsed = self.config.search.candidates, time.monotonic() - self._began
         left = None
         if self._seconds:
@@ -99,7 +100,13 @@ class Search:
                 left = min(left, self.config.search.minutes * 60 - elapsed)
             left = max(0.0, left)
         failed = len(ended & self._failed.keys())
-        return Progress(len(ended) - failed, failed, total, len(self.front), self._hypervolume(), elapsed, left)
+        return Progress(
+            len(ended) - failed, len(merged), failed, total, len(self.front), self._hypervolume(), elapsed, left
+        )
+
+    def _that_ended(self, kind: Kind) -> set[str]:
+        """The candidates of a kind of which a leg has ended, well or not."""
+        return {leg.candidate for leg in self._ended if self.schedule.candidates[leg.candidate].kind == kind}
 
     def _hypervolume(self) -> float:
         """Of the entries that stand for the front, found anew when that costs little of the time that has passed."""
@@ -259,6 +266,7 @@ class Search:
             checkpoint.sweep(self.checkpoints, fronts | self.schedule.population | unheard | sources)
 
     def _give_up_if_hopeless(self, failures: int) -> None:
-        if len(self._failed) >= failures and len(self._failed) == len({leg.candidate for leg in self._ended}):
-            name, error = next(iter(self._failed.items()))
-            raise SearchError(f"all {len(self._failed)} candidates failed, {name} with: {error}")
+        ended = self._that_ended("trained")
+        failed = [name for name in self._failed if name in ended]
+        if len(failed) >= failures and len(failed) == len(ended):
+            raise SearchError(f"all {len(failed)} candidates failed, {failed[0]} with: {self._failed[failed[0]]}")

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from benchmarks.peers.curve import Comparison, Curve, kept, reached
 
 PEER: Curve = [(10.0, 0.10), (20.0, 0.195), (30.0, 0.17), (40.0, 0.20)]

@@ -118,9 +118,9 @@ def config(**wishes: Any) -> SearchConfig:
     return SearchConfig.parse({"name": "s", "data": {"source": "nowhere"}, "objectives": objectives, "search": budget})
 
 
-def create(run: Path) -> Store:
+def create(run: Path, lanes: int = LANES) -> Store:
     run.mkdir(exist_ok=True)
-    return Store.create(run / "search.db", SearchRecord("s", "i", "c", 0, "d", "s", "b", "b", lanes=LANES))
+    return Store.create(run / "search.db", SearchRecord("s", "i", "c", 0, "d", "s", "b", "b", lanes=lanes))
 
 
 @pytest.fixture(autouse=True)
@@ -292,7 +292,7 @@ class Point:
             yield
 
 
-CHECKPOINT = Point(search.checkpoint, "write", 0, after=False)
+CHECKPOINT = Point(checkpoint, "write", 0, after=False)
 
 
 def disturbed(
@@ -322,8 +322,8 @@ POINTS = [
     (Record, "started"),
     (Record, "finished"),
     (Record, "add_elapsed"),
-    (search.checkpoint, "write"),
-    (search.checkpoint, "sweep"),
+    (checkpoint, "write"),
+    (checkpoint, "sweep"),
 ]
 
 
@@ -348,7 +348,7 @@ def test_a_search_with_rungs_and_mergers_that_dies_at_any_named_point_ends_as_if
     expected, call = undisturbed(tmp_path / "calm", candidates=8, **wishes), 2 * int(after)
     while seen := disturbed(monkeypatch, tmp_path / f"run{call}", Point(target, name, call, after), **wishes):
         assert seen == expected
-        call += 4
+        call += 3
     assert call >= 12
 
 
@@ -654,41 +654,65 @@ def rising(attempt: Attempt) -> Outcome:
     return Outcome(attempt, result(attempt, alone), seconds=1.0)
 
 
-def merged_last(running: list[Attempt]) -> int:
-    """The first trained attempt, or else the warm start, or else a merged one."""
-    return min(range(len(running)), key=lambda i: (bool(running[i].candidate.parents), i))
+def is_merger(attempt: Attempt) -> bool:
+    return attempt.candidate.kind == "merged" and bool(attempt.candidate.parents)
+
+
+def mergers_last(running: list[Attempt]) -> int:
+    return next((i for i, attempt in enumerate(running) if not is_merger(attempt)), 0)
 
 
 @pytest.mark.parametrize("mode", ["async", "ordered"])
-def test_checkpoints_that_a_pending_merger_needs_are_not_swept(
-    monkeypatch: pytest.MonkeyPatch, store: Store, run: Path, mode: str
-) -> None:
-    def pick(running: list[Attempt]) -> int:
-        return next((i for i, a in enumerate(running) if not mergers(a)), 0)
-
-    def mergers(attempt: Attempt) -> bool:
-        return attempt.candidate.kind == "merged" and bool(attempt.candidate.parents)
-
-    wishes = {"merging": True, "mode": mode, "population": 2, "candidates": 12}
-    found = Search(config(**wishes), store, run)
-    workers, alone = Workers(3, pick, rising), 0
+def test_checkpoints_that_a_pending_merger_needs_are_not_swept(run: Path, mode: str) -> None:
+    store, wishes = create(run, lanes=10), {"merging": True, "mode": mode, "population": 2, "candidates": 12}
+    found, workers = Search(config(**wishes), store, run), Workers(10, mergers_last, rising)
+    needless: list[set[str]] = []
 
     def look(_: Progress) -> None:
-        nonlocal alone
         needed = {name for a in workers.running for name in found.schedule.sources(a.candidate.id)}
         assert needed <= {p.name for p in (run / "checkpoints").iterdir()}
-        alone += not needed <= {e.candidate for e in found.front} | found.schedule.population
-        if alone == 3:
+        needless.append(needed - {e.candidate for e in found.front} - found.schedule.population)
+        if needless[-1]:
             raise Crash
 
     with pytest.raises(Crash):
         found.run(workers, look)
-    pending = [a.candidate for a in workers.running if mergers(a)]
-    again = Workers(deed=rising)
+    assert needless[-1] == {"c0001"}, "which nothing but a merger needs"
+    pending = [a.candidate for a in workers.running if is_merger(a)]
+    again = Workers(10, mergers_last, rising)
     searched(store, run, again, **wishes)
     sources = dict(zip((a.candidate.id for a in again.submitted), again.sources, strict=True))
-    assert pending
+    assert any("c0001" in candidate.parents for candidate in pending)
     assert all(list(sources[c.id]) == [files(parent) for parent in c.parents] for c in pending)
+    assert not (run / "checkpoints" / "c0001").exists()
+    store.close()
+
+
+def test_a_checkpoint_on_the_front_as_far_as_it_is_heard_of_is_kept_for_mergers(run: Path) -> None:
+    # c0001 is on the front for its setting, and no parent for what it is alone. c0010 ends it, but in ordered mode the
+    # schedule hears of that late, and may merge c0001 meanwhile.
+    def deed(attempt: Attempt) -> Outcome:
+        ended = rising(attempt)
+        assert ended.result is not None
+        first, second = ended.result.evaluations
+        place = {"c0001": (0.06, 0.7), "c0010": (0.07, 0.75)}.get(attempt.candidate.id)
+        if place is not None:
+            second = replace(second, values=dict(zip(("ndcg@10", "ild@10"), place, strict=True)))
+        return replace(ended, result=replace(ended.result, evaluations=(first, second)))
+
+    store = create(run, lanes=6)
+    found = Search(config(merging=True, population=2, candidates=16), store, run)
+    late: list[set[str]] = []
+
+    def look(_: Progress) -> None:
+        known = {e.candidate for e in found.schedule.front}
+        assert known <= {p.name for p in (run / "checkpoints").iterdir()}
+        late.append(known - {e.candidate for e in found.front} - found.schedule.population)
+
+    found.run(Workers(6, newest, deed), look)
+    assert {"c0001"} in late, "nothing was kept for this alone"
+    assert not (run / "checkpoints" / "c0001").exists()
+    store.close()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,0 +1,164 @@
+"""A peer's search in its folder: what it is, what its trials share, and the record of each that has ended.
+
+The folder looks as a run folder of ours does. Beside `search.yaml`, `components/` and `checkpoints/` lie `search.json`,
+which says whose search it is and when its process began, and, for all but ours, `known.json`, the settings from which
+each inner search starts, and `trials/`, a file for each trial.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pareto_search import checkpoint
+from pareto_search.archive import choose
+from pareto_search.candidate import Evaluation, Genes
+from pareto_search.config import SearchConfig
+from pareto_search.executor import Result
+from pareto_search.launch import CURVE_SETTINGS, workload
+from pareto_search.objective import Values, is_feasible
+from pareto_search.recsys.dataset import load
+from pareto_search.recsys.split import split
+from pareto_search.results import ENTRIES, write_whole
+from pareto_search.space import BLENDED, SearchSpace
+from pareto_search.store import Store
+from pareto_search.workers.worker import Components, Worker, Workload
+
+Tier = Literal["tuned", "default"]
+Report = Callable[[int, Values], None]
+"""Is told the steps taken, and the values of the checkpoint alone, at each rung below the full one."""
+OURS = "ours"
+COMPONENTS = ("sasrec", "warm-start", "ease")
+"""What all trials need, the longest to fit first."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that has ended well.
+
+    Attributes:
+        elapsed: seconds since the search's process began.
+    """
+
+    elapsed: float
+    evaluations: Sequence[Evaluation]
+
+
+@dataclass(frozen=True)
+class PeerSearch:
+    """One search by one peer, ours included.
+
+    Attributes:
+        began: a Unix time.
+    """
+
+    folder: Path
+    config: SearchConfig
+    peer: str
+    tier: Tier
+    began: float
+
+    @classmethod
+    def begin(cls, folder: Path, config: SearchConfig, peer: str, tier: Tier) -> "PeerSearch":
+        """Writes a new folder; the clock runs from here."""
+        folder.mkdir(parents=True)
+        (folder / "search.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        content = {"peer": peer, "tier": tier, "began": time.time()}
+        (folder / "search.json").write_text(json.dumps(content), encoding="utf-8")
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "PeerSearch":
+        content = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+        return cls(folder, SearchConfig.load(folder / "search.yaml"), **content)
+
+    @property
+    def space(self) -> SearchSpace:
+        """What the peer searches."""
+        return self.config.search_space.of("training")
+
+    @cached_property
+    def workload(self) -> Workload:
+        data = load(**self.config.data.arguments())
+        return workload(self.config, data, split(data, self.config.data.split, self.config.data.tie_seed))
+
+    def losses(self, values: Values) -> dict[str, float]:
+        """The objectives for those who only minimise."""
+        return {o.name: -o.normalise(values[o.name]) for o in self.config.objectives}
+
+    def prepare(self, worker: Worker) -> None:
+        """Fits what all trials share, unless it is there; the processes that come at the same time share the work."""
+        for name in COMPONENTS:
+            if self._claims(name):
+                checkpoint.write(self.folder / "components" / name, worker.fit(name) or {})
+        components = self.components()
+        if self._claims("known"):
+            worker.equip(components)
+            write_whole(self.folder / "known.json", json.dumps(self._known(worker, components)))
+        self.known()
+
+    def components(self) -> Components:
+        """Waits until they are fitted; one that the catalogue is too large for is left out."""
+        folders = {name: self.folder / "components" / name for name in COMPONENTS}
+        return {name: files for name, folder in folders.items() if (files := checkpoint.read(_there(folder)))}
+
+    def known(self) -> list[Genes]:
+        """Waits until they are found: the settings that serve the warm start well."""
+        return json.loads(_there(self.folder / "known.json").read_text(encoding="utf-8"))
+
+    def record(self, genes: Genes, result: Result) -> None:
+        """Keeps what a trial has found; the trial counts from the moment at which that is safe."""
+        name = result.evaluations[0].candidate
+        checkpoint.write(self.folder / "checkpoints" / name, result.files)
+        content: dict[str, Any] = {"genes": dict(genes), "seconds": result.seconds}
+        content["evaluations"] = [asdict(e) for e in result.evaluations]
+        (self.folder / "trials").mkdir(exist_ok=True)
+        text = json.dumps({"elapsed": time.time() - self.began, **content})
+        write_whole(self.folder / "trials" / f"{name}.json", text)
+
+    def trials(self) -> list[Trial]:
+        """All that have ended well, in the order in which they did."""
+        found = self._attempts() if self.peer == OURS else self._recorded()
+        return sorted(found, key=lambda trial: trial.elapsed)
+
+    def _claims(self, name: str) -> bool:
+        """Whether this process is the one to do it."""
+        try:
+            (self.folder / f"{name}.claimed").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _known(self, worker: Worker, components: Components) -> list[Genes]:
+        """The settings of the warm start's curve that our launch would teach."""
+        config = self.config
+        count = CURVE_SETTINGS * config.search.serving_settings
+        curve = worker.curve("warm-start", [n for n in BLENDED if n in components], count)
+        kept = [(setting, v) for setting, v in curve if is_feasible(v, config.objectives, config.constraints)]
+        return [dict(kept[i][0]) for i in choose([v for _, v in kept], config.objectives, ENTRIES)]
+
+    def _recorded(self) -> list[Trial]:
+        contents = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob("trials/[!.]*.json")]
+        return [Trial(c["elapsed"], [Evaluation(**e) for e in c["evaluations"]]) for c in contents]
+
+    def _attempts(self) -> list[Trial]:
+        """Our record's attempts at the full rung."""
+        store = Store.open(self.folder / "search.db")
+        mine: dict[tuple[str, int], list[Evaluation]] = defaultdict(list)
+        for evaluation in store.evaluations():
+            if evaluation.steps == self.config.search.steps:
+                mine[evaluation.candidate, evaluation.attempt].append(evaluation)
+        ends = {(a.candidate, a.number): a.ended for a in store.attempts() if a.ended is not None}
+        store.close()
+        return [Trial(ends[attempt] - self.began, evaluations) for attempt, evaluations in mine.items()]
+
+
+def _there(path: Path) -> Path:
+    """Waits for what another process is making."""
+    while not path.exists():
+        time.sleep(0.1)
+    return path
