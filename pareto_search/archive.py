@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pareto_search.candidate import Evaluation
-from pareto_search.objective import Constraint, Objective, Values, is_feasible
+from pareto_search.objective import Constraint, Objective, Values
 
 _ROUNDING = 1e-12
 """Gains that differ by less than this part of the largest one are the same gain."""
@@ -28,12 +28,8 @@ def non_dominated(values: Sequence[Values], objectives: Sequence[Objective]) -> 
     Returns:
         Indices into `values`, ascending. Of equal points only the first counts; a point with a NaN never does.
     """
-    raw = np.array([[v[o.name] for o in objectives] for v in values]).reshape(len(values), len(objectives))
-    numbers = np.flatnonzero(~np.isnan(raw).any(axis=1))
-    if numbers.size == 0:
-        return []
-    best = moocore.is_nondominated(raw[numbers], maximise=[o.direction == "maximise" for o in objectives])
-    return [int(i) for i in numbers[best]]
+    raw = _raw(values, [o.name for o in objectives])
+    return _best(raw, np.flatnonzero(~np.isnan(raw).any(axis=1)), objectives)
 
 
 def front(
@@ -47,8 +43,14 @@ def front(
     Args:
         steps: the training steps of the full rung; evaluations at other rungs neither enter nor dominate.
     """
-    full = [e for e in evaluations if e.steps == steps and is_feasible(e.values, objectives, constraints)]
-    return [full[i] for i in non_dominated([e.values for e in full], objectives)]
+    full = [e for e in evaluations if e.steps == steps]
+    values = [e.values for e in full]
+    raw = _raw(values, [o.name for o in objectives])
+    feasible = (_scaled(raw, objectives) >= 0).all(axis=1)
+    for constraint in constraints:
+        metric = _raw(values, [constraint.metric])[:, 0]
+        feasible &= metric >= constraint.bound if constraint.at_least else metric <= constraint.bound
+    return [full[i] for i in _best(raw, np.flatnonzero(feasible), objectives)]
 
 
 def hypervolume(values: Sequence[Values], objectives: Sequence[Objective]) -> float:
@@ -102,8 +104,26 @@ def choose(values: Sequence[Values], objectives: Sequence[Objective], k: int = 3
 
 def _normalised(values: Sequence[Values], objectives: Sequence[Objective]) -> NDArray[np.float64]:
     """`(n, d)`, more is better: 0 at the reference, 1 at the ideal."""
-    rows = [[o.normalise(v[o.name]) for o in objectives] for v in values]
-    return np.array(rows, dtype=float).reshape(len(values), len(objectives))
+    return _scaled(_raw(values, [o.name for o in objectives]), objectives)
+
+
+def _raw(values: Sequence[Values], metrics: Sequence[str]) -> NDArray[np.float64]:
+    """`(n, d)`, as they are."""
+    return np.array([[v[m] for m in metrics] for v in values], dtype=float).reshape(len(values), len(metrics))
+
+
+def _scaled(raw: NDArray[np.float64], objectives: Sequence[Objective]) -> NDArray[np.float64]:
+    """`Objective.normalise` of n points at once."""
+    references = np.array([o.reference for o in objectives])
+    return (raw - references) / (np.array([o.ideal for o in objectives]) - references)
+
+
+def _best(raw: NDArray[np.float64], among: NDArray[np.int_], objectives: Sequence[Objective]) -> list[int]:
+    """Which of some of n points `(n, d)` no other of them dominates."""
+    if among.size == 0:
+        return []
+    best = moocore.is_nondominated(raw[among], maximise=[o.direction == "maximise" for o in objectives])
+    return [int(i) for i in among[best]]
 
 
 def _volume(points: NDArray[np.float64]) -> float:

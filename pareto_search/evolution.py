@@ -126,7 +126,7 @@ class Evolution:
         """The ids of the candidates that may become parents."""
         if not self._begun:
             return set(self._asked) - set(self._in_flight)
-        return {i.get("candidate") for i in self._algorithm.pop}
+        return {i.data["candidate"] for i in self._algorithm.pop}
 
     def _proposals(self) -> Iterator[tuple[Individual, tuple[str, ...]]]:
         """Individuals with their parents' ids, from the best source to the last resort; some may be known already."""
@@ -154,9 +154,14 @@ class Evolution:
             self._advance(self._held.pop(next(iter(self._held))))
 
     def _advance(self, *individuals: Individual) -> None:
+        # pymoo's own `tell` also looks for the best of the population, which nobody asks for.
+        algorithm, new = self._algorithm, Population.create(*individuals)
+        size = algorithm.pop_size if len(algorithm.pop) else len(new)
+        everyone = Population.merge(algorithm.pop, new)
+        context = {"algorithm": algorithm, "random_state": algorithm.random_state}
         # SPEA2 in pymoo silences all warnings of the process, and divides by zero where an objective is constant.
         with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-            self._algorithm.tell(infills=Population.create(*individuals))
+            algorithm.pop = algorithm.survival.do(algorithm.problem, everyone, n_survive=size, **context)
 
     def _random(self) -> Population:
         sampling = MixedVariableSampling()

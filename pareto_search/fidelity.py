@@ -4,8 +4,9 @@ Asynchronous successive halving (ASHA: Li et al., MLSys 2020) with non-dominated
 metric (MO-ASHA: Schmucker et al., 2021). Scores are compared at the same rung only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import moocore
 import numpy as np
@@ -13,6 +14,11 @@ from numpy.typing import NDArray
 
 from pareto_search.candidate import Leg
 from pareto_search.objective import Constraint, Objective, Values, violations
+
+
+class _Score(NamedTuple):
+    excess: float  # by how much references and constraints are missed
+    losses: list[float]  # the objectives, of which less is better
 
 
 class Rungs:
@@ -30,39 +36,49 @@ class Rungs:
     ) -> None:
         self._steps = tuple(steps)
         self._objectives, self._constraints = tuple(objectives), tuple(constraints)
-        self._scores: dict[int, dict[str, Values]] = {s: {} for s in self._steps[:-1]}
+        self._scores: dict[int, dict[str, _Score]] = {s: {} for s in self._steps[:-1]}
         self._gone: dict[int, set[str]] = {s: set() for s in self._steps[:-1]}
+        self._next: Leg | None = None
+        self._is_known = True  # that it is the next one: finding out takes time
 
     def report(self, leg: Leg, values: Values) -> None:
         """A candidate has been scored at a rung below the full one."""
-        self._scores[leg.steps][leg.candidate] = values
+        excess = sum(violations(values, self._objectives, self._constraints))
+        losses = [-o.normalise(values[o.name]) for o in self._objectives]
+        self._scores[leg.steps][leg.candidate] = _Score(excess, losses)
+        self._is_known = False
 
     def promotable(self) -> Leg | None:
         """Who should go on now, and to which rung; those nearest to the full rung come first."""
-        for steps, further in reversed(list(pairwise(self._steps))):
-            scores, gone = self._scores[steps], self._gone[steps]
-            quota = len(scores) * steps // further
-            if len(gone) < quota:
-                waiting = [name for name in self._best(scores)[:quota] if name not in gone]
-                if waiting:
-                    return Leg(waiting[0], further)
-        return None
+        if not self._is_known:
+            self._next, self._is_known = self._find(), True
+        return self._next
 
     def promote(self, leg: Leg) -> None:
         """The candidate goes on to this rung."""
         self._gone[self._steps[self._steps.index(leg.steps) - 1]].add(leg.candidate)
+        self._is_known = False
 
-    def _best(self, scores: dict[str, Values]) -> list[str]:
-        """The candidates of a rung, best first: the feasible by rank, then crowding, then name; the others after."""
-        excess = {n: sum(violations(scores[n], self._objectives, self._constraints)) for n in sorted(scores)}
-        kept = [n for n in excess if excess[n] == 0]
-        losses = np.array([[-o.normalise(scores[n][o.name]) for o in self._objectives] for n in kept])
-        ranks = moocore.pareto_rank(losses) if kept else np.empty(0)
-        crowding = np.empty(len(kept))
-        for rank in np.unique(ranks):
-            crowding[ranks == rank] = crowding_distance(losses[ranks == rank])
-        order = sorted(range(len(kept)), key=lambda i: (ranks[i], -crowding[i]))
-        return [kept[i] for i in order] + sorted((n for n in excess if excess[n] > 0), key=excess.__getitem__)
+    def _find(self) -> Leg | None:
+        for steps, further in reversed(list(pairwise(self._steps))):
+            scores, gone = self._scores[steps], self._gone[steps]
+            quota = len(scores) * steps // further
+            if len(gone) < quota:
+                return Leg(next(name for name in _best(scores) if name not in gone), further)
+        return None
+
+
+def _best(scores: Mapping[str, _Score]) -> list[str]:
+    """The candidates of a rung, best first: the feasible by rank, then crowding, then name; the others after."""
+    names = sorted(scores)
+    kept = [n for n in names if scores[n].excess == 0]
+    losses = np.array([scores[n].losses for n in kept])
+    ranks = moocore.pareto_rank(losses) if kept else np.empty(0)
+    crowding = np.empty(len(kept))
+    for rank in np.unique(ranks):
+        crowding[ranks == rank] = crowding_distance(losses[ranks == rank])
+    others = sorted((n for n in names if scores[n].excess > 0), key=lambda n: scores[n].excess)
+    return [kept[i] for i in np.lexsort((-crowding, ranks))] + others
 
 
 def crowding_distance(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,6 +22,19 @@ State = Literal["running", "finished", "failed", "lost"]
 
 _SUCCEEDED = "succeeded by attempt"
 
+# What every candidate needs is built once: that takes several times as long as to execute it.
+_CANDIDATES = (db.attempt.c.search == sa.bindparam("in_search")) & (db.attempt.c.candidate == sa.bindparam("of"))
+_THIS = _CANDIDATES & (db.attempt.c.number == sa.bindparam("this"))
+_LATEST = sa.select(sa.func.max(db.attempt.c.number)).where(_CANDIDATES)
+_SUCCEED = sa.update(db.attempt).where(_CANDIDATES, db.attempt.c.state == "running")
+_HOLD = sa.select(db.attempt.c.state).where(_THIS).with_for_update()
+_END = sa.update(db.attempt).where(_THIS)
+_SEARCH = db.search.c.id == sa.bindparam("this")
+_ADD = {
+    column: sa.update(db.search).where(_SEARCH).values({column: column + sa.bindparam("by")})
+    for column in (db.search.c.elapsed_seconds, db.search.c.test_evaluations)
+}
+
 
 class LateResultError(ParetoSearchError):
     """A report of an attempt that is not running: its lease was lost, another took its place, or it has ended."""
@@ -202,12 +215,12 @@ class Record:
         Raises:
             ValueError: its number does not follow that of the latest attempt.
         """
-        mine = self._of(attempt.candidate.id)
-        latest = self._connection.scalar(sa.select(sa.func.max(db.attempt.c.number)).where(mine)) or 0
+        mine = {"in_search": self._search, "of": attempt.candidate.id}
+        latest = self._connection.scalar(_LATEST, mine) or 0
         if attempt.number != latest + 1:
             raise ValueError(f"attempt {attempt.number} of {attempt.candidate.id} does not follow attempt {latest}")
         lost = {"state": "lost", "ended": time.time(), "error": f"{_SUCCEEDED} {attempt.number}"}
-        self._connection.execute(sa.update(db.attempt).where(mine, db.attempt.c.state == "running").values(lost))
+        self._connection.execute(_SUCCEED, {**mine, **lost})
         row = {"candidate": attempt.candidate.id, "number": attempt.number, "state": "running", "worker": worker}
         self._insert(db.attempt, {**row, "started": time.time()})
 
@@ -247,28 +260,23 @@ class Record:
         self._connection.execute(sa.delete(db.fact).where(db.fact.c.search == self._search, db.fact.c.key == key))
         self._insert(db.fact, {"key": key, "value": value})
 
-    def _of(self, candidate: str) -> sa.ColumnElement[bool]:
-        return (db.attempt.c.search == self._search) & (db.attempt.c.candidate == candidate)
-
-    def _hold(self, attempt: Attempt) -> sa.ColumnElement[bool]:
+    def _hold(self, attempt: Attempt) -> Mapping[str, Any]:
         """Its row, which is running and stays so until the transaction ends."""
-        row = self._of(attempt.candidate.id) & (db.attempt.c.number == attempt.number)
-        state = self._connection.scalar(sa.select(db.attempt.c.state).where(row).with_for_update())
+        row = {"in_search": self._search, "of": attempt.candidate.id, "this": attempt.number}
+        state = self._connection.scalar(_HOLD, row)
         if state != "running":
             raise LateResultError(f"attempt {attempt.number} of {attempt.candidate.id} is not running, but {state}")
         return row
 
     def _end(self, attempt: Attempt, state: State, **how: Any) -> None:
-        update = sa.update(db.attempt).where(self._hold(attempt))
-        self._connection.execute(update.values(state=state, ended=time.time(), **how))
+        self._connection.execute(_END, {**self._hold(attempt), "state": state, "ended": time.time(), **how})
 
     def _insert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
         if rows:
             self._connection.execute(sa.insert(table), [{"search": self._search, **row} for row in rows])
 
     def _add(self, column: sa.Column[Any], amount: float) -> None:
-        mine = sa.update(db.search).where(db.search.c.id == self._search)
-        self._connection.execute(mine.values({column: column + amount}))
+        self._connection.execute(_ADD[column], {"this": self._search, "by": amount})
 
 
 @contextmanager

@@ -229,6 +229,9 @@ def test_budget_workers_and_store_are_no_part_of_the_identity() -> None:
         {"space": {"rank": 8}},
         {"search": {"seed": 1}},
         {"search": {"steps": 20}},
+        {"search": {"rungs": [20, 40]}},
+        {"search": {"inheritance": True}},
+        {"search": {"merging": False}},
     ],
 )
 def test_all_else_is_part_of_the_identity(sections: dict[str, Any]) -> None:

@@ -185,7 +185,7 @@ def test_ordered_mode_proposes_the_same_whoever_is_fast(
 
 
 @pytest.mark.parametrize("algorithm", ["nsga2", "spea2"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("inheritance", [False, True])
 def test_ordered_mode_with_rungs_and_mergers_decides_the_same_whoever_is_fast(
     tmp_path: Path, algorithm: str, seed: int, inheritance: bool

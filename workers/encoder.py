@@ -2,7 +2,7 @@
 
 Items are encoded in batches of equal token length: there is no padding, hence no mask, and the pooled vector is a plain
 mean. The hidden states that enter the top blocks do not depend on any adapter, so they are cached for every depth at
-which a candidate may start.
+which a candidate may start, or at least for the lowest one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,8 @@ Precision = Literal["auto", "bfloat16", "float32"]
 
 TOKENS = 4096
 """The largest batch in tokens: activations stay bounded whatever the size of the catalogue."""
+CACHED = 2**30
+"""How many bytes of hidden states are kept, at most, beside those of the lowest depth."""
 
 
 def precision(wish: Precision, device: str) -> torch.dtype:
@@ -54,7 +56,7 @@ class Encoder:
         device: str = "cpu",
     ) -> None:
         self.base, self.dtype, self.device = base, dtype, device
-        self.model = _load(base, dtype).to(device)
+        self.model = _load(base, dtype, device).to(device)
         self.blocks = _blocks(self.model, base)
         self.width = int(self.model.config.hidden_size)
         self.layers = min(layers, len(self.blocks))
@@ -64,6 +66,8 @@ class Encoder:
         lengths = np.array([len(t) for t in tokens])
         self._row = np.empty(len(texts), np.int64)  # an item's row among the items of its length
         self._lengths = lengths
+        lowest, size = len(self.blocks) - self.layers, int(lengths.sum()) * self.width * dtype.itemsize
+        self._depths = range(lowest, min(len(self.blocks), lowest + 1 + CACHED // size))
         self._hidden: dict[tuple[int, int], Tensor] = {}  # (length, depth) -> (items, length, width)
         self._extra: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.frozen = torch.empty(len(texts), self.width)
@@ -84,8 +88,11 @@ class Encoder:
                 yield members[start : start + size]
 
     def encode(self, items: NDArray[np.int64], layers: int) -> Tensor:
-        """Pooled vectors `(m, t)` float32 of one chunk, running the top `layers` blocks from the cached prefix."""
-        length, depth = int(self._lengths[items[0]]), len(self.blocks) - layers
+        """Pooled vectors `(m, t)` float32 of one chunk, running the top `layers` blocks from the cached prefix.
+
+        Where the prefix is cached only lower down, the blocks between run as they are.
+        """
+        length, depth = int(self._lengths[items[0]]), min(len(self.blocks) - layers, self._depths[-1])
         rows = torch.from_numpy(self._row[items]).to(self.device)
         hidden = self._hidden[length, depth].index_select(0, rows)
         for index in range(depth, len(self.blocks)):
@@ -115,26 +122,29 @@ class Encoder:
     @torch.no_grad()
     def _cache(self, length: int, ids: Tensor) -> Tensor:
         """Runs the whole model over texts of one length and keeps what enters each of the top blocks."""
-        top = range(len(self.blocks) - self.layers, len(self.blocks))
-        entering: dict[int, list[Tensor]] = {depth: [] for depth in top}
+        top = range(self._depths[0], len(self.blocks))
+        for depth in self._depths:
+            self._hidden[length, depth] = torch.empty(*ids.shape, self.width, dtype=self.dtype, device=self.device)
+        start = 0
 
         def keep(depth: int) -> Any:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                entering[depth].append(args[0])
-                self._extra[length, depth] = args[1:], kwargs
+                self._extra.setdefault((length, depth), (args[1:], kwargs))
+                if depth in self._depths:
+                    self._hidden[length, depth][start : start + len(args[0])] = args[0]
 
             return hook
 
         hooks = [self.blocks[d].register_forward_pre_hook(keep(d), with_kwargs=True) for d in top]
+        pooled: list[Tensor] = []
         size = max(1, TOKENS // length)
         try:
-            pooled = [pool(self.model(input_ids=ids[s : s + size]).last_hidden_state) for s in range(0, len(ids), size)]
             self.model(input_ids=ids[:1])  # leaves arguments of batch size 1, which broadcast over any batch
+            for start in range(0, len(ids), size):
+                pooled.append(pool(self.model(input_ids=ids[start : start + size]).last_hidden_state))
         finally:
             for hook in hooks:
                 hook.remove()
-        for depth in top:
-            self._hidden[length, depth] = torch.cat(entering[depth][:-1])
         return torch.cat(pooled)
 
 
@@ -143,10 +153,14 @@ def pool(hidden: Tensor) -> Tensor:
     return nn.functional.normalize(hidden.float().mean(1), dim=1)
 
 
-def _load(base: Base, dtype: torch.dtype) -> Any:
+def _load(base: Base, dtype: torch.dtype, device: str) -> Any:
     logging.disable_progress_bar()  # a second of loading needs no bar, and the search has its own
+    # On a CPU, the fused kernel's way back takes ten times as long as plain products in bfloat16.
+    attention = {"attn_implementation": "eager"} if device == "cpu" else {}
     try:
-        model = AutoModel.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        model = AutoModel.from_pretrained(
+            base.folder, dtype=dtype, use_safetensors=True, local_files_only=True, **attention
+        )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"base model '{base.id}' cannot be loaded: {str(error).splitlines()[0]}") from error
     model.config.use_cache = False  # of keys and values, which decoders would keep from one call to the next

@@ -4,11 +4,16 @@ Every list surrogate is the expected value of its metric under p, the softmax ov
 in the metric's own units and direction.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from pareto_search.objective import Objective
 from pareto_search.recsys.statistics import ItemStatistics
@@ -17,7 +22,8 @@ from pareto_search.space import metric_family
 Scalarisation = Literal["weighted_sum", "tchebycheff"]
 
 SMOOTHING = 0.1
-CHUNK = 512
+CHUNK = 256
+"""How many positions a softmax takes at once."""
 
 
 class FullSoftmax(torch.autograd.Function):
@@ -37,13 +43,13 @@ class FullSoftmax(torch.autograd.Function):
         for start in range(0, len(targets), CHUNK):
             rows, wanted = states[start : start + CHUNK], targets[start : start + CHUNK, None]
             logits = torch.mm(rows, low.T).float().add_(bias)
-            normaliser = logits.logsumexp(1, keepdim=True)
-            total += normaliser.sum() - logits.gather(1, wanted).sum()
-            error = logits.sub_(normaliser).exp_()
+            error = logits.softmax(1)
+            # The largest share is 1 / Σ e^(s - largest s), so this is the sum of log Σ e^s.
+            total += (logits.amax(1) - error.amax(1).log()).sum() - logits.gather(1, wanted).sum()
             error.scatter_add_(1, wanted, torch.full((len(wanted), 1), -1.0, device=error.device))
             d_bias += error.sum(0)
             error = error.to(states.dtype)
-            d_states[start : start + CHUNK] = torch.mm(error, low)
+            torch.mm(error, low, out=d_states[start : start + CHUNK])
             d_vectors += torch.mm(error.T, rows)
         ctx.save_for_backward(d_states, d_vectors, d_bias)
         ctx.count = len(targets)
@@ -63,6 +69,74 @@ def cross_entropy(states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor
     return loss
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Some items of the catalogue, and how likely each was to be among them.
+
+    Attributes:
+        items: `(s,)` their indices, ascending.
+        log_inclusion: `(s,)` log π_i, π_i being the probability that a sample holds the item.
+    """
+
+    items: Tensor
+    log_inclusion: Tensor
+
+
+class Sampler:
+    """Draws samples of the catalogue in which an item is found with probability π_i = min(1, c·w_i).
+
+    Systematic sampling (Madow, Annals of Mathematical Statistics 1949): items are drawn where the running sum of π,
+    shifted by one random number, passes a whole number.
+
+    Args:
+        weights: `(n_items,)` w, positive.
+        size: the sum of all π_i, hence how many items a sample has, give or take one.
+    """
+
+    def __init__(self, weights: NDArray[np.float64], size: int, device: str = "cpu") -> None:
+        inclusion = _inclusion(weights, min(size, len(weights)))
+        self._running = np.cumsum(inclusion)
+        self._log_inclusion = torch.from_numpy(np.log(inclusion).astype(np.float32)).to(device)
+
+    def draw(self, rng: np.random.Generator) -> Sample:
+        """A fresh sample."""
+        items = np.flatnonzero(np.diff(np.floor(self._running + rng.random()), prepend=0.0))
+        rows = torch.from_numpy(items).to(self._log_inclusion.device)
+        return Sample(rows, self._log_inclusion[rows])
+
+
+def _inclusion(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """min(1, c·w), with the c that makes them sum to `size`."""
+    certain = np.zeros(len(weights), bool)
+    while not certain.all():
+        rest = np.where(certain, 0.0, weights)
+        shares = (size - certain.sum()) * rest / rest.sum()
+        if (shares <= 1.0).all():
+            return np.where(certain, 1.0, shares)
+        certain |= shares >= 1.0
+    return np.ones(len(weights))
+
+
+def sampled_cross_entropy(states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor, sample: Sample) -> Tensor:
+    """`cross_entropy`, with the sum over the catalogue estimated from a sample S.
+
+    Z = e^{s_t} + Σ_{j ∈ S, j ≠ t} e^{s_j} / π_j is unbiased (Horvitz & Thompson, JASA 1952): importance sampling
+    (Bengio & Senécal, IEEE TNN 2008), or the logQ correction (Yi et al., RecSys 2019) of all but the target, which is
+    always there. Where S is the whole catalogue, this is `cross_entropy`.
+
+    Args:
+        states: `(p, d)`.
+        vectors, bias: `(n_items, d)` and `(n_items,)`, of the whole catalogue.
+        targets: `(p,)`.
+    """
+    rows, exact = sample.items, vectors.dtype
+    own = (states.to(exact) * nn.functional.embedding(targets, vectors)).sum(1) + bias[targets]
+    some = vectors.index_select(0, rows).to(states.dtype)
+    others = torch.mm(states, some.T).to(exact) + (bias[rows] - sample.log_inclusion)
+    others = others.masked_fill(targets[:, None] == rows, -torch.inf)
+    return (torch.logaddexp(own, others.logsumexp(1)) - own).mean()
+
+
 def expected_ild(p: Tensor, items: "ItemTensors") -> Tensor:
     """pᵀDp = 1 - ‖Σ p_i f_i‖² for unit features: the expected distance of two items drawn from p."""
     return 1.0 - (p @ items.features).square().sum(1).mean()
@@ -79,10 +153,13 @@ def expected_credibility(p: Tensor, items: "ItemTensors") -> Tensor:
 
 
 def spread(p: Tensor, items: "ItemTensors") -> Tensor:
-    """The entropy of the batch's mean p over the largest possible: a stand-in for coverage."""
+    """The entropy of the batch's mean p over the largest possible: a stand-in for coverage.
+
+    Of a sample's items, each stands for 1 / π of them, among which its share is divided.
+    """
     mean = p.mean(0)
-    entropy: Tensor = -(mean * mean.clamp(min=1e-12).log()).sum()
-    return entropy / torch.log(torch.tensor(float(p.shape[1])))
+    entropy: Tensor = -(mean * (mean.clamp(min=1e-12).log() + items.log_inclusion)).sum()
+    return entropy / math.log(items.count)
 
 
 def concentration(p: Tensor, items: "ItemTensors") -> Tensor:
@@ -100,13 +177,29 @@ SURROGATES: Mapping[str, Callable[[Tensor, "ItemTensors"], Tensor]] = {
 
 
 class ItemTensors:
-    """The items' statistics as tensors on the training device."""
+    """The items' statistics as tensors on the training device.
+
+    Attributes:
+        count: how many items the catalogue has.
+        log_inclusion: `(n_items,)`, of a sample's items; 0 where they are all there.
+    """
 
     def __init__(self, items: ItemStatistics, device: str) -> None:
+        self.count = len(items.novelty)
         self.features = torch.from_numpy(items.features).to(device)
         self.novelty = torch.from_numpy(items.novelty).to(device)
         credibility = items.novelty * 0 if items.credibility is None else items.credibility
         self.credibility = torch.from_numpy(credibility).to(device)
+        self.log_inclusion = torch.zeros_like(self.novelty)
+
+    def of(self, sample: Sample) -> "ItemTensors":
+        """The statistics of a sample's items, which stand for the whole catalogue."""
+        some = copy(self)
+        some.features, some.novelty, some.credibility = (
+            x[sample.items] for x in (self.features, self.novelty, self.credibility)
+        )
+        some.log_inclusion = sample.log_inclusion
+        return some
 
 
 def list_values(logits: Tensor, items: ItemTensors, objectives: Sequence[Objective]) -> dict[str, Tensor]:
@@ -114,8 +207,9 @@ def list_values(logits: Tensor, items: ItemTensors, objectives: Sequence[Objecti
 
     Args:
         logits: `(q, n_items)`, -inf for items already seen.
+        items: of these n_items; where they are a sample, expectations over the catalogue are estimated from them.
     """
-    p = logits.softmax(1)
+    p = (logits - items.log_inclusion).softmax(1)
     families = {o.name: metric_family(o.name) for o in objectives}
     return {name: SURROGATES[family](p, items) for name, family in families.items() if family in SURROGATES}
 

@@ -112,7 +112,8 @@ class Recommender(nn.Module):
         b, h, d = window.shape
         # Positions count from the end: the last item is always at the last position.
         place = torch.arange(h, device=window.device) + (self.shape.history - lengths)[:, None]
-        x = dropout(window + self.position[place.clamp(max=self.shape.history - 1)], self.drop, self.training)
+        position = nn.functional.embedding(place.clamp(max=self.shape.history - 1), self.position)
+        x = dropout(window + position, self.drop, self.training)
         qkv = self.attention_in(self.attention_norm(x)).view(b, h, 3, HEADS, d // HEADS)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         # Written out: torch's fused kernel takes five times as long for windows this short on a CPU. Padding is on the

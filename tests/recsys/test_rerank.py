@@ -32,6 +32,15 @@ def test_without_serving_genes_the_order_is_that_of_the_scores() -> None:
     assert rerank(scores([1, 4, 2, 3], [0, -1, 5, 2]), ITEMS, {}, 3).tolist() == [[1, 3, 2], [2, 3, 0]]
 
 
+@pytest.mark.parametrize("n_items", [3, 10, 39, 41, 500])
+def test_the_best_are_those_of_a_full_sort_with_unseen_items_first_and_ties_in_order(n_items: int) -> None:
+    rng = np.random.default_rng(n_items)
+    some = rng.integers(0, 20, (40, n_items)).astype(np.float32)
+    some[rng.random(some.shape) < rng.random((40, 1))] = -np.inf  # of some rows little is left, or nothing
+    expected = np.argsort(-some, axis=1, kind="stable")[:, :10]
+    assert rerank(some, many(n_items), {}, 10).tolist() == expected.tolist()
+
+
 def test_a_diversity_of_0_is_the_plain_order() -> None:
     rng = np.random.default_rng(1)
     some = rng.normal(size=(7, 300)).astype(np.float32)

@@ -68,6 +68,18 @@ def test_every_depth_of_the_cached_prefix_leads_to_the_same_vectors(base: Base, 
         assert torch.allclose(ours.catalogue(layers), ours.frozen, atol=1e-5)
 
 
+@pytest.mark.parametrize("depths", [1, 2, 3])
+def test_where_upper_depths_are_not_cached_the_blocks_between_are_run(
+    tiny_base: Base, encoder: Encoder, toy: Dataset, monkeypatch: pytest.MonkeyPatch, depths: int
+) -> None:
+    tokens = sum(map(len, AutoTokenizer.from_pretrained(tiny_base.folder)(list(toy.texts))["input_ids"]))
+    monkeypatch.setattr(module, "CACHED", (depths - 1) * tokens * 32 * 4)
+    ours = Encoder(tiny_base, toy.texts, max_tokens=16, layers=3)
+    assert {depth for _, depth in ours._hidden} == set(range(depths))
+    for layers in (1, 2, 3):
+        assert torch.allclose(ours.catalogue(layers), encoder.frozen, atol=1e-5)
+
+
 def test_an_architecture_whose_blocks_do_not_lead_to_its_output_is_refused(
     tiny_base: Base, toy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,83 @@
+"""What front.json says of an entry, and how the front grew."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pareto_search import results
+from pareto_search.candidate import Attempt, Candidate, Evaluation
+from pareto_search.objective import Objective
+from pareto_search.store import SearchRecord, Store
+
+# Scaled to themselves, so that a single point's hypervolume is the product of its values.
+OBJECTIVES = [Objective("ndcg@10", "maximise", 0.0, 1.0), Objective("ild@10", "maximise", 0.0, 1.0)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.create(tmp_path / "search.db", SearchRecord("s", "i", "c", 0, "d", "s", "b", "b", lanes=1))
+    yield store
+    store.close()
+
+
+def finish(store: Store, candidate: Candidate, number: int, steps: int, *points: tuple[float, float]) -> None:
+    """One leg of a candidate, from its decision to its evaluations."""
+    attempt = Attempt(candidate, number, steps)
+    evaluations = [
+        Evaluation(candidate.id, number, steps, setting, {}, {"ndcg@10": accuracy, "ild@10": diversity})
+        for setting, (accuracy, diversity) in enumerate(points)
+    ]
+    with store.transaction() as record:
+        if number == 1:
+            record.decided("merge" if candidate.kind == "merged" else "ask", candidate, steps)
+        else:
+            record.decided("promote", candidate, steps)
+        record.started(attempt, "w1")
+        record.finished(attempt, evaluations, 1.0)
+
+
+def test_the_front_grows_when_a_candidate_reaches_the_full_rung_and_not_before(store: Store) -> None:
+    slow, quick = Candidate("c0001", {}), Candidate("c0002", {})
+    merged = Candidate("m0001", {"share": 0.5}, ("c0001", "c0002"), "merged")
+    finish(store, slow, 1, 20, (0.9, 0.9))
+    finish(store, quick, 1, 40, (0.4, 0.4))
+    finish(store, slow, 2, 40, (0.6, 0.5), (0.5, 0.6))
+    finish(store, merged, 1, 40, (0.8, 0.8))
+    moments = results.moments(store, OBJECTIVES, (), 40)
+    assert [(volume, name) for _, volume, name in moments] == [
+        (0.0, "c0001"),
+        (pytest.approx(0.16), "c0002"),
+        (pytest.approx(0.3 + 0.3 - 0.25), "c0001"),
+        (pytest.approx(0.64), "m0001"),
+    ]
+    seconds = [moment[0] for moment in moments]
+    assert seconds == sorted(seconds)
+
+
+def test_an_entry_says_what_its_candidate_cost_and_what_is_in_it() -> None:
+    candidate = Candidate("c0003", {"weight.ild@10": 0.5, "rank": 8}, ("c0001", "c0002"))
+    evaluation = Evaluation("c0003", 1, 40, 2, {"diversity": 0.3}, {"ndcg@10": 0.1, "ild@10": 0.8})
+    tested = {"ndcg@10": {"mean": 0.09, "low": 0.08, "high": 0.1}}
+    assert results.entry(evaluation, candidate, 80, 12.34, tested) == {
+        "entry": "c0003-s02",
+        "candidate": "c0003",
+        "kind": "trained",
+        "parents": ["c0001", "c0002"],
+        "steps": 40,
+        "lineage_steps": 80,
+        "seconds": 12.3,
+        "weighting": {"ild@10": 0.5},
+        "genes": {"rank": 8},
+        "serving": {"diversity": 0.3},
+        "validation": {"ndcg@10": 0.1, "ild@10": 0.8},
+        "test": tested,
+        "checkpoint": "checkpoints/c0003",
+    }
+
+
+def test_a_merged_entry_took_no_steps_of_its_own_and_stands_for_those_of_its_parents() -> None:
+    candidate = Candidate("m0001", {"share": 0.4}, ("c0001", "c0002"), "merged")
+    found = results.entry(Evaluation("m0001", 1, 40, 0, {}, {}), candidate, 80, 1.0, {})
+    assert (found["kind"], found["steps"], found["lineage_steps"]) == ("merged", 0, 80)
+    assert (found["parents"], found["genes"]) == (["c0001", "c0002"], {"share": 0.4})
