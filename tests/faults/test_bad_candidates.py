@@ -2,6 +2,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from running import Finished, pareto_search
 from benchmarks import small
 from pareto_search.candidate import Attempt
 from pareto_search.config import SearchConfig
+from pareto_search.executor import Files
 from pareto_search.launch import run_search
 from pareto_search.store import Store
 from pareto_search.workers import pool
@@ -24,19 +26,18 @@ TIMEOUT = 20
 class Poisoned(pool.Worker):
     """A worker that some candidates are bad for."""
 
-    def run(self, attempt: Attempt) -> Any:
+    def run(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Any:
         candidate = attempt.candidate
         if candidate.id == "c0001":  # a learning rate at which no loss stays a number
-            return super().run(
-                replace(attempt, candidate=replace(candidate, genes={**candidate.genes, "tower_lr": 1e30}))
-            )
+            poisoned = replace(candidate, genes={**candidate.genes, "tower_lr": 1e30})
+            return super().run(replace(attempt, candidate=poisoned), sources)
         if candidate.id == "c0002":
             raise ValueError("first line\nsecond line \x1b[31m" + "x" * 10_000)
         if candidate.id == "c0003":
             os._exit(1)
         if candidate.id == "c0004":
             time.sleep(3600)
-        return super().run(attempt)
+        return super().run(attempt, sources)
 
 
 def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_themselves(
@@ -52,8 +53,11 @@ def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_thems
     store = Store.open(tmp_path / "run" / "search.db")
     ended = {(a.candidate, a.number): (a.state, a.error or "") for a in store.attempts()}
     scored = {e.candidate for e in store.evaluations()}
+    merged = {c.id: set(c.parents) for c in store.candidates() if c.kind == "merged"}
     store.close()
-    good = {"c0005", "c0006", "c0007"}
+    good = {"c0005", "c0006", "c0007", *merged}
+    assert all(parents <= good for parents in merged.values())
+    assert set().union(*merged.values()) & {"c0005", "c0006", "c0007"}
     assert {name for (name, _), (state, _) in ended.items() if state == "finished"} == good
     assert scored == good
     assert front["front"]

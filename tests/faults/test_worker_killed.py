@@ -15,9 +15,10 @@ def test_a_worker_killed_in_the_middle_of_a_candidate_costs_one_retry(undisturbe
     assert ended.code == 0, ended.err
     assert kills.essence(run) == kills.essence(undisturbed.run)
     store = Store.open(run / "search.db")
-    attempts = store.attempts()
+    attempts, candidates = store.attempts(), store.candidates()
     store.close()
-    assert Counter(a.state for a in attempts) == {"finished": kills.SEARCH["candidates"], "lost": 1}
+    assert Counter(a.state for a in attempts) == {"finished": len(candidates), "lost": 1}
+    assert sum(c.kind == "trained" for c in candidates) == kills.SEARCH["candidates"]
     (lost,) = [a for a in attempts if a.state == "lost"]
     assert (lost.number, lost.worker_died) == (1, True)
     assert "the worker died" in str(lost.error)
