@@ -23,6 +23,11 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.baselines --seeds 2
 	$(BIN)/python -m benchmarks.evolution --seeds 2
 	$(BIN)/python -m benchmarks.kills --kills 20
+	$(BIN)/python -m benchmarks.driver --candidates 1000
+	$(BIN)/python -m benchmarks.limit --layers 2
+	$(BIN)/python -m benchmarks.growth --items 1000 10000
+	$(BIN)/python -m benchmarks.simulate --seeds 3
+	$(BIN)/python -m benchmarks.ablations --minutes 2 --variants 'as it is' 'without merging'
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
