@@ -114,7 +114,7 @@ def plot(run: Path, out: Path | None) -> None:
     found, out = results.load_front(run), out or run / "report.html"
     config = _config_of(run)
     store = Store.open(config.store or run / "search.db", config.name)
-    evaluations = store.evaluations()
+    evaluations = [e for e in store.evaluations() if e.steps == config.search.steps]
     if out.suffix == ".png":
         write(pairwise(found, evaluations), out)
     else:

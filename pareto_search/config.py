@@ -5,10 +5,12 @@ Every mistake in it is one `ConfigError`, one line that names the dotted key, wh
 
 import hashlib
 import json
+import math
 import os
 import re
 import reprlib
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -214,6 +216,11 @@ class OptimiserSection(_Section):
         rungs = rungs or (steps,)
         if list(rungs) != sorted(set(rungs)) or rungs[-1] != steps:
             raise ValueError(f"{list(rungs)} does not fit; expected growing numbers that end with steps, {steps}")
+        left = info.data.get("candidates", math.inf)
+        for lower, upper in pairwise(rungs):
+            left = left * lower // upper
+        if left < 1:
+            raise ValueError(f"{list(rungs)} lets none of {info.data['candidates']} candidates reach the full rung")
         return rungs
 
 

@@ -266,7 +266,8 @@ class _Launch:
         front = results.document(self._store.search, self._config.objectives, entries, baselines, curves)
         config = self._config
         moments = results.moments(self._store, config.objectives, config.constraints, config.search.steps)
-        write(report(front, self._search.evaluations, moments), self._run / "report.html")
+        full = [e for e in self._search.evaluations if e.steps == config.search.steps]
+        write(report(front, full, moments), self._run / "report.html")
         results.save(front, self._run)  # the last: with it the run is whole
         return front
 

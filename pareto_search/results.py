@@ -97,12 +97,12 @@ def moments(
 ) -> list[tuple[float, float, str]]:
     """How the front's hypervolume on validation grew: seconds since the start, hypervolume, candidate."""
     began = store.search.created
-    ended = sorted((a.ended or began, a.candidate) for a in store.attempts() if a.state == "finished")
+    ended = sorted((a.ended or began, a.candidate, a.number) for a in store.attempts() if a.state == "finished")
     evaluations = store.evaluations()
     front: list[Evaluation] = []
     points: list[tuple[float, float, str]] = []
-    for end, name in ended:
-        mine = [e for e in evaluations if e.candidate == name]
+    for end, name, number in ended:
+        mine = [e for e in evaluations if (e.candidate, e.attempt) == (name, number)]
         front = archive.front([*front, *mine], objectives, constraints, steps)
         values: list[Values] = [e.values for e in chosen(front, objectives)]
         points.append((end - began, archive.hypervolume(values, objectives), name))

@@ -77,6 +77,7 @@ def test_data_becomes_the_arguments_of_the_loader() -> None:
         ({"search": {"steps": 0, "rungs": [10]}}, ["search.steps is 0"]),
         ({"search": {"rungs": [10, 20]}}, ["search.rungs: [10, 20]", "growing numbers that end with steps, 40"]),
         ({"search": {"rungs": [40, 40]}}, ["search.rungs: [40, 40]", "growing"]),
+        ({"search": {"candidates": 3, "rungs": [10, 20, 40]}}, ["search.rungs", "none of 3 candidates", "full rung"]),
         ({"model": {"width": 129}}, ["model.width is 129; expected a multiple of 2"]),
         ({"model": {"history": 0}}, ["model.history is 0", "1"]),
         ({"workers": {"gpus": 1.5}}, ["workers.gpus: 1.5", "whole number, or a fraction below 1"]),
