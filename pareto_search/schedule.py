@@ -44,6 +44,7 @@ class Schedule:
         self._full = 0  # trained candidates that were heard of at the full rung
         self.candidates: dict[str, Candidate] = {}
         self.legs: list[Leg] = []
+        self._failed: set[str] = set()
         self.heard: set[Leg] = set()
         self.front: list[Evaluation] = []
 
@@ -92,6 +93,8 @@ class Schedule:
         """Learns what became of a leg: its evaluations, the checkpoint alone first, or nothing where it failed."""
         candidate, at_end = self.candidates[leg.candidate], leg.steps == self._budget.steps
         self.heard.add(leg)
+        if not evaluations:
+            self._failed.add(leg.candidate)
         if candidate.kind == "trained":
             if evaluations and not at_end:
                 self._rungs.report(leg, evaluations[0].values)
@@ -103,11 +106,13 @@ class Schedule:
             self.front = front_of([*self.front, *evaluations], self._config)
 
     def sources(self, name: str) -> tuple[str, ...]:
-        """The candidates whose weights a candidate starts from."""
+        """The candidates whose weights a candidate starts from; one that failed has none to pass on."""
         candidate = self.candidates[name]
         if candidate.kind == "merged":
             return candidate.parents
-        return candidate.parents[:1] if self._budget.inheritance else ()
+        if not self._budget.inheritance:
+            return ()
+        return tuple(parent for parent in candidate.parents if parent not in self._failed)[:1]
 
     def lineage_steps(self, name: str) -> int:
         """The training steps of a candidate and of all whose weights are in it, each counted once."""

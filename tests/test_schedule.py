@@ -370,6 +370,14 @@ def test_weights_come_from_those_that_are_merged_or_from_the_first_parent(
     assert family.sources(name) == sources
 
 
+def test_a_parent_that_failed_has_no_weights_to_pass_on() -> None:
+    family = schedule(inheritance=True, merging=False)
+    failed, good = trained(family).candidate, trained(family, trade_off(0)).candidate
+    for parents, sources in (((failed, good), (good,)), ((good, failed), (good,)), ((failed,), ())):
+        family.candidates["c0003"] = Candidate("c0003", {}, parents)
+        assert family.sources("c0003") == sources
+
+
 def test_only_what_has_reached_the_full_rung_is_told_and_enters_the_front(
     told: list[tuple[str, Values | None]],
 ) -> None:

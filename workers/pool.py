@@ -250,6 +250,7 @@ class RayPool:
             return Outcome(job.attempt, error=_line(error.cause or error), seconds=time.monotonic() - job.began)
         except RayError as error:
             job = self._take(number)  # the head of the queue, whichever of its references told first
+            self._average = math.inf  # the reply of one that ended just before may be lost too: its second try is alone
             self._replace(number)
             seconds = time.monotonic() - job.began
             return Outcome(job.attempt, error=f"the worker died: {_line(error)}", lost=True, seconds=seconds)

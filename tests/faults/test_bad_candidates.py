@@ -34,6 +34,7 @@ class Poisoned(pool.Worker):
         if candidate.id == "c0002":
             raise ValueError("first line\nsecond line \x1b[31m" + "x" * 10_000)
         if candidate.id == "c0003":
+            time.sleep(1)  # until the reply of the attempt before it has left
             os._exit(1)
         if candidate.id == "c0004":
             time.sleep(3600)
