@@ -6,12 +6,13 @@
 It needs the extra `peers`: pip install 'pareto-search[peers]'.
 
 Every search has the same minutes, workers, data, genes and evaluator, and is ended when its time is over. Its clock
-starts with its process: imports, the warm start, EASE, SASRec and the warm start's curve, from which every inner search
-begins, are charged to all. What only our report needs, the other baselines and curves, is charged to ours alone. The
-peers optimise the objectives of the checkpoint alone, as our own outer search does.
+starts with its process: imports, the warm start, EASE and SASRec are charged to all. What only our report needs, the
+other baselines and curves, is charged to ours alone.
 
-In the tier `tuned` a peer's trial is our own worker, resident in the trial's process. In the tier `default` it is what
-one writes first (see `plain.py`); such a trial takes minutes, so give that tier more of them. Syne Tune starts a
+In the tier `tuned` a peer's trial is our own worker, resident in the trial's process, with the warm start's curve, from
+which every inner search begins; the peer optimises the objectives of the checkpoint alone, as our own outer search
+does. In the tier `default` it is what one writes first (see `plain.py`): one list of genes, serving genes among them,
+and one entry a trial. Such a trial takes minutes, so give that tier more of them. Syne Tune starts a
 process for each trial, so with it nothing is resident; of the peers it alone sees its trials at rungs, and stops most
 of them there.
 

@@ -1,8 +1,8 @@
 """A peer's search in its folder: what it is, what its trials share, and the record of each that has ended.
 
 The folder looks as a run folder of ours does. Beside `search.yaml`, `components/` and `checkpoints/` lie `search.json`,
-which says whose search it is and when its process began, and, for all but ours, `known.json`, the settings from which
-each inner search starts, and `trials/`, a file for each trial.
+which says whose search it is and when its process began, and, for all but ours, `trials/`, a file for each trial. In
+the tier `tuned` there is also `known.json`, the settings from which each inner search starts.
 """
 
 import json
@@ -78,8 +78,9 @@ class PeerSearch:
 
     @property
     def space(self) -> SearchSpace:
-        """What the peer searches."""
-        return self.config.search_space.of("training")
+        """What the peer searches: in the tier `default` one serving setting a trial, as one writes it first."""
+        whole = self.config.search_space
+        return whole if self.tier == "default" else whole.of("training")
 
     @cached_property
     def workload(self) -> Workload:
@@ -96,10 +97,11 @@ class PeerSearch:
             if self._claims(name):
                 checkpoint.write(self.folder / "components" / name, worker.fit(name) or {})
         components = self.components()
-        if self._claims("known"):
-            worker.equip(components)
-            write_whole(self.folder / "known.json", json.dumps(self._known(worker, components)))
-        self.known()
+        if self.tier == "tuned":
+            if self._claims("known"):
+                worker.equip(components)
+                write_whole(self.folder / "known.json", json.dumps(self._known(worker, components)))
+            self.known()
 
     def components(self) -> Components:
         """Waits until they are fitted; one that the catalogue is too large for is left out."""

@@ -1,8 +1,9 @@
 """The trainer of the tier `default`: transformers and PEFT as their documentation shows them.
 
 Each trial loads the base model, in float32, puts adapters into all of its blocks, and encodes the whole catalogue in
-every step, in padded batches. All else is as in our own training, so that the engine alone makes the difference: warm
-start, steps, tower batches, loss, optimisers, and the inner search. The gene `layers` has no effect here.
+every step, in padded batches. Serving genes are parameters like all others, so a trial is one entry: that a checkpoint
+can serve many is what one sees later. Warm start, steps, tower batches, loss and optimisers are our own training's. The
+gene `layers` has no effect here.
 """
 
 import json
@@ -25,9 +26,8 @@ from pareto_search.candidate import Evaluation, Genes
 from pareto_search.errors import ConfigError
 from pareto_search.executor import Result
 from pareto_search.recsys.baselines import Scorer
-from pareto_search.recsys.ranking import Ranking, search_settings
+from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.statistics import ItemStatistics, category_features
-from pareto_search.space import BLENDED
 from pareto_search.workers.base import locate
 from pareto_search.workers.batches import Batches
 from pareto_search.workers.evaluate import similarity
@@ -50,10 +50,9 @@ class PlainTrainer:
             raise ConfigError(
                 "the default tier takes its distances from categories; give data that has some, or --tier tuned"
             )
-        if not (search.folder / "known.json").exists():
-            search.prepare(Worker(load, cpus))
+        search.prepare(Worker(load, cpus))
         torch.set_num_threads(max(1, int(cpus)))
-        self._load, self._rungs, self._known = load, search.config.search.rungs, search.known()
+        self._load, self._rungs = load, search.config.search.rungs
         self._items = ItemStatistics.of(load.split.train, load.split.n_items, category_features(load.categories))
         files = search.components()
         self._start = Recommender.loaded(files["warm-start"])
@@ -72,25 +71,14 @@ class PlainTrainer:
         torch.manual_seed(seed)
         encoder, tower = _PlainEncoder(load, genes), _tower(self._start, genes)
         loss = _Loss(load, ItemTensors(self._items, "cpu"), tower, genes, seed)
+        serving = {gene: genes[gene] for gene in load.space.roles}
         for steps in _train(encoder, tower, loss, genes, self._rungs[-1]):
+            if steps in self._rungs:
+                scorers = {"model": _scorer(encoder, tower), **self._components}
+                values = Ranking(load.split.validation, self._items, scorers).values([serving], load.metrics)[0]
             if steps in self._rungs[:-1]:
-                ranking = Ranking(load.split.validation, self._items, {"model": _scorer(encoder, tower)})
-                report(steps, ranking.values([{}], load.metrics)[0])
-        scorers = {"model": _scorer(encoder, tower), **self._components}
-        ranking = Ranking(load.split.validation, self._items, scorers)
-        found = search_settings(
-            lambda settings: ranking.values(settings, load.metrics),
-            load.space.without(set(BLENDED) - set(self._components)),
-            load.objectives,
-            constraints=load.constraints,
-            count=load.serving_settings,
-            seed=seed,
-            known=self._known,
-        )
-        evaluations = tuple(
-            Evaluation(name, 1, self._rungs[-1], number, {} if number == 0 else setting, values)
-            for number, (setting, values) in enumerate(found)
-        )
+                report(steps, values)
+        evaluations = (Evaluation(name, 1, self._rungs[-1], 0, serving, values),)
         files = encoder.files() | tower.files({"candidate": name, "genes": dict(genes)})
         return Result(evaluations, files, time.perf_counter() - began)
 

@@ -53,7 +53,7 @@ def trainer(folder: Path) -> Trainer:
 
 
 def run_trial(folder: Path, varied: Genes, report: Report = lambda _steps, _values: None) -> Values:
-    """Runs a trial and records it; returns the values of the checkpoint alone.
+    """Runs a trial and records it; returns the values of its first evaluation.
 
     Args:
         varied: the genes that the config does not fix.

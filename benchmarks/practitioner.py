@@ -1,0 +1,137 @@
+"""Against the practitioner's curve: what do these minutes of search add to EASE and SASRec, blended and re-ranked?
+
+    python -m benchmarks.practitioner [--minutes 20] [--seeds 5] [--out runs/practitioner] [--json FILE]
+
+One search for each tie seed, fitting and baselines included in its minutes. Of the front and of the curve at most 32
+entries each are chosen on validation. Compared is their hypervolume on test, averaged over the tie seeds; the interval
+is that of a paired bootstrap: users are drawn once for both sides, and anew for each tie seed.
+
+A search that is in `--out` already is not run again, so a long comparison may be made in pieces.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pareto_search import archive, checkpoint
+from pareto_search.candidate import Genes
+from pareto_search.config import SearchConfig
+from pareto_search.launch import run_search, workload
+from pareto_search.objective import Objective
+from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.dataset import MOVIELENS, load
+from pareto_search.recsys.ranking import Ranking
+from pareto_search.recsys.split import split
+from pareto_search.workers.evaluate import blended, component, scorer
+from pareto_search.workers.worker import Worker
+
+ENDLESS = 1_000_000
+"""Candidates: time ends a search."""
+RESAMPLES = 1000
+
+PerUser = NDArray[np.float64]
+"""`(entries, objectives, users)`."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A search's entries and the practitioner's, user by user on test."""
+
+    front: PerUser
+    practitioner: PerUser
+
+
+def configured(seed: int, minutes: float) -> SearchConfig:
+    """The demo's search, ended by time; the seed also breaks ties in the data."""
+    search = {"population": 6, "steps": 10, "seed": seed, "candidates": ENDLESS, "minutes": minutes}
+    return SearchConfig.parse({"name": f"tie{seed}", "data": {"source": MOVIELENS, "tie_seed": seed}, "search": search})
+
+
+def test(config: SearchConfig, run: Path, front: Any) -> Tested:
+    """Scores both sides again, from what the run folder keeps, and keeps each user apart."""
+    data = load(**config.data.arguments())
+    worker = Worker(workload(config, data, split(data, config.data.split, config.data.tie_seed)))
+    folders = (run / "components").iterdir()
+    worker.equip({f.name: files for f in folders if (files := checkpoint.read(f))})
+    names = [o.name for o in config.objectives]
+
+    def values(model: Scorer, settings: Sequence[Genes]) -> list[list[PerUser]]:
+        ranking = Ranking(
+            worker.load.split.test, worker.items, {"model": model, **blended(settings, worker.components)}
+        )
+        return [[t.per_user()[name] for name in names] for t in ranking.tallies(settings, names)]
+
+    mine: dict[str, list[Genes]] = {}
+    for entry in front["front"]:
+        mine.setdefault(entry["checkpoint"], []).append(entry["serving"])
+    theirs: dict[str, list[Genes]] = {}
+    for point in front["curves"]["practitioner"]:
+        theirs.setdefault(point["name"].split("+")[0], []).append(point["serving"])
+    ours = [v for f, s in mine.items() for v in values(scorer(checkpoint.read(run / f), worker.encoder), s)]
+    components = {name: component(checkpoint.read(run / "components" / name), worker.encoder) for name in theirs}
+    others = [v for name, s in theirs.items() for v in values(components[name], s)]
+    return Tested(np.array(ours), np.array(others))
+
+
+def hypervolume(per_user: PerUser, users: NDArray[np.int64], objectives: Sequence[Objective]) -> float:
+    """Of the entries' means over some users."""
+    means = per_user[:, :, users].mean(2)
+    points = [dict(zip((o.name for o in objectives), point, strict=True)) for point in means.tolist()]
+    return archive.hypervolume(points, objectives)
+
+
+def pooled(tested: Sequence[Tested], objectives: Sequence[Objective]) -> dict[str, Any]:
+    """Hypervolumes of all tie seeds, the ratio of their means, and its interval."""
+    rng = np.random.default_rng(0)
+
+    def both(draws: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+        """`(seeds, 2)`."""
+        sides = [(t.front, t.practitioner) for t in tested]
+        return np.array([[hypervolume(s, d, objectives) for s in pair] for pair, d in zip(sides, draws, strict=True)])
+
+    counts = [t.front.shape[2] for t in tested]
+    each = both([np.arange(n) for n in counts])
+    drawn = [both([rng.integers(n, size=n) for n in counts]).mean(0) for _ in range(RESAMPLES)]
+    low, high = np.percentile([ours / theirs for ours, theirs in drawn], (2.5, 97.5))
+    ours, theirs = each.mean(0)
+    return {
+        "front": each[:, 0].tolist(),
+        "practitioner": each[:, 1].tolist(),
+        "ratio": float(ours / theirs),
+        "interval": [float(low), float(high)],
+    }
+
+
+def main() -> None:
+    """Searches what is missing, and prints a line for each tie seed and the pooled ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0, help="of each search, from its start")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/practitioner"), help="where every search has a folder")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+
+    tested: list[Tested] = []
+    for seed in range(options.seeds):
+        config = configured(seed, options.minutes)
+        run = options.out / f"tie{seed}"
+        front = run_search(config, run)
+        tested.append(test(config, run, front))
+        volumes = front["hypervolume"]
+        ours, theirs = volumes["test"], volumes["practitioner"]["test"]
+        print(f"tie seed {seed}: test {ours:.4f}, practitioner {theirs:.4f}, {ours / theirs:.3f} x", flush=True)
+    found = pooled(tested, config.objectives)
+    low, high = found["interval"]
+    print(f"all: {found['ratio']:.3f} x, 95 % [{low:.3f}, {high:.3f}]")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
