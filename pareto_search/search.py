@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,11 +49,15 @@ class Search:
         self.config, self.store = config, store
         self.checkpoints, self.states = run / "checkpoints", run / "states"
         self.schedule = Schedule(config)
-        self.front = front_of(store.evaluations(), config)
         self._lanes = store.search.lanes
         self._began = time.monotonic() - store.search.elapsed_seconds
         self._recorded = store.search.elapsed_seconds
         self._ended: dict[Leg, Sequence[Evaluation]] = {}  # what came out; nothing where it failed
+        self._unheard: dict[Leg, Sequence[Evaluation]] = {}  # those of them that the schedule has yet to hear of
+        self._done: dict[Kind, set[str]] = {"trained": set(), "merged": set()}  # of which a leg has ended
+        self._under_way: set[str] = set()
+        self._paused: set[str] = set()
+        self._there: dict[Path, set[str]] = {}  # the folders on the disk
         self._failed: dict[str, str] = {}
         self._tries: Counter[str] = Counter()
         self._deaths: Counter[str] = Counter()
@@ -69,15 +73,26 @@ class Search:
         Raises:
             SearchError: every candidate fails.
         """
+        self._recover()
+        outcomes: Sequence[Outcome] = ()
         while True:
-            self._dispatch(executor)
-            if not executor.busy and (executor.free or self.is_over):
-                break
-            self._collect(executor.wait())
+            with self.store.transaction() as record:  # one for both: each costs the time that the disk takes
+                self._collect(record, outcomes)
+                self._dispatch(record, executor)
             self._sweep()
             self._give_up_if_hopeless(HOPELESS)
-            progress(self.progress())
+            if outcomes:
+                progress(self.progress())
+            if not executor.busy and (executor.free or self.is_over):
+                break
+            outcomes = executor.wait()
         self._give_up_if_hopeless(1)
+
+    @property
+    def front(self) -> list[Evaluation]:
+        """Of all that has ended, whether the schedule has heard of it or not."""
+        unheard = [evaluation for several in self._unheard.values() for evaluation in several]
+        return front_of([*self.schedule.front, *unheard], self.config) if unheard else self.schedule.front
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -91,7 +106,7 @@ class Search:
 
     def progress(self) -> Progress:
         """Where the search stands now."""
-        ended, merged = self._that_ended("trained"), self._that_ended("merged")
+        ended, merged = self._done["trained"], self._done["merged"]
         total, elapsed = self.config.search.candidates, time.monotonic() - self._began
         left = None
         if self._seconds:
@@ -103,10 +118,6 @@ class Search:
         return Progress(
             len(ended) - failed, len(merged), failed, total, len(self.front), self._hypervolume(), elapsed, left
         )
-
-    def _that_ended(self, kind: Kind) -> set[str]:
-        """The candidates of a kind of which a leg has ended, well or not."""
-        return {leg.candidate for leg in self._ended if self.schedule.candidates[leg.candidate].kind == kind}
 
     def _hypervolume(self) -> float:
         """Of the entries that stand for the front, found anew when that costs little of the time that has passed."""
@@ -141,20 +152,30 @@ class Search:
             self._deaths[name] += attempt.worker_died
             if attempt.state == "failed":
                 self._failed[name] = attempt.error or ""
-                self._ended[last[name]] = []
+                self._end(last[name], [])
             elif attempt.state == "finished":
                 leg = reached[name, attempt.number]
-                self._ended[leg] = came[leg]
+                self._end(leg, came[leg])
                 self._seconds.setdefault((known[name].kind, leg.steps), []).append(attempt.seconds or 0.0)
 
-    def _dispatch(self, executor: Executor) -> None:
+        self._under_way = {leg.candidate for leg in self.schedule.legs if leg not in self._ended}
+        self._unheard = {leg: e for leg, e in self._ended.items() if leg not in self.schedule.heard}
+
+    def _end(self, leg: Leg, evaluations: Sequence[Evaluation]) -> None:
+        """A leg has ended, well if it has evaluations."""
+        self._ended[leg] = self._unheard[leg] = evaluations
+        self._done[self.schedule.candidates[leg.candidate].kind].add(leg.candidate)
+        self._under_way.discard(leg.candidate)
+        if evaluations and leg.steps < self.config.search.steps:
+            self._paused.add(leg.candidate)
+        else:
+            self._paused.discard(leg.candidate)
+
+    def _dispatch(self, record: Record, executor: Executor) -> None:
         """Gives every free worker something to do, as far as there is anything."""
-        if not executor.free:
-            return
-        with self.store.transaction() as record:
-            while executor.free and (attempt := self._next(record)) is not None:
-                self._tries[attempt.candidate.id] = attempt.number
-                record.started(attempt, executor.submit(attempt, self._sources(attempt)))
+        while executor.free and (attempt := self._next(record)) is not None:
+            self._tries[attempt.candidate.id] = attempt.number
+            record.started(attempt, executor.submit(attempt, self._sources(attempt)))
 
     def _next(self, record: Record) -> Attempt | None:
         """What a free worker should do now, if anything."""
@@ -167,6 +188,7 @@ class Search:
                     return None
             elif (leg := self.schedule.decide(deed)) is not None:
                 candidate = self.schedule.candidates[leg.candidate]
+                self._under_way.add(candidate.id)
                 record.decided(deed, candidate, leg.steps)
                 return Attempt(candidate, self._tries[candidate.id] + 1, leg.steps)
         return None
@@ -195,7 +217,7 @@ class Search:
         return False
 
     def _hear(self, record: Record, leg: Leg) -> None:
-        self.schedule.hear(leg, self._ended[leg])
+        self.schedule.hear(leg, self._unheard.pop(leg))
         record.heard(leg)
 
     def _fits(self, kind: Kind, steps: int) -> bool:
@@ -211,28 +233,47 @@ class Search:
     def _sources(self, attempt: Attempt) -> list[Files]:
         """The files that an attempt starts from; see `Executor.submit`."""
         name = attempt.candidate.id
-        if (self.states / name).is_dir():
+        if name in self._paused:
             return [checkpoint.read(self.states / name)]
         return [checkpoint.read(self.checkpoints / source) for source in self.schedule.sources(name)]
 
-    def _collect(self, outcomes: Sequence[Outcome]) -> None:
+    def _collect(self, record: Record, outcomes: Sequence[Outcome]) -> None:
         """Records how attempts ended; in async mode the schedule hears of it at once."""
+        if not outcomes:
+            return
         for outcome in outcomes:
-            if outcome.result is not None:  # before the record that speaks of it
-                full = outcome.result.evaluations[0].steps == self.config.search.steps
-                folder = self.checkpoints if full else self.states
-                checkpoint.write(folder / outcome.attempt.candidate.id, outcome.result.files)
-        with self.store.transaction() as record:
-            for outcome in outcomes:
-                self._record(record, outcome)
-            elapsed = time.monotonic() - self._began
-            record.add_elapsed(elapsed - self._recorded)
-            self._recorded = elapsed
+            self._record(record, outcome)
+        self._keep(outcomes)
+        elapsed = time.monotonic() - self._began
+        record.add_elapsed(elapsed - self._recorded)
+        self._recorded = elapsed
+
+    def _keep(self, outcomes: Sequence[Outcome]) -> None:
+        """Writes the states and checkpoints that will be needed, before the record that speaks of them is kept."""
+        needed = self._needed()
+        for outcome in outcomes:
+            leg = self._leg(outcome.attempt)
+            root = self.checkpoints if leg.steps == self.config.search.steps else self.states
+            if outcome.result is not None and self._ended.get(leg) and leg.candidate in needed[root]:
+                checkpoint.write(root / leg.candidate, outcome.result.files)
+                self._there[root].add(leg.candidate)
+
+    def _needed(self) -> dict[Path, Set[str]]:
+        """Whose states and whose checkpoints the front or a future attempt needs, or the user wants."""
+        schedule = self.schedule
+        if self.config.search.keep_checkpoints == "all":
+            return {self.states: self._paused, self.checkpoints: schedule.candidates.keys()}
+        front, unheard = (e.candidate for e in schedule.front), (leg.candidate for leg in self._unheard)
+        sources = (source for name in self._under_way for source in schedule.sources(name))
+        return {self.states: self._paused, self.checkpoints: schedule.population.union(front, unheard, sources)}
+
+    def _leg(self, attempt: Attempt) -> Leg:
+        return Leg(attempt.candidate.id, attempt.steps or self.config.search.steps)
 
     def _record(self, record: Record, outcome: Outcome) -> None:
         attempt, result, error = outcome.attempt, outcome.result, outcome.error
         name = attempt.candidate.id
-        leg = Leg(name, attempt.steps or self.config.search.steps)
+        leg = self._leg(attempt)
         if result is not None and not all(math.isfinite(v) for e in result.evaluations for v in e.values.values()):
             error = "a score is not a number"
         if outcome.lost:
@@ -243,30 +284,30 @@ class Search:
                 return
         if error or result is None:
             self._failed[name] = error
-            self._ended[leg] = []
+            self._end(leg, [])
             record.failed(attempt, error, outcome.seconds)
         else:
-            self._ended[leg] = result.evaluations
+            self._end(leg, result.evaluations)
             record.finished(attempt, result.evaluations, result.seconds)
             self._seconds.setdefault((attempt.candidate.kind, leg.steps), []).append(result.seconds)
-            self.front = front_of([*self.front, *result.evaluations], self.config)
         if self.config.search.mode == "async":
             self._hear(record, leg)
 
+    def _recover(self) -> None:
+        """Brings the folders in line with the record, whatever a crash has left."""
+        for root, needed in self._needed().items():
+            checkpoint.sweep(root, needed)
+            self._there[root] = {folder.name for folder in root.glob("[!.]*")}
+
     def _sweep(self) -> None:
-        """Removes the checkpoints and states that neither the front nor a future attempt needs."""
-        full, last = self.config.search.steps, {leg.candidate: leg for leg in self.schedule.legs}
-        under_way = {name for name, leg in last.items() if leg not in self._ended}
-        paused = {name for name, leg in last.items() if leg.steps < full and self._ended.get(leg)}
-        checkpoint.sweep(self.states, under_way | paused)
-        if self.config.search.keep_checkpoints == "front":
-            unheard = {leg.candidate for leg in self._ended.keys() - self.schedule.heard}
-            sources = {source for name in under_way for source in self.schedule.sources(name)}
-            fronts = {e.candidate for e in (*self.front, *self.schedule.front)}
-            checkpoint.sweep(self.checkpoints, fronts | self.schedule.population | unheard | sources)
+        """Removes the states and checkpoints that are needed no more, now that the record says so."""
+        for root, needed in self._needed().items():
+            for name in self._there[root] - needed:
+                checkpoint.remove(root / name)
+                self._there[root].discard(name)
 
     def _give_up_if_hopeless(self, failures: int) -> None:
-        ended = self._that_ended("trained")
+        ended = self._done["trained"]
         failed = [name for name in self._failed if name in ended]
         if len(failed) >= failures and len(failed) == len(ended):
             raise SearchError(f"all {len(failed)} candidates failed, {failed[0]} with: {self._failed[failed[0]]}")

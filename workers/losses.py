@@ -7,17 +7,15 @@ in the metric's own units and direction.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pareto_search.objective import Objective
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import metric_family
+from pareto_search.workers.sample import Sample
 
 Scalarisation = Literal["weighted_sum", "tchebycheff"]
 
@@ -67,54 +65,6 @@ def cross_entropy(states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor
     """-log p(target) over the whole catalogue, averaged over positions; see `FullSoftmax`."""
     loss: Tensor = FullSoftmax.apply(states, vectors, bias, targets)  # type: ignore[no-untyped-call]
     return loss
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Some items of the catalogue, and how likely each was to be among them.
-
-    Attributes:
-        items: `(s,)` their indices, ascending.
-        log_inclusion: `(s,)` log π_i, π_i being the probability that a sample holds the item.
-    """
-
-    items: Tensor
-    log_inclusion: Tensor
-
-
-class Sampler:
-    """Draws samples of the catalogue in which an item is found with probability π_i = min(1, c·w_i).
-
-    Systematic sampling (Madow, Annals of Mathematical Statistics 1949): items are drawn where the running sum of π,
-    shifted by one random number, passes a whole number.
-
-    Args:
-        weights: `(n_items,)` w, positive.
-        size: the sum of all π_i, hence how many items a sample has, give or take one.
-    """
-
-    def __init__(self, weights: NDArray[np.float64], size: int, device: str = "cpu") -> None:
-        inclusion = _inclusion(weights, min(size, len(weights)))
-        self._running = np.cumsum(inclusion)
-        self._log_inclusion = torch.from_numpy(np.log(inclusion).astype(np.float32)).to(device)
-
-    def draw(self, rng: np.random.Generator) -> Sample:
-        """A fresh sample."""
-        items = np.flatnonzero(np.diff(np.floor(self._running + rng.random()), prepend=0.0))
-        rows = torch.from_numpy(items).to(self._log_inclusion.device)
-        return Sample(rows, self._log_inclusion[rows])
-
-
-def _inclusion(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """min(1, c·w), with the c that makes them sum to `size`."""
-    certain = np.zeros(len(weights), bool)
-    while not certain.all():
-        rest = np.where(certain, 0.0, weights)
-        shares = (size - certain.sum()) * rest / rest.sum()
-        if (shares <= 1.0).all():
-            return np.where(certain, 1.0, shares)
-        certain |= shares >= 1.0
-    return np.ones(len(weights))
 
 
 def sampled_cross_entropy(states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor, sample: Sample) -> Tensor:

@@ -76,22 +76,22 @@ class Recommender(nn.Module):
         with torch.no_grad():
             self.projection.bias.copy_(-self.projection.weight @ text.mean(0))
 
-    def item_vectors(self, text: Tensor | None, id_dropout: float = 0.0) -> Tensor:
+    def item_vectors(self, text: Tensor | None, id_dropout: float = 0.0, rows: Tensor | None = None) -> Tensor:
         """Item vectors `(n_items, d)` from text vectors `(n_items, t)`.
 
         Args:
+            rows: which items these are, where they are not the whole catalogue.
             id_dropout: the share of items that go without their ID embedding, so that the text alone serves too
                 (DropoutNet, Volkovs et al., NeurIPS 2017).
         """
-        if text is None:
-            return self.item_embedding
-        vectors: Tensor = self.projection(text)
         if not self.shape.item_embeddings:
-            return vectors
+            return self.projection(text)
+        own = self.item_embedding if rows is None else nn.functional.embedding(rows, self.item_embedding)
+        if text is None:
+            return own
         if id_dropout and self.training:
-            keep = torch.rand(len(vectors), 1, device=vectors.device) >= id_dropout
-            return vectors + self.item_embedding * keep
-        return vectors + self.item_embedding
+            own = own * (torch.rand(len(own), 1, device=own.device) >= id_dropout)
+        return self.projection(text) + own
 
     def states(self, items: Tensor, lengths: Tensor, vectors: Tensor) -> Tensor:
         """User vectors `(b, h, d)` after each item of right-padded histories.

@@ -19,8 +19,16 @@ from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import Adapter, LoraShape, Targets, attached, inherit
-from pareto_search.workers.losses import ItemTensors, Scalarisation, Scalariser, cross_entropy, list_values
+from pareto_search.workers.losses import (
+    ItemTensors,
+    Scalarisation,
+    Scalariser,
+    cross_entropy,
+    list_values,
+    sampled_cross_entropy,
+)
 from pareto_search.workers.recommender import Recommender, Shape
+from pareto_search.workers.sample import Sampler, Scope
 
 BATCH = 128
 ID_DROPOUT = 0.2
@@ -28,6 +36,12 @@ LISTS = 256
 """How many positions of a batch the list surrogates look at."""
 TOWER_BATCHES = 6
 """Tower batches per encoder step: an encode costs as much as many of them."""
+FULL_SOFTMAX = 20_000
+"""Items up to which the losses see the whole catalogue; of a larger one they see a sample."""
+SAMPLED = 4096
+"""How many items such a sample has."""
+ENCODED = 6144
+"""How many items an encoder step takes, at most."""
 OPTIMISER = "optimiser.safetensors"
 """The file that makes a state of a checkpoint."""
 
@@ -48,7 +62,8 @@ def train_tower(
 ) -> Recommender:
     """A recommender trained on frozen text vectors, or on IDs alone (SASRec).
 
-    AdamW with one cycle to a peak of 5e-3 and decay 0.05, full softmax at every position.
+    AdamW with one cycle to a peak of 5e-3 and decay 0.05, softmax at every position: full, or sampled where the
+    catalogue is large.
 
     Args:
         text: `(n_items, t)`, or None for IDs alone.
@@ -62,10 +77,10 @@ def train_tower(
     steps = epochs * batches.per_epoch
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
+    scopes = _Scopes(train, shape.n_items, seed, device)
     for batch in islice(batches, steps):
-        vectors = model.item_vectors(text, ID_DROPOUT)
-        states = _states(model, batch, vectors, dtype)
-        loss = _accuracy(model, states, vectors, batch.targets.to(device), dtype)
+        scope = scopes.of(batch)
+        loss, _, _ = _forward(model, batch, scope, None if text is None else scope.of(text), dtype)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -152,18 +167,16 @@ class FineTuning:
         self._loss.shuffle(self._seed + self.done)
         encoder, layers = self._task.encoder, self.adapter.shape.layers
         text = encoder.catalogue(layers) if self._moved else encoder.frozen.to(encoder.device, copy=True)
-        text.requires_grad_().grad = torch.zeros_like(text)
+        gradient = torch.zeros_like(text)
         self.adapter.train()
         self.model.train()
         for step in range(self.done, to):
             for _ in range(TOWER_BATCHES):
-                value = self._loss(text)
-                if not math.isfinite(float(value.detach())):
+                if not math.isfinite(self._loss(text, gradient)):
                     raise DivergedError(f"the loss is not finite at step {step + 1} of {self._steps}")
-                value.backward()  # type: ignore[no-untyped-call]
                 self._tower.step()
             if self._adapts:
-                _encoder_step(encoder, text, layers)
+                _encoder_step(encoder, text, gradient, layers)
                 self._lora.step()
         if not all(bool(p.isfinite().all()) for p in (*self.adapter.weights(), *self.model.parameters())):
             raise DivergedError(f"the weights are not finite after step {to} of {self._steps}")
@@ -251,52 +264,96 @@ class _Loss:
         """Begins a new epoch, in the order that the seed gives."""
         self._batches = Batches(self._task.train, self._model.shape.history, BATCH, seed)
         self._stream = iter(self._batches)
+        self._scopes = _Scopes(self._task.train, self._model.shape.n_items, seed, self._task.encoder.device)
         self._rng = np.random.default_rng(seed)
 
-    def __call__(self, text: Tensor) -> Tensor:
-        """The loss of the next batch, given the items' text vectors `(n_items, t)`."""
-        batch = next(self._stream)
-        vectors = self._model.item_vectors(text, ID_DROPOUT)
-        dtype = self._task.encoder.dtype
-        states = _states(self._model, batch, vectors, dtype)
-        accuracy = _accuracy(self._model, states, vectors, batch.targets.to(vectors.device), dtype)
-        logits = self._logits(batch, states, vectors)
-        return self.scalarise(accuracy, list_values(logits, self._task.items, self._task.objectives))
+    def __call__(self, text: Tensor, gradient: Tensor) -> float:
+        """The loss of the next batch; its gradient is added to that of the parameters and of the text vectors.
 
-    def _logits(self, batch: Batch, states: Tensor, vectors: Tensor) -> Tensor:
-        """Scores `(q, n_items)` at some random places of the windows, -inf for what the user had seen by then."""
+        Args:
+            text, gradient: `(n_items, t)`.
+        """
+        batch, model, dtype = next(self._stream), self._model, self._task.encoder.dtype
+        scope = self._scopes.of(batch)
+        some = scope.of(text).detach().requires_grad_()
+        accuracy, states, vectors = _forward(model, batch, scope, some, dtype)
+        items = self._task.items if scope.drawn is None else self._task.items.of(scope.drawn)
+        logits = self._logits(batch, scope, states, vectors)
+        loss = self.scalarise(accuracy, list_values(logits, items, self._task.objectives))
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert some.grad is not None
+        if scope.rows is None:
+            gradient += some.grad
+        else:
+            gradient.index_add_(0, scope.rows, some.grad)
+        return float(loss.detach())
+
+    def _logits(self, batch: Batch, scope: Scope, states: Tensor, vectors: Tensor) -> Tensor:
+        """Scores at some random places of the windows, -inf for what the user had seen by then.
+
+        Returns:
+            `(q, n_items)`, or `(q, s)` for a sample of s items.
+        """
         rows, places = np.nonzero(batch.targets.numpy() >= 0)
         some = self._rng.choice(len(rows), min(LISTS, len(rows)), replace=False)
         rows, places = rows[some], places[some]
         users = states[torch.from_numpy(rows), torch.from_numpy(places)].float() / self._model.temperature
-        logits = torch.addmm(self._model.item_bias, users, vectors.T)
-        owner, item = self._batches.seen(batch, rows, places)
-        return logits.index_put((owner.to(logits.device), item.to(logits.device)), logits.new_tensor(-torch.inf))
+        bias = scope.of(self._model.item_bias)
+        if scope.sample is not None:
+            vectors, bias = vectors[scope.sample.items], bias[scope.sample.items]
+        logits = torch.addmm(bias, users, vectors.T)
+        owner, item = (x.to(logits.device) for x in self._batches.seen(batch, rows, places))
+        column = scope.columns(item)
+        return logits.index_put((owner[column >= 0], column[column >= 0]), logits.new_tensor(-torch.inf))
 
 
-def _states(model: Recommender, batch: Batch, vectors: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tower over a batch, with products in `dtype`."""
+class _Scopes:
+    """Which items each batch's losses range over."""
+
+    def __init__(self, train: Sequences, n_items: int, seed: int, device: str) -> None:
+        self._n_items, self._device = n_items, device
+        self._rng = np.random.default_rng(seed)
+        self._sampler: Sampler | None = None
+        if n_items > FULL_SOFTMAX:
+            counts = np.bincount(train.items, minlength=n_items)
+            # Mikolov et al., NeurIPS 2013, for the power.
+            self._sampler = Sampler(np.power(1.0 + counts, 0.75, dtype=np.float64), SAMPLED, device)
+
+    def of(self, batch: Batch) -> Scope:
+        drawn = None if self._sampler is None else self._sampler.draw(self._rng)
+        return Scope(batch, drawn, self._n_items, self._device)
+
+
+def _forward(
+    model: Recommender, batch: Batch, scope: Scope, text: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The tower over a batch, with products in `dtype`.
+
+    Args:
+        text: of the scope's rows.
+
+    Returns:
+        -log p(next) at every place of the windows, the tower's states there, and the vectors of the scope's rows.
+    """
+    vectors = model.item_vectors(text, ID_DROPOUT, scope.rows)
     device = vectors.device
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):
-        return model.states(batch.items.to(device), batch.lengths.to(device), vectors)
+        states = model.states(scope.places(batch.items.to(device)), batch.lengths.to(device), vectors)
+    known = batch.targets >= 0
+    scaled = (states[known.to(device)] / model.temperature).to(dtype)
+    wanted, bias = scope.places(batch.targets[known].to(device)), scope.of(model.item_bias)
+    if scope.sample is None:
+        return cross_entropy(scaled, vectors, bias, wanted), states, vectors
+    return sampled_cross_entropy(scaled, vectors, bias, wanted, scope.sample), states, vectors
 
 
-def _accuracy(model: Recommender, states: Tensor, vectors: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    known = targets >= 0
-    scaled = (states[known] / model.temperature).to(dtype)
-    return cross_entropy(scaled, vectors, model.item_bias, targets[known])
-
-
-def _encoder_step(encoder: Encoder, text: Tensor, layers: int) -> None:
+def _encoder_step(encoder: Encoder, text: Tensor, gradient: Tensor, layers: int) -> None:
     """Back-propagates the collected gradient of the items where it is largest, and renews their vectors."""
-    gradient = text.grad
-    assert gradient is not None
-    count = min(len(text), max(256, len(text) // 3))
-    chosen = gradient.square().sum(1).topk(count).indices.sort().values.cpu().numpy()
+    count = min(len(text), max(256, min(len(text) // 3, ENCODED)))
+    chosen = encoder.foremost(gradient.square().sum(1).cpu().numpy(), count)
     for chunk in encoder.chunks(chosen):
         rows = torch.from_numpy(chunk).to(text.device)
         vectors = encoder.encode(chunk, layers)
         vectors.backward(gradient[rows])  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            text[rows] = vectors.detach()
-            gradient[rows] = 0.0
+        text[rows] = vectors.detach()
+        gradient[rows] = 0.0

@@ -164,3 +164,11 @@ def test_a_damaged_config_is_one_line(tmp_path: Any) -> None:
     with pytest.raises(CheckpointError, match="cannot be loaded") as raised:
         Encoder(locate(str(tmp_path)), ["a text"], max_tokens=8, layers=1)
     assert "\n" not in str(raised.value)
+
+
+def test_the_foremost_items_are_those_worth_most_of_each_length_in_a_few_batch_sizes(tiny_base: Base) -> None:
+    encoder = Encoder(tiny_base, ["red"] * 8 + ["red river"] * 4, max_tokens=16, layers=1)
+    worth = np.array([5, 9, 0, 7, 1, 8, 2, 3, 6, 5.5, 4, 10], np.float32)
+    # Of the six worth most, three are of either length. Half of the one length's share of six, 4, is 2, of the other's
+    # 1: three becomes four of the one, and stays three of the other.
+    assert encoder.foremost(worth, 6).tolist() == [0, 1, 3, 5, 8, 9, 11]

@@ -182,31 +182,69 @@ def test_the_list_objectives_see_only_what_a_user_had_not_seen(
     assert masks == {tuple(sorted(h[:n])) for h in histories for n in range(1, len(h))}
 
 
+def sampled(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Makes every catalogue a large one."""
+    monkeypatch.setattr(train, "FULL_SOFTMAX", 0)
+    monkeypatch.setattr(train, "SAMPLED", size)
+
+
+def test_a_sample_of_the_whole_catalogue_trains_alike(
+    task: Task, genes: dict[str, Any], toy_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, towers = tuned(task, genes)[0], [train_tower(SHAPE, task.encoder.frozen, task.train, epochs=2, seed=0)]
+    sampled(monkeypatch, 20)
+    same, towers = (
+        tuned(task, genes)[0],
+        [*towers, train_tower(SHAPE, task.encoder.frozen, task.train, epochs=2, seed=0)],
+    )
+    history = toy_split.validation.history
+    assert np.allclose(full.scores(history), same.scores(history), atol=1e-3)
+    first, second = (TowerScorer.of(t, task.encoder.frozen).scores(history) for t in towers)
+    assert np.allclose(first, second, atol=1e-3)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_sample_of_a_part_of_it_trains_a_tower_too(
+    encoder: Encoder, toy_split: Split, items: ItemStatistics, text: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled(monkeypatch, 8)
+    frozen = encoder.frozen if text else None
+    shape = Shape(20, 16, 6, "attention", 32 if text else 0, item_embeddings=True)
+    model = train_tower(shape, frozen, toy_split.train, epochs=60, seed=0)
+    assert ndcg(TowerScorer.of(model, frozen), toy_split, items) > 1.5 * ndcg(Popularity(items.users), toy_split, items)
+
+
+def test_a_sample_of_a_part_of_it_fine_tunes_too(
+    task: Task, genes: dict[str, Any], toy_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled(monkeypatch, 8)
+    before = TowerScorer.of(task.start, task.encoder.frozen)
+    after, _ = tuned(task, genes, steps=10)
+    assert loss(after, toy_split) < loss(before, toy_split) - 0.3
+
+
 def test_an_encoder_step_trains_on_the_items_with_the_largest_gradient_and_leaves_the_others(tiny_base: Base) -> None:
     many = Encoder(tiny_base, [f"{i} red river" for i in range(300)], max_tokens=16, layers=1)
     generator = torch.Generator().manual_seed(0)
-    scale = torch.ones(300, 1)
-    scale[::7] = 1e-3  # 43 items; 256 of 300 are taken
-    gradient = torch.randn(300, 32, generator=generator) * scale
-    least = gradient.square().sum(1).argsort()[:44]
-    text = torch.zeros(300, 32, requires_grad=True)
-    text.grad = gradient.clone()
+    gradient = torch.randn(300, 32, generator=generator)
+    taken = many.foremost(gradient.square().sum(1).numpy(), 256)  # of 300
+    least = np.setdiff1d(np.arange(300), taken)
+    text, collected = torch.zeros(300, 32), gradient.clone()
     with attached(many, LoraShape(4, 16.0, 0.0, "query_value", 1)) as adapter:
         with torch.no_grad():
             for _, module in adapter.named():
                 module.B.normal_(std=0.3, generator=generator)
-        train._encoder_step(many, text, 1)
+        train._encoder_step(many, text, collected, 1)
         found = [p.grad.clone() for p in adapter.weights() if p.grad is not None]
         adapter.zero_grad()
-        taken = np.setdiff1d(np.arange(300), least.numpy())
         for chunk in many.chunks(taken):
             (many.encode(chunk, 1) * gradient[chunk]).sum().backward()
         assert all(torch.allclose(p.grad, g, atol=1e-4) for p, g in zip(adapter.weights(), found, strict=True))
         renewed = many.catalogue(1)
-    assert torch.allclose(text.detach()[taken], renewed[taken], atol=1e-6)
-    assert not text.grad[taken].any()
-    assert not text.detach()[least].any()
-    assert torch.equal(text.grad[least], gradient[least])
+    assert torch.allclose(text[taken], renewed[taken], atol=1e-6)
+    assert not collected[taken].any()
+    assert not text[least].any()
+    assert torch.equal(collected[least], gradient[least])
 
 
 OTHERS = {
@@ -369,8 +407,8 @@ def test_a_child_starts_from_its_parents_vectors(
     checkpoint, vectors = parent
     seen: list[torch.Tensor] = []
 
-    def spy(encoder: Encoder, text: torch.Tensor, layers: int) -> None:
-        seen.append(text.detach().clone())
+    def spy(encoder: Encoder, text: torch.Tensor, *rest: Any) -> None:
+        seen.append(text.clone())
 
     monkeypatch.setattr(train, "_encoder_step", spy)
     with fine_tune(task, {**genes, **CHILD, "rank": rank}, steps=6, seed=1, source=checkpoint) as tuning:

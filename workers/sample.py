@@ -1,0 +1,93 @@
+"""A sample of a large catalogue that stands for the whole of it in the losses of a batch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pareto_search.workers.batches import Batch
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some items of the catalogue, and how likely each was to be among them.
+
+    Attributes:
+        items: `(s,)` their indices, ascending.
+        log_inclusion: `(s,)` log π_i, π_i being the probability that a sample holds the item.
+    """
+
+    items: Tensor
+    log_inclusion: Tensor
+
+
+class Sampler:
+    """Draws samples of the catalogue in which an item is found with probability π_i = min(1, c·w_i).
+
+    Systematic sampling (Madow, Annals of Mathematical Statistics 1949): items are drawn where the running sum of π,
+    shifted by one random number, passes a whole number.
+
+    Args:
+        weights: `(n_items,)` w, positive.
+        size: the sum of all π_i, hence how many items a sample has, give or take one.
+    """
+
+    def __init__(self, weights: NDArray[np.float64], size: int, device: str = "cpu") -> None:
+        inclusion = _inclusion(weights, min(size, len(weights)))
+        self._running = np.cumsum(inclusion)
+        self._log_inclusion = torch.from_numpy(np.log(inclusion).astype(np.float32)).to(device)
+
+    def draw(self, rng: np.random.Generator) -> Sample:
+        """A fresh sample."""
+        items = np.flatnonzero(np.diff(np.floor(self._running + rng.random()), prepend=0.0))
+        rows = torch.from_numpy(items).to(self._log_inclusion.device)
+        return Sample(rows, self._log_inclusion[rows])
+
+
+def _inclusion(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """min(1, c·w), with the c that makes them sum to `size`."""
+    certain = np.zeros(len(weights), bool)
+    while not certain.all():
+        rest = np.where(certain, 0.0, weights)
+        shares = (size - certain.sum()) * rest / rest.sum()
+        if (shares <= 1.0).all():
+            return np.where(certain, 1.0, shares)
+        certain |= shares >= 1.0
+    return np.ones(len(weights))
+
+
+class Scope:
+    """The items whose vectors a batch needs: the whole catalogue, or what the batch names and a sample of the rest.
+
+    Attributes:
+        rows: `(m,)` their catalogue indices, ascending; None for the whole catalogue.
+        drawn: the sample, if any.
+        sample: the same, as places among the rows.
+    """
+
+    def __init__(self, batch: Batch, drawn: Sample | None, n_items: int, device: str) -> None:
+        self.rows: Tensor | None = None
+        self.drawn = drawn
+        self.sample: Sample | None = None
+        if drawn is not None:
+            named = torch.cat([batch.items.flatten(), batch.targets[batch.targets >= 0]]).to(device)
+            self.rows = torch.cat([named, drawn.items]).unique()  # type: ignore[no-untyped-call]
+            self._place = torch.full((n_items,), -1, dtype=torch.int64, device=device)
+            self._place[self.rows] = torch.arange(len(self.rows), device=device)
+            self.sample = Sample(self._place[drawn.items], drawn.log_inclusion)
+            self._column = torch.full((n_items,), -1, dtype=torch.int64, device=device)
+            self._column[drawn.items] = torch.arange(len(drawn.items), device=device)
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The rows of what the whole catalogue has."""
+        return whole if self.rows is None else whole[self.rows]
+
+    def places(self, items: Tensor) -> Tensor:
+        """Where among the rows some items are that the batch names."""
+        return items if self.rows is None else self._place[items]
+
+    def columns(self, items: Tensor) -> Tensor:
+        """Where some items are in what the list losses range over, the sample or the catalogue; -1 if nowhere."""
+        return items if self.rows is None else self._column[items]
