@@ -5,7 +5,7 @@
 MovieLens-100K, the packaged MiniLM, two adapted layers; candidates differ in rank, dropout and learning rate. As many
 as the pack is wide train at once, and the next one takes the place of one that ends. Training alone is measured, not
 evaluation. A pack of 1 is what a worker does without packs. The limit is that of `benchmarks.limit`, and the same for
-every pack: the time of the matrix products, each at the rate of a solo step's shape. On a CPU, the time is the process's;
+every pack: the time of the matrix products, each at the rate of a solo step's shape. On a CPU, time is the process's;
 busy is the share of the time in which it or, by the profiler in a run of its own, some kernel of the GPU was at work.
 """
 

@@ -228,7 +228,8 @@ class WorkersSection(_Section):
     """How many workers there are, and what each of them asks Ray for; below 1 a CPU or GPU is shared.
 
     Attributes:
-        pack: how many candidates a worker trains side by side; on a CPU more than one does not pay.
+        pack: how many candidates a worker trains side by side. On a CPU more than one does not pay; on a GPU each takes
+            longer, but more of them end in an hour: `search.candidate_timeout` has to leave room for that.
     """
 
     count: Count = 2
