@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from pareto_search.recsys.split import Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers import encoder as encoder_module
 from pareto_search.workers import pack as module
+from pareto_search.workers import train
 from pareto_search.workers.base import Base
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraShape, attached, fresh
@@ -74,12 +74,19 @@ def together(pack: Pack, tunings: Sequence[FineTuning], to: int = STEPS) -> list
 
 
 def assert_alike(some: dict[str, bytes], others: dict[str, bytes]) -> None:
-    """Every tensor of two states within 1e-4."""
+    """Every tensor of two states within 1e-4.
+
+    But for the bias of the tower's keys: it changes no softmax, so that its gradient is nothing but rounding, and Adam
+    makes steps of full size of it.
+    """
     assert some.keys() == others.keys()
     for name in (n for n in some if n.endswith(".safetensors")):
         ours, theirs = load(some[name]), load(others[name])
         assert ours.keys() == theirs.keys()
+        width = SHAPE.width
         for key, tensor in ours.items():
+            if key == "attention_in.bias":
+                tensor[width : 2 * width] = theirs[key][width : 2 * width]
             assert torch.allclose(tensor, theirs[key], rtol=0, atol=1e-4), (name, key)
 
 
@@ -258,11 +265,9 @@ def test_what_goes_wrong_with_all_of_them_is_told_to_each(
 def test_of_a_large_catalogue_each_takes_its_own_sample(
     task: Task, several: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pareto_search.workers import train
-
     monkeypatch.setattr(train, "FULL_SOFTMAX", 0)
     monkeypatch.setattr(train, "SAMPLED", 8)
-    tunings = [begun(task, replaced, seed) for seed, replaced in enumerate(several[:2])]
-    together(Pack(replace(task).encoder), tunings)
+    tunings = [begun(task, genes, seed) for seed, genes in enumerate(several[:2])]
+    together(Pack(task.encoder), tunings)
     for seed, tuning in enumerate(tunings):
         assert_alike(files(tuning), alone(task, several[seed], seed))
