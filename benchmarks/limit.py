@@ -71,10 +71,9 @@ class Product:
     def operations(self) -> float:
         return 2.0 * self.m * self.k * self.n * self.times
 
-    @property
-    def seconds(self) -> float:
+    def seconds(self, device: str = "cpu") -> float:
         """At the rate of such a product alone."""
-        return _seconds(self.m, self.k, self.n, self.dtype) * self.times
+        return _seconds(self.m, self.k, self.n, self.dtype, device) * self.times
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Part:
 
     @property
     def limit(self) -> float:
-        return sum(p.seconds for p in self.products)
+        return sum(p.seconds() for p in self.products)
 
     def figures(self) -> dict[str, Any]:
         operations = sum(p.operations for p in self.products)
@@ -100,21 +99,29 @@ class Part:
         }
 
 
-def timed(work: Callable[[], object], least: int = 5, seconds: float = 0.5) -> float:
+def timed(work: Callable[[], object], least: int = 5, seconds: float = 0.5, device: str = "cpu") -> float:
     """The median time of a piece of work that is repeated for a while, after a warm-up."""
     work()
     taken: list[float] = []
     while len(taken) < least or sum(taken) < seconds:
-        began = time.process_time()
+        began = clock(device)
         work()
-        taken.append(time.process_time() - began)
+        taken.append(clock(device) - began)
     return median(taken)
 
 
+def clock(device: str) -> float:
+    """Seconds of this process's on a CPU, which others' work does not lengthen; on a GPU, once it has done its work."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @cache
-def _seconds(m: int, k: int, n: int, dtype: torch.dtype) -> float:
-    a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-    return timed(partial(torch.mm, a, b), least=9, seconds=0.2)
+def _seconds(m: int, k: int, n: int, dtype: torch.dtype, device: str) -> float:
+    a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
+    return timed(partial(torch.mm, a, b), least=9, seconds=0.2, device=device)
 
 
 def linear(
@@ -135,9 +142,9 @@ class Recorder(Encoder):
         self.encoded: list[NDArray[np.int64]] = []
         super().__init__(*args, **options)
 
-    def encode(self, items: NDArray[np.int64], layers: int) -> Tensor:
-        self.encoded.append(items)
-        return super().encode(items, layers)
+    def encode_together(self, chunks: Sequence[NDArray[np.int64]], layers: Sequence[int]) -> Tensor:
+        self.encoded.extend(chunks)
+        return super().encode_together(chunks, layers)
 
     def products(self, layers: int, *, train: bool) -> Iterator[Product]:
         """What it encoded, through the top `layers` blocks from the cached prefix.
@@ -182,7 +189,7 @@ def list_products(shape: Shape, features: int, times: int) -> Iterator[Product]:
 class Bench:
     """The work of one worker on MovieLens-100K."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         torch.set_num_threads(1)
         torch.manual_seed(0)
         data = load(source=MOVIELENS)
@@ -191,37 +198,52 @@ class Bench:
         model = self.config.model
         self.split = split(data, "leave_last_out", 0)
         self.items = ItemStatistics.of(self.split.train, self.split.n_items, category_features(data.categories))
-        dtype = precision(model.dtype, "cpu")
-        self.encoder = Recorder(locate(MINILM), data.texts, max_tokens=model.max_item_tokens, layers=3, dtype=dtype)
+        dtype = precision(model.dtype, device)
+        self.encoder = Recorder(
+            locate(MINILM), data.texts, max_tokens=model.max_item_tokens, layers=3, dtype=dtype, device=device
+        )
         self.shape = Shape(self.split.n_items, model.width, model.history, model.tower, self.encoder.width, True)
-        self.start = train_tower(self.shape, self.encoder.frozen, self.split.train, epochs=1, seed=0, dtype=dtype)
+        frozen = self.encoder.frozen.to(device)
+        self.start = train_tower(self.shape, frozen, self.split.train, epochs=1, seed=0, dtype=dtype, device=device)
+        self.task = Task(
+            self.encoder, self.start, self.split.train, ItemTensors(self.items, device), self.config.objectives
+        )
+        self.weights = {f"weight.{o.name}": WEIGHT for o in self.config.objectives}
+
+    def products(self, layers: int, batches: Sequence[Batch]) -> dict[str, tuple[Product, ...]]:
+        """Of a training's parts: what the encoder has encoded since it was cleared, and some tower batches."""
+        shape, dtype, n = self.shape, self.encoder.dtype, len(batches)
+        lengths = np.concatenate([b.lengths.numpy() for b in batches])
+        projected, tower = projection_products(shape, n, train=True), tower_products(shape, lengths, dtype, train=True)
+        positions = sum(int((b.targets >= 0).sum()) for b in batches)
+        softmax = linear(CHUNK, shape.width, shape.n_items, dtype, positions / CHUNK, inputs=True, weights=True)
+        return {
+            "encoder": tuple(self.encoder.products(layers, train=True)),
+            "tower": (*projected, *tower),
+            "softmax": tuple(softmax),
+            "list losses": tuple(list_products(shape, self.items.features.shape[1], n)),
+        }
+
+    def batches(self, steps: int) -> tuple[Batches, list[Batch]]:
+        """The tower batches of so many steps, and the stream that they are from."""
+        stream = Batches(self.split.train, self.shape.history, BATCH, seed=0)
+        return stream, list(islice(stream, steps * TOWER_BATCHES))
 
     def training(self, layers: int, steps: int) -> list[Part]:
         """The parts of a fine-tuning, and at last the whole."""
-        encoder, shape, dtype = self.encoder, self.shape, self.encoder.dtype
-        objectives = self.config.objectives
-        weights = {f"weight.{o.name}": WEIGHT for o in objectives}
-        task = Task(encoder, self.start, self.split.train, ItemTensors(self.items, "cpu"), objectives)
+        encoder = self.encoder
         encoder.encoded.clear()
         began = time.process_time()
-        with fine_tune(task, {**GENES, **weights, "layers": layers}, steps=steps, seed=0) as tuning:
+        with fine_tune(self.task, {**GENES, **self.weights, "layers": layers}, steps=steps, seed=0) as tuning:
             tuning.advance(steps)
             whole = time.process_time() - began
-        chunks = tuple(encoder.encoded)
-        products = tuple(encoder.products(layers, train=True))
-        parts = [Part("encoder", products, self._encode(chunks, layers))]
-
-        stream = Batches(self.split.train, shape.history, BATCH, seed=0)
-        batches = list(islice(stream, steps * TOWER_BATCHES))
-        lengths = np.concatenate([b.lengths.numpy() for b in batches])
-        seconds = np.sum([self._batch(b, stream) for b in batches], axis=0)
-        projected = projection_products(shape, len(batches), train=True)
-        parts.append(Part("tower", (*projected, *tower_products(shape, lengths, dtype, train=True)), seconds[0]))
-        positions = sum(int((b.targets >= 0).sum()) for b in batches)
-        softmax = linear(CHUNK, shape.width, shape.n_items, dtype, positions / CHUNK, inputs=True, weights=True)
-        parts.append(Part("softmax", tuple(softmax), seconds[1]))
-        lists = list_products(shape, self.items.features.shape[1], len(batches))
-        parts.append(Part("list losses", tuple(lists), seconds[2]))
+        stream, batches = self.batches(steps)
+        products = self.products(layers, batches)
+        measured = [
+            self._encode(tuple(encoder.encoded), layers),
+            *np.sum([self._batch(b, stream) for b in batches], axis=0),
+        ]
+        parts = [Part(name, products[name], seconds) for name, seconds in zip(products, measured, strict=True)]
         parts.append(Part("all else", (), whole - sum(p.measured for p in parts)))
         return [*parts, Part(f"fine-tuning, {steps} steps", [p for part in parts for p in part.products], whole)]
 

@@ -225,11 +225,17 @@ class OptimiserSection(_Section):
 
 
 class WorkersSection(_Section):
-    """How many workers there are, and what each of them asks Ray for; below 1 a CPU or GPU is shared."""
+    """How many workers there are, and what each of them asks Ray for; below 1 a CPU or GPU is shared.
+
+    Attributes:
+        pack: how many candidates a worker trains side by side. On a CPU more than one does not pay; on a GPU each takes
+            longer, but more of them end in an hour: `search.candidate_timeout` has to leave room for that.
+    """
 
     count: Count = 2
     cpus: Annotated[Amount, Field(gt=0)] = 1.0
     gpus: Annotated[Amount, Field(ge=0)] = 0.0
+    pack: Count = 1
 
 
 class SearchConfig(_Section):
@@ -323,6 +329,11 @@ class SearchConfig(_Section):
         rated = next((n for n in asked if metric_family(n) == "credibility"), None)
         if rated is not None and self.data.columns is not None and self.data.columns.rating is None:
             raise ConfigError(f"{rated} needs ratings; expected data.columns.rating to name their column")
+        if self.workers.pack > 1 and self.search.mode == "ordered":
+            raise ConfigError(
+                f"workers.pack is {self.workers.pack}, but in ordered mode a search repeats itself bit for bit, and in "
+                "a pack the last bits depend on who trains beside whom; use workers.pack 1, or search.mode async"
+            )
         _ = self.search_space  # raises where `space` does not fit the genes
         return self
 

@@ -98,6 +98,7 @@ def run_search(
                 count=workers.count,
                 cpus=workers.cpus,
                 gpus=workers.gpus,
+                pack=workers.pack,
                 timeout=config.search.candidate_timeout,
                 address=address,
             ) as pool:

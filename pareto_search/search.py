@@ -110,7 +110,8 @@ class Search:
         total, elapsed = self.config.search.candidates, time.monotonic() - self._began
         left = None
         if self._seconds:
-            left = self._each("trained", self.config.search.rungs[0]) * (total - len(ended)) / self.config.workers.count
+            side_by_side = self.config.workers.count * self.config.workers.pack
+            left = self._each("trained", self.config.search.rungs[0]) * (total - len(ended)) / side_by_side
             if self.config.search.minutes is not None:
                 left = min(left, self.config.search.minutes * 60 - elapsed)
             left = max(0.0, left)

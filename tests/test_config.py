@@ -82,6 +82,8 @@ def test_data_becomes_the_arguments_of_the_loader() -> None:
         ({"model": {"history": 0}}, ["model.history is 0", "1"]),
         ({"workers": {"gpus": 1.5}}, ["workers.gpus: 1.5", "whole number, or a fraction below 1"]),
         ({"workers": {"cpus": 0}}, ["workers.cpus is 0; expected a number greater than 0"]),
+        ({"workers": {"pack": 0}}, ["workers.pack is 0; expected a number greater than"]),
+        ({"workers": {"pack": 2}, "search": {"mode": "ordered"}}, ["workers.pack is 2", "bit for bit", "mode async"]),
         ({"name": "My search"}, ["name is 'My search'; expected up to 64 lower-case letters"]),
         ({"name": "a" * 65}, ["name is 'aaaa", "64"]),
         ({"data": {}}, ["data: given incompletely or twice; expected either source, or interactions"]),
@@ -214,7 +216,7 @@ def test_the_resolved_config_reads_back_as_itself(tmp_path: Path, name: str) -> 
 
 def test_budget_workers_and_store_are_no_part_of_the_identity() -> None:
     search = {"candidates": 9, "minutes": 1.5, "candidate_timeout": 5, "keep_checkpoints": "all", "rungs": [40]}
-    other = parsed(search=search, workers={"count": 5}, store="postgresql://host/db")
+    other = parsed(search=search, workers={"count": 5, "pack": 4}, store="postgresql://host/db")
     assert other.identity() == parsed().identity()
     assert len(other.identity()) == 64
 

@@ -7,6 +7,7 @@ which a candidate may start, or at least for the lowest one.
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -107,18 +108,50 @@ class Encoder:
             chosen.append(members[: round(first[members].sum() / unit) * unit])
         return np.sort(np.concatenate(chosen))
 
+    def chunks_together(self, several: Sequence[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], ...]]:
+        """Cuts each of several selections into its `chunks`, and yields those of one token length together.
+
+        Yields:
+            One chunk a selection, empty where it has no more of that length.
+        """
+        for length in np.unique(self._lengths):
+            mine = [self.chunks(items[self._lengths[items] == length]) for items in several]
+            yield from zip_longest(*mine, fillvalue=np.empty(0, np.int64))
+
     def encode(self, items: NDArray[np.int64], layers: int) -> Tensor:
         """Pooled vectors `(m, t)` float32 of one chunk, running the top `layers` blocks from the cached prefix.
 
         Where the prefix is cached only lower down, the blocks between run as they are.
         """
-        length, depth = int(self._lengths[items[0]]), min(len(self.blocks) - layers, self._depths[-1])
-        rows = torch.from_numpy(self._row[items]).to(self.device)
-        hidden = self._hidden[length, depth].index_select(0, rows)
-        for index in range(depth, len(self.blocks)):
+        return self.encode_together([items], [layers])[0]
+
+    def encode_together(self, chunks: Sequence[NDArray[np.int64]], layers: Sequence[int]) -> Tensor:
+        """Pooled vectors `(p, m, t)` float32 of several chunks of one token length, the rows of each together.
+
+        Each chunk joins those before it at the block where its own top `layers` begin.
+
+        Args:
+            chunks: the longest has m items; the others are filled up with whatever comes first.
+            layers: of each chunk, descending.
+        """
+        length, size = next(int(self._lengths[c[0]]) for c in chunks if len(c)), max(map(len, chunks))
+        depths = [self.depth(n) for n in layers]
+        rows = np.zeros((len(chunks), size), np.int64)
+        for mine, chunk in zip(rows, chunks, strict=True):
+            mine[: len(chunk)] = self._row[chunk]
+        hidden: Tensor | None = None
+        for index in range(depths[0], len(self.blocks)):
+            if index in depths:
+                joining = rows[depths.index(index) : depths.index(index) + depths.count(index)]
+                prefix = self._hidden[length, index].index_select(0, torch.from_numpy(joining.ravel()).to(self.device))
+                hidden = prefix if hidden is None else torch.cat([hidden, prefix])
             arguments, options = self._extra[length, index]
             hidden = _output(self.blocks[index](hidden, *arguments, **options))
-        return pool(self._final(hidden))
+        return pool(self._final(hidden)).view(len(chunks), size, -1)
+
+    def depth(self, layers: int) -> int:
+        """The block with which the top `layers` begin, or the highest below it whose prefix is cached."""
+        return min(len(self.blocks) - layers, self._depths[-1])
 
     @torch.no_grad()
     def catalogue(self, layers: int) -> Tensor:

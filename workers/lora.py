@@ -40,16 +40,18 @@ class LoraShape:
 class LoraLinear(nn.Module):
     """A frozen linear map with a low-rank correction; adapters are float32, products in the base's dtype."""
 
-    def __init__(self, linear: nn.Linear, rank: int, scale: float, drop: float) -> None:
+    def __init__(
+        self, linear: nn.Linear, rank: int, scale: float, drop: float, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
-        self.linear, self.scale, self.drop = linear, scale, drop
+        self.linear, self.scale, self.drop, self.generator = linear, scale, drop, generator
         device = linear.weight.device
         self.A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
         self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
-        nn.init.kaiming_uniform_(self.A, a=5**0.5)  # PEFT's own start
+        nn.init.kaiming_uniform_(self.A, a=5**0.5, generator=generator)  # PEFT's own start
 
     def forward(self, x: Tensor) -> Tensor:
-        low = nn.functional.linear(dropout(x, self.drop, self.training), self.A.to(x.dtype))
+        low = nn.functional.linear(dropout(x, self.drop, self.training, self.generator), self.A.to(x.dtype))
         correction: Tensor = nn.functional.linear(low, (self.B * self.scale).to(x.dtype))
         return self.linear(x) + correction
 
@@ -91,29 +93,52 @@ class Adapter(nn.Module):
         return {"adapter_config.json": text.encode(), "adapter_model.safetensors": save(tensors)}
 
 
-@contextmanager
-def attached(encoder: Encoder, shape: LoraShape, names: Collection[str] | None = None) -> Iterator[Adapter]:
-    """A fresh adapter in the encoder's top blocks; on leaving, the base model is as it was.
+def fresh(
+    encoder: Encoder,
+    shape: LoraShape,
+    names: Collection[str] | None = None,
+    generator: torch.Generator | None = None,
+) -> Adapter:
+    """An adapter for the encoder's top blocks, not in it yet.
 
     Args:
         names: full names of the linear maps that get one, in place of those that the shape's targets mean.
+        generator: what its start and its dropout are drawn from; None is torch's own.
 
     Raises:
         CheckpointError: the base model has no such linear maps.
     """
-    places = {n: place for n, place in _places(encoder, shape).items() if names is None or n in names}
+    places = {n: linear for n, linear in _places(encoder, shape).items() if names is None or n in names}
     if not places or (names is not None and len(places) < len(names)):
         wish = f"targets '{shape.targets}'" if names is None else f"the adapter's {len(names)} targets"
         raise CheckpointError(f"base model '{encoder.base.id}' has no linear maps for {wish}")
     scale = shape.alpha / shape.rank
-    corrections = {n: LoraLinear(linear, shape.rank, scale, shape.dropout) for n, (_, _, linear) in places.items()}
-    for name, (parent, child, _) in places.items():
-        setattr(parent, child, corrections[name])
+    corrections = {n: LoraLinear(linear, shape.rank, scale, shape.dropout, generator) for n, linear in places.items()}
+    return Adapter(shape, corrections)
+
+
+@contextmanager
+def placed(encoder: Encoder, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Modules in the encoder, each in the place of the linear map of that full name; on leaving, it is as it was."""
+    places: list[tuple[nn.Module, str, nn.Module]] = []
+    for name in modules:
+        parent, _, child = name.rpartition(".")
+        places.append((encoder.model.get_submodule(parent), child, encoder.model.get_submodule(name)))
+    for (owner, child, _), module in zip(places, modules.values(), strict=True):
+        setattr(owner, child, module)
     try:
-        yield Adapter(shape, corrections)
+        yield
     finally:
-        for parent, child, linear in places.values():
-            setattr(parent, child, linear)
+        for owner, child, before in places:
+            setattr(owner, child, before)
+
+
+@contextmanager
+def attached(encoder: Encoder, shape: LoraShape, names: Collection[str] | None = None) -> Iterator[Adapter]:
+    """A fresh adapter in the encoder; on leaving, the base model is as it was."""
+    adapter = fresh(encoder, shape, names)
+    with placed(encoder, dict(adapter.named())):
+        yield adapter
 
 
 @contextmanager
@@ -181,21 +206,13 @@ def adapted_layers(files: Mapping[str, bytes], depth: int) -> int:
     return depth - min(numbers, default=0)
 
 
-def _places(encoder: Encoder, shape: LoraShape) -> dict[str, tuple[nn.Module, str, nn.Linear]]:
-    """The linear maps that the shape's targets mean, by full name: parent, name in the parent, and itself."""
+def _places(encoder: Encoder, shape: LoraShape) -> dict[str, nn.Linear]:
+    """The linear maps that the shape's targets mean, by full name."""
     wanted = {"query_value": QUERY_VALUE, "attention": ATTENTION}.get(shape.targets)
     depth = len(encoder.blocks)
     return {
-        f"{encoder.prefix}.{index}.{name}": (parent, child, linear)
+        f"{encoder.prefix}.{index}.{name}": module
         for index in range(depth - shape.layers, depth)
-        for name, parent, child, linear in _linears(encoder.blocks[index])
-        if wanted is None or child in wanted
+        for name, module in encoder.blocks[index].named_modules()
+        if isinstance(module, nn.Linear) and (wanted is None or name.rpartition(".")[2] in wanted)
     }
-
-
-def _linears(block: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
-    """Each linear map of a block: its name, its parent, its name in the parent, itself."""
-    for name, module in block.named_modules():
-        for child, linear in module.named_children():
-            if isinstance(linear, nn.Linear):
-                yield f"{name}.{child}".lstrip("."), module, child, linear

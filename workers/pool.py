@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import ray
@@ -18,7 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pareto_search.candidate import Attempt
 from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
 from pareto_search.executor import Files, Outcome, Result
-from pareto_search.workers.worker import Worker, Workload
+from pareto_search.workers.worker import PackWorker, Worker, Workload
 
 PATIENCE = 10.0
 """Seconds to wait for a cluster's port to answer."""
@@ -44,7 +45,8 @@ RECENT = 0.2
 class _Job:
     attempt: Attempt
     sources: Sequence[Files]
-    began: float = 0.0  # when it got to the head of its worker's queue
+    alone: bool  # a suspect: nothing else may run on its worker
+    began: float = 0.0  # when its worker took it up
 
 
 class RayPool:
@@ -52,6 +54,7 @@ class RayPool:
 
     Args:
         load: shared with all workers through Ray's object store.
+        pack: how many attempts a worker runs side by side.
         timeout: seconds after which a running attempt counts as hung.
         address: of a running cluster, or None for a Ray of our own.
 
@@ -66,17 +69,19 @@ class RayPool:
         count: int,
         cpus: float = 1.0,
         gpus: float = 0.0,
+        pack: int = 1,
         timeout: float = 600.0,
         address: str | None = None,
     ) -> None:
-        self._timeout, self._cpus, self._gpus = timeout, cpus, gpus
+        self._timeout, self._cpus, self._gpus, self._pack = timeout, cpus, gpus, pack
         self._handles: dict[int, Any] = {}  # every worker, by number
         self._actors: dict[int, Any] = {}  # those that have started
         self._starting: dict[Any, tuple[int, float]] = {}
         self._jobs: dict[Any, _Job] = {}
-        self._queues: dict[int, deque[Any]] = {}  # each worker's jobs; the first is under way
+        self._queues: dict[int, deque[Any]] = {}  # each worker's jobs; as many as are in a pack are under way
         self._homeless: deque[_Job] = deque()  # whose worker was taken away before it began with them
         self._average = math.inf
+        self._suspects = 0  # attempts that were lost together: they are the next to be submitted, and run alone
         self._setup: dict[str, Any] = {}
         self._spawned = 0
         self._spare = SPARE * count
@@ -105,18 +110,19 @@ class RayPool:
 
     @property
     def free(self) -> int:
-        places = 2 if self._average < QUICK else 1
-        return max(0, places * len(self._actors) - self.busy)
+        return max(0, self._places * len(self._actors) - self.busy)
 
     @property
     def busy(self) -> int:
         return len(self._jobs) + len(self._homeless)
 
     def submit(self, attempt: Attempt, sources: Sequence[Files] = ()) -> str:
-        return f"w{self._place(_Job(attempt, sources))}"
+        alone = self._suspects > 0
+        self._suspects -= alone
+        return f"w{self._place(_Job(attempt, sources, alone))}"
 
     def wait(self) -> list[Outcome]:
-        deadlines = [self._jobs[queue[0]].began + self._timeout for queue in self._queues.values() if queue]
+        deadlines = [self._jobs[r].began + self._timeout for n in self._queues for r in self._under_way(n)]
         deadlines += [began + START for _, began in self._starting.values()]
         if not deadlines:
             raise ClusterError("no worker is left and none could be started; see to the cluster and resume the search")
@@ -130,12 +136,13 @@ class RayPool:
                 self._admit(reference)
         if done:
             ready = [r for queue in self._queues.values() for r in queue if r in done]
-            return [self._outcome(r) for r in ready if r in self._jobs]
+            return [outcome for r in ready if r in self._jobs for outcome in self._outcomes(r)]
         now = time.monotonic()
         for reference in [r for r, (_, began) in self._starting.items() if now - began >= START]:
             ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
-        hung = [n for n, q in self._queues.items() if q and now - self._jobs[q[0]].began >= self._timeout]
-        return [self._expired(number) for number in hung]
+        over = now - self._timeout
+        hung = [n for n in self._queues if any(self._jobs[r].began <= over for r in self._under_way(n))]
+        return [outcome for n in hung for outcome in self._failed(n, f"still running after {self._timeout:g} s")]
 
     def tell_all(self, method: str, *arguments: object) -> None:
         """Calls a method on every worker, and on each that replaces one later."""
@@ -163,13 +170,17 @@ class RayPool:
     def _spawn(self) -> None:
         """Starts one more worker, which counts as free once it has its base model and components."""
         device = "cuda" if self._gpus else "cpu"
-        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(Worker)
+        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0}
+        if self._pack == 1:
+            remote = ray.remote(**options)(Worker)
+        else:
+            remote = ray.remote(**options, max_concurrency=self._pack)(PackWorker)
         actor = remote.remote(self._load, self._cpus, device)
-        for method, shared in self._setup.items():
-            getattr(actor, method).remote(*shared)  # Ray keeps the order of an actor's calls
+        # Of an actor that does several things at once, Ray does not keep the order of the calls.
+        before = [getattr(actor, method).remote(*shared) for method, shared in self._setup.items()]
         self._spawned += 1
         self._handles[self._spawned] = actor
-        self._starting[actor.identity.remote()] = self._spawned, time.monotonic()
+        self._starting[actor.identity.remote(*before)] = self._spawned, time.monotonic()
 
     def _await_all(self) -> None:
         """Waits for the first workers, which must all be there and be alike."""
@@ -212,22 +223,39 @@ class RayPool:
             self._place(self._homeless.popleft())
         return identity
 
+    @property
+    def _places(self) -> int:
+        """How many attempts each worker may have."""
+        if self._suspects or any(job.alone for job in (*self._jobs.values(), *self._homeless)):
+            return 1
+        if self._pack > 1:
+            return self._pack  # none has to wait there: while one's reply is on its way, the others train on
+        return 2 if self._average < QUICK else 1
+
     def _place(self, job: _Job) -> int:
         """Puts a job into the shortest queue."""
         number = min(self._queues, key=lambda n: (len(self._queues[n]), n))
-        reference = self._actors[number].run.remote(job.attempt, job.sources)
+        actor = self._actors[number]
+        run = actor.run if self._pack == 1 else actor.run_beside
+        reference = run.remote(job.attempt, job.sources)
         self._jobs[reference] = job
         self._queues[number].append(reference)
-        if len(self._queues[number]) == 1:
+        if reference in self._under_way(number):
             job.began = time.monotonic()
         return number
 
-    def _take(self, number: int) -> _Job:
-        """The job that a worker was busy with; the next one begins."""
-        job = self._jobs.pop(self._queues[number].popleft())
-        if self._queues[number]:
-            self._jobs[self._queues[number][0]].began = time.monotonic()
-        return job
+    def _under_way(self, number: int) -> list[Any]:
+        """What a worker is busy with, of all that waits for it."""
+        return list(islice(self._queues[number], self._pack))
+
+    def _take(self, number: int, reference: Any) -> _Job:
+        """A job that a worker was busy with; the next one begins."""
+        before = self._under_way(number)
+        self._queues[number].remove(reference)
+        for begun in self._under_way(number):
+            if begun not in before:
+                self._jobs[begun].began = time.monotonic()
+        return self._jobs.pop(reference)
 
     def _replace(self, number: int) -> None:
         """Ends a worker and starts another; what waited for it is not to blame, and waits elsewhere."""
@@ -239,30 +267,39 @@ class RayPool:
         while self._homeless and self._queues:
             self._place(self._homeless.popleft())
 
-    def _outcome(self, reference: Any) -> Outcome:
+    def _outcomes(self, reference: Any) -> list[Outcome]:
         number = next(n for n, queue in self._queues.items() if reference in queue)
         try:
             result: Result = ray.get(reference)
         except RayTaskError as error:
-            job = self._take(number)
-            if self._gpus and not isinstance(error.cause, ParetoSearchError):
-                self._replace(number)  # after a fault on a GPU, the process can do nothing more with it
-            return Outcome(job.attempt, error=_line(error.cause or error), seconds=time.monotonic() - job.began)
+            line = _line(error.cause or error)
+            # After a fault on a GPU, the process can do nothing more with it; in a pack, it may be another's fault.
+            if (self._gpus or self._pack > 1) and not isinstance(error.cause, ParetoSearchError):
+                return self._failed(number, line)
+            job = self._take(number, reference)
+            return [Outcome(job.attempt, error=line, seconds=time.monotonic() - job.began)]
         except RayError as error:
-            job = self._take(number)  # the head of the queue, whichever of its references told first
             self._average = math.inf  # the reply of one that ended just before may be lost too: its second try is alone
-            self._replace(number)
-            seconds = time.monotonic() - job.began
-            return Outcome(job.attempt, error=f"the worker died: {_line(error)}", lost=True, seconds=seconds)
-        job = self._take(number)
+            return self._failed(number, f"the worker died: {_line(error)}", lost=True)
+        job = self._take(number, reference)
         known = self._average if math.isfinite(self._average) else result.seconds
         self._average = (1 - RECENT) * known + RECENT * result.seconds
-        return Outcome(job.attempt, result, seconds=time.monotonic() - job.began)
+        return [Outcome(job.attempt, result, seconds=time.monotonic() - job.began)]
 
-    def _expired(self, number: int) -> Outcome:
-        job = self._take(number)
+    def _failed(self, number: int, error: str, lost: bool = False) -> list[Outcome]:
+        """Ends a worker, and what was under way there; whichever of its references told first.
+
+        Of several, each may be to blame: all are lost, and tried again alone.
+        """
+        jobs = [self._jobs.pop(r) for r in self._under_way(number)]
+        for _ in jobs:
+            self._queues[number].popleft()
         self._replace(number)
-        return Outcome(job.attempt, error=f"still running after {self._timeout:g} s", seconds=self._timeout)
+        if len(jobs) > 1:
+            self._suspects += len(jobs)
+            lost = True
+        now = time.monotonic()
+        return [Outcome(job.attempt, error=error, lost=lost, seconds=now - job.began) for job in jobs]
 
     @staticmethod
     def _gather(references: list[Any]) -> list[Any]:

@@ -46,11 +46,15 @@ class Shape:
 
 
 class Recommender(nn.Module):
-    """Item vectors, user vectors and scores."""
+    """Item vectors, user vectors and scores.
 
-    def __init__(self, shape: Shape, drop: float = 0.3) -> None:
+    Args:
+        generator: what dropout draws from; None is torch's own.
+    """
+
+    def __init__(self, shape: Shape, drop: float = 0.3, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.shape, self.drop = shape, drop
+        self.shape, self.drop, self.generator = shape, drop, generator
         d = shape.width
         self.item_bias = nn.Parameter(torch.zeros(shape.n_items))
         self.temperature = nn.Buffer(torch.ones(()))
@@ -90,7 +94,7 @@ class Recommender(nn.Module):
         if text is None:
             return own
         if id_dropout and self.training:
-            own = own * (torch.rand(len(own), 1, device=own.device) >= id_dropout)
+            own = own * (torch.rand(len(own), 1, device=own.device, generator=self.generator) >= id_dropout)
         return self.projection(text) + own
 
     def states(self, items: Tensor, lengths: Tensor, vectors: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ class Recommender(nn.Module):
         # Positions count from the end: the last item is always at the last position.
         place = torch.arange(h, device=window.device) + (self.shape.history - lengths)[:, None]
         position = nn.functional.embedding(place.clamp(max=self.shape.history - 1), self.position)
-        x = dropout(window + position, self.drop, self.training)
+        x = self._dropout(window + position)
         qkv = self.attention_in(self.attention_norm(x)).view(b, h, 3, HEADS, d // HEADS)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         # Written out: torch's fused kernel takes five times as long for windows this short on a CPU. Padding is on the
@@ -121,10 +125,13 @@ class Recommender(nn.Module):
         future = torch.full((h, h), -1e9, dtype=query.dtype, device=query.device).triu(1)
         weights = (query * (d // HEADS) ** -0.5 @ key.transpose(-1, -2) + future).softmax(-1).to(value.dtype)
         heads = (weights @ value).transpose(1, 2).reshape(b, h, d)
-        x = x + dropout(self.attention_out(heads), self.drop, self.training)
-        inner = dropout(nn.functional.gelu(self.feed_in(self.feed_norm(x))), self.drop, self.training)
-        x = x + dropout(self.feed_out(inner), self.drop, self.training)
+        x = x + self._dropout(self.attention_out(heads))
+        inner = self._dropout(nn.functional.gelu(self.feed_in(self.feed_norm(x))))
+        x = x + self._dropout(self.feed_out(inner))
         return self.final_norm(x)
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return dropout(x, self.drop, self.training, self.generator)
 
     def files(self, notes: Mapping[str, object]) -> dict[str, bytes]:
         """`recommender.json` (the shape and notes) and `recommender.safetensors` (the parameters by plain names)."""

@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from pareto_search.objective import Objective
 from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import Adapter, LoraShape, Targets, attached, inherit
+from pareto_search.workers.lora import Adapter, LoraShape, Targets, fresh, inherit, placed
 from pareto_search.workers.losses import (
     ItemTensors,
     Scalarisation,
@@ -113,13 +114,32 @@ def fine_tune(
     Yields:
         The fine-tuning, its adapter in the encoder; afterwards the encoder is as it was.
     """
-    torch.manual_seed(seed)
-    with attached(task.encoder, _shape(genes, task.encoder)) as adapter:
-        yield FineTuning(task, genes, adapter, steps=steps, seed=seed, source=source)
+    tuning = FineTuning(task, genes, steps=steps, seed=seed, source=source)
+    with placed(task.encoder, dict(tuning.adapter.named())):
+        yield tuning
+
+
+@dataclass(frozen=True)
+class EncoderStep:
+    """The encoder's part of a training step: the gradient of some items goes through it, and their vectors are renewed.
+
+    Attributes:
+        text, gradient: `(n_items, t)` the cached vectors, and the gradient collected for each.
+        adapter: whose weights get theirs.
+    """
+
+    text: Tensor
+    gradient: Tensor
+    adapter: Adapter
+
+    def turn(self, encoder: Encoder) -> NDArray[np.int64]:
+        """Whose turn it is: the items with the largest gradient."""
+        count = min(len(self.text), max(256, min(len(self.text) // 3, ENCODED)))
+        return encoder.foremost(self.gradient.square().sum(1).cpu().numpy(), count)
 
 
 class FineTuning:
-    """One candidate in training.
+    """One candidate in training, which draws from a generator of its own: who trains beside it makes no difference.
 
     A step is a few tower batches against cached text vectors, whose gradient is collected (gradient caching: Gao et
     al., RepL4NLP 2021), then one pass of the encoder over the items with the largest collected gradient. The others
@@ -133,15 +153,16 @@ class FineTuning:
         self,
         task: Task,
         genes: Genes,
-        adapter: Adapter,
         *,
         steps: int,
         seed: int,
         source: Mapping[str, bytes] | None,
     ) -> None:
         self._task, self._seed, self._steps = task, seed, steps
+        self._generator = torch.Generator(task.encoder.device).manual_seed(seed)
+        adapter = fresh(task.encoder, _shape(genes, task.encoder), generator=self._generator)
         self.adapter = adapter.eval()  # until it is trained, what the encoder gives is without dropout
-        self.model = _start(task.start, source, genes)
+        self.model = _start(task.start, source, genes, self._generator)
         self.done = 0
         self._loss = _Loss(task, genes, self.model)
         self._adapts = float(genes["adapter_lr"]) > 0  # without, the encoder stays as it is and costs nothing
@@ -156,14 +177,26 @@ class FineTuning:
                 self._resume(load(source[OPTIMISER]))
 
     def advance(self, to: int) -> None:
-        """Trains until so many steps are done.
-
-        What chance decides depends on the seed and on where it begins, so that a pause at a rung changes nothing.
+        """Trains until so many steps are done, with the adapter in the encoder.
 
         Raises:
             DivergedError: the loss or a weight is not finite.
         """
-        torch.manual_seed(self._seed + self.done)
+        for step in self.steps(to):
+            _encoder_step(self._task.encoder, step)
+
+    def steps(self, to: int) -> Iterator[EncoderStep]:
+        """Trains until so many steps are done, with the adapter in the encoder, but for what it yields.
+
+        What chance decides depends on the seed and on where it begins, so that a pause at a rung changes nothing.
+
+        Yields:
+            The encoder's part of each step, to be done before the next one is asked for.
+
+        Raises:
+            DivergedError: the loss or a weight is not finite.
+        """
+        self._generator.manual_seed(self._seed + self.done)
         self._loss.shuffle(self._seed + self.done)
         encoder, layers = self._task.encoder, self.adapter.shape.layers
         text = encoder.catalogue(layers) if self._moved else encoder.frozen.to(encoder.device, copy=True)
@@ -176,7 +209,7 @@ class FineTuning:
                     raise DivergedError(f"the loss is not finite at step {step + 1} of {self._steps}")
                 self._tower.step()
             if self._adapts:
-                _encoder_step(encoder, text, gradient, layers)
+                yield EncoderStep(text, gradient, self.adapter)
                 self._lora.step()
         if not all(bool(p.isfinite().all()) for p in (*self.adapter.weights(), *self.model.parameters())):
             raise DivergedError(f"the weights are not finite after step {to} of {self._steps}")
@@ -206,10 +239,12 @@ def _shape(genes: Genes, encoder: Encoder) -> LoraShape:
     )
 
 
-def _start(start: Recommender, source: Mapping[str, bytes] | None, genes: Genes) -> Recommender:
+def _start(
+    start: Recommender, source: Mapping[str, bytes] | None, genes: Genes, generator: torch.Generator
+) -> Recommender:
     """The source's tower, or the warm start, in the form that the genes ask for."""
     embeddings = start.shape.item_embeddings and bool(genes["id_embeddings"])
-    model = Recommender(replace(start.shape, item_embeddings=embeddings))
+    model = Recommender(replace(start.shape, item_embeddings=embeddings), generator=generator)
     weights = start.state_dict() | ({} if source is None else Recommender.loaded(source).state_dict())
     model.load_state_dict({k: v for k, v in weights.items() if k in model.state_dict()})
     model.temperature.fill_(float(genes["temperature"]))
@@ -347,13 +382,10 @@ def _forward(
     return sampled_cross_entropy(scaled, vectors, bias, wanted, scope.sample), states, vectors
 
 
-def _encoder_step(encoder: Encoder, text: Tensor, gradient: Tensor, layers: int) -> None:
-    """Back-propagates the collected gradient of the items where it is largest, and renews their vectors."""
-    count = min(len(text), max(256, min(len(text) // 3, ENCODED)))
-    chosen = encoder.foremost(gradient.square().sum(1).cpu().numpy(), count)
-    for chunk in encoder.chunks(chosen):
-        rows = torch.from_numpy(chunk).to(text.device)
-        vectors = encoder.encode(chunk, layers)
-        vectors.backward(gradient[rows])  # type: ignore[no-untyped-call]
-        text[rows] = vectors.detach()
-        gradient[rows] = 0.0
+def _encoder_step(encoder: Encoder, step: EncoderStep) -> None:
+    for chunk in encoder.chunks(step.turn(encoder)):
+        rows = torch.from_numpy(chunk).to(step.text.device)
+        vectors = encoder.encode(chunk, step.adapter.shape.layers)
+        vectors.backward(step.gradient[rows])  # type: ignore[no-untyped-call]
+        step.text[rows] = vectors.detach()
+        step.gradient[rows] = 0.0

@@ -1,9 +1,11 @@
 """A worker: a resident base model that fits components, and trains and scores one candidate after another."""
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 
@@ -19,11 +21,12 @@ from pareto_search.space import BLENDED, SearchSpace
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, Precision, precision
 from pareto_search.workers.evaluate import Scores, blended, component, score, scorer, similarity_files
-from pareto_search.workers.lora import LoraShape, attached
+from pareto_search.workers.lora import LoraShape, fresh
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.merge import merge
+from pareto_search.workers.pack import Pack
 from pareto_search.workers.recommender import Recommender, Shape, Tower
-from pareto_search.workers.train import Task, fine_tune, train_tower
+from pareto_search.workers.train import FineTuning, Task, fine_tune, train_tower
 
 SASREC_EPOCHS = 30
 WARM_START_EPOCHS = 20
@@ -69,6 +72,14 @@ class Workload:
     notes: Mapping[str, object] = field(default_factory=dict)
 
 
+class Course(TypedDict):
+    """How a fine-tuning goes: see `fine_tune`."""
+
+    steps: int
+    seed: int
+    source: Files | None
+
+
 Components = Mapping[str, Files]
 """Name -> files of what every candidate needs: `warm-start`, and the blended `ease` and `sasrec`."""
 
@@ -94,8 +105,12 @@ class Worker:
         self.known: Sequence[Genes] = ()
         self.components: dict[str, Scorer] = {}
 
-    def identity(self) -> str:
-        """The base model's bytes and precision, which all workers of a search must share."""
+    def identity(self, *_: object) -> str:
+        """The base model's bytes and precision, which all workers of a search must share.
+
+        Args:
+            _: results of earlier calls, which whoever asks wants to have ended.
+        """
         return f"{self.base.sha256} {self.encoder.dtype}"
 
     def fit(self, name: str) -> dict[str, bytes] | None:
@@ -167,15 +182,10 @@ class Worker:
             DivergedError: the loss is not finite.
         """
         began = time.perf_counter()
-        candidate, full = attempt.candidate, self.load.rungs[-1]
-        steps = attempt.steps or full
+        candidate = attempt.candidate
         files = self._merged(candidate, sources) if candidate.kind == "merged" else self._trained(attempt, sources)
         # Scored from the files, as whoever reloads the checkpoint will.
-        found = self._settings(candidate, scorer(files, self.encoder), alone=steps < full)
-        evaluations = tuple(
-            Evaluation(candidate.id, attempt.number, steps, number, {} if number == 0 else setting, values)
-            for number, (setting, values) in enumerate(found)
-        )
+        evaluations = self._evaluated(attempt, scorer(files, self.encoder))
         return Result(evaluations, files, time.perf_counter() - began)
 
     def retrained(self, candidate: Candidate, steps: int, settings: Sequence[Genes]) -> list[tuple[Values, Scores]]:
@@ -195,22 +205,41 @@ class Worker:
 
     def _trained(self, attempt: Attempt, sources: Sequence[Files]) -> dict[str, bytes]:
         """The checkpoint at the attempt's rung; a state, unless that is the full one."""
-        load, candidate, full = self.load, attempt.candidate, self.load.rungs[-1]
-        seed, source = _seed(load.seed, candidate.id), next(iter(sources), None)
-        with fine_tune(self._task, candidate.genes, steps=full, seed=seed, source=source) as tuning:
-            for rung in load.rungs:
-                if tuning.done < rung <= (attempt.steps or full):
-                    tuning.advance(rung)
-            notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": tuning.done})
-            files = tuning.adapter.files(load.base, load.revision) | tuning.model.files(notes)
-            return files if tuning.done == full else files | tuning.state()
+        with fine_tune(self._task, attempt.candidate.genes, **self._course(attempt, sources)) as tuning:
+            for rung in self._rungs(attempt, tuning):
+                tuning.advance(rung)
+            return self._state(attempt, tuning)
+
+    def _course(self, attempt: Attempt, sources: Sequence[Files]) -> Course:
+        """How an attempt's fine-tuning goes."""
+        seed = _seed(self.load.seed, attempt.candidate.id)
+        return {"steps": self.load.rungs[-1], "seed": seed, "source": next(iter(sources), None)}
+
+    def _rungs(self, attempt: Attempt, tuning: FineTuning) -> list[int]:
+        """Where a fine-tuning still has to pause, the attempt's own rung last."""
+        return [rung for rung in self.load.rungs if tuning.done < rung <= (attempt.steps or self.load.rungs[-1])]
+
+    def _state(self, attempt: Attempt, tuning: FineTuning) -> dict[str, bytes]:
+        """The files of a fine-tuning as it is now."""
+        load, candidate = self.load, attempt.candidate
+        notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": tuning.done})
+        files = tuning.adapter.files(load.base, load.revision) | tuning.model.files(notes)
+        return files if tuning.done == load.rungs[-1] else files | tuning.state()
+
+    def _evaluated(self, attempt: Attempt, model: Scorer) -> tuple[Evaluation, ...]:
+        """The model's evaluations on validation."""
+        candidate, full = attempt.candidate, self.load.rungs[-1]
+        steps = attempt.steps or full
+        return tuple(
+            Evaluation(candidate.id, attempt.number, steps, number, {} if number == 0 else setting, values)
+            for number, (setting, values) in enumerate(self._settings(candidate, model, alone=steps < full))
+        )
 
     def _merged(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
         """A merged candidate: its parents' average, or the warm start with an adapter that is zero."""
         if not sources:
-            torch.manual_seed(0)
-            with attached(self.encoder, LoraShape(1, 1.0, 0.0, "query_value", 1)) as adapter:
-                files = adapter.files(self.load.base, self.load.revision)
+            shape, generator = LoraShape(1, 1.0, 0.0, "query_value", 1), torch.Generator(self.device).manual_seed(0)
+            files = fresh(self.encoder, shape, generator=generator).files(self.load.base, self.load.revision)
             return files | self._task.start.files(self._notes({"candidate": candidate.id}))
         share = float(candidate.genes["share"])
         notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "merges": candidate.parents})
@@ -262,6 +291,32 @@ class Worker:
             **self.load.notes,
             **more,
         }
+
+
+class PackWorker(Worker):
+    """A worker that trains several candidates side by side, in a pack.
+
+    All of it runs in one thread, an event loop's, where candidates take turns at their encoder steps; only re-ranking,
+    which needs no encoder, goes to threads of its own, so that the others train on.
+    """
+
+    def __init__(self, load: Workload, cpus: float = 1.0, device: str = "cpu") -> None:
+        super().__init__(load, cpus, device)
+        self._pack = Pack(self.encoder)
+
+    async def run_beside(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Result:
+        """Does what `run` does, beside other calls of this; its seconds are those that it shared with them too."""
+        began = time.perf_counter()
+        candidate = attempt.candidate
+        if candidate.kind == "merged":
+            files = self._merged(candidate, sources)
+        else:
+            tuning = FineTuning(self._task, candidate.genes, **self._course(attempt, sources))
+            for rung in self._rungs(attempt, tuning):
+                await self._pack.advance(tuning, rung)
+            files = self._state(attempt, tuning)
+        evaluations = await asyncio.to_thread(self._evaluated, attempt, scorer(files, self.encoder))
+        return Result(evaluations, files, time.perf_counter() - began)
 
 
 def _seed(seed: int, candidate: str) -> int:

@@ -23,7 +23,7 @@ from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraShape, attached
 from pareto_search.workers.losses import ItemTensors, list_values
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
-from pareto_search.workers.train import OPTIMISER, DivergedError, FineTuning, Task, fine_tune, train_tower
+from pareto_search.workers.train import OPTIMISER, DivergedError, EncoderStep, FineTuning, Task, fine_tune, train_tower
 
 SHAPE = Shape(n_items=20, width=16, history=6, tower="attention", text_width=32, item_embeddings=True)
 
@@ -234,7 +234,7 @@ def test_an_encoder_step_trains_on_the_items_with_the_largest_gradient_and_leave
         with torch.no_grad():
             for _, module in adapter.named():
                 module.B.normal_(std=0.3, generator=generator)
-        train._encoder_step(many, text, collected, 1)
+        train._encoder_step(many, EncoderStep(text, collected, adapter))
         found = [p.grad.clone() for p in adapter.weights() if p.grad is not None]
         adapter.zero_grad()
         for chunk in many.chunks(taken):
@@ -407,8 +407,8 @@ def test_a_child_starts_from_its_parents_vectors(
     checkpoint, vectors = parent
     seen: list[torch.Tensor] = []
 
-    def spy(encoder: Encoder, text: torch.Tensor, *rest: Any) -> None:
-        seen.append(text.clone())
+    def spy(encoder: Encoder, step: EncoderStep) -> None:
+        seen.append(step.text.clone())
 
     monkeypatch.setattr(train, "_encoder_step", spy)
     with fine_tune(task, {**genes, **CHILD, "rank": rank}, steps=6, seed=1, source=checkpoint) as tuning:

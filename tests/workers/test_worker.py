@@ -1,5 +1,6 @@
 """A worker in this process, from the components to a candidate's result."""
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -15,8 +16,8 @@ from pareto_search.recsys.split import Split
 from pareto_search.workers import worker as module
 from pareto_search.workers.base import Base
 from pareto_search.workers.evaluate import component, score, scorer
-from pareto_search.workers.train import OPTIMISER
-from pareto_search.workers.worker import Worker, Workload
+from pareto_search.workers.train import OPTIMISER, DivergedError
+from pareto_search.workers.worker import PackWorker, Worker, Workload
 
 NAMES = ("ease", "sasrec", "warm-start")
 
@@ -348,3 +349,37 @@ def test_a_candidate_that_inherits_starts_from_its_parents_checkpoint(
     assert heir.files["adapter_model.safetensors"] == climb[-1].files["adapter_model.safetensors"]
     assert heir.evaluations[0].values == pytest.approx(dict(climb[-1].evaluations[0].values), abs=1e-6)
     assert json.loads(heir.files["recommender.json"])["steps"] == 6
+
+
+def test_side_by_side_each_attempt_has_the_result_that_it_has_alone(
+    climber: Worker, parents: list[Result], genes: dict[str, Any]
+) -> None:
+    packed = PackWorker(climber.load)
+    packed.equip({name: files for name in NAMES if (files := climber.fit(name)) is not None})
+    climbing = Candidate("c0005", awkward(genes, layers=1))
+    paused = climber.run(Attempt(climbing, 1, RUNGS[0]))
+    attempts: list[tuple[Attempt, list[Any]]] = [
+        (Attempt(Candidate("c0003", awkward(genes, rank=2))), []),
+        (Attempt(climbing, 2, RUNGS[1]), [paused.files]),
+        (Attempt(MERGED, 1, 6), [p.files for p in parents]),
+        (Attempt(Candidate("c0007", {**genes, "tower_lr": 1e30})), []),
+    ]
+
+    async def all_of_them() -> list[Any]:
+        calls = (packed.run_beside(attempt, sources) for attempt, sources in attempts)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    *results, diverged = asyncio.run(all_of_them())
+    assert isinstance(diverged, DivergedError)
+    for (attempt, sources), ours in zip(attempts, results, strict=False):
+        theirs = climber.run(attempt, sources)
+        assert [(e.attempt, e.steps, e.setting) for e in ours.evaluations] == [
+            (e.attempt, e.steps, e.setting) for e in theirs.evaluations
+        ]
+        assert ours.files.keys() == theirs.files.keys()
+        history = climber.load.split.validation.history
+        one, other = (scorer(r.files, climber.encoder).scores(history) for r in (ours, theirs))
+        assert one == pytest.approx(other, abs=1e-4)
+        model = {"model": scorer(ours.files, climber.encoder)}
+        (scores,) = score(climber.load.split.validation, climber.items, model, [{}], climber.load.metrics)
+        assert {n: s["mean"] for n, s in scores.items()} == pytest.approx(dict(ours.evaluations[0].values), abs=1e-6)

@@ -1,0 +1,115 @@
+"""Packs: what a worker gets done when it trains several candidates side by side.
+
+    python -m benchmarks.packs [--packs 1 2 4 8 16] [--candidates 16] [--steps 8] [--device cuda|cpu] [--json FILE]
+
+MovieLens-100K, the packaged MiniLM, two adapted layers; candidates differ in rank, dropout and learning rate. As many
+as the pack is wide train at once, and the next one takes the place of one that ends. Training alone is measured, not
+evaluation. A pack of 1 is what a worker does without packs. The limit is that of `benchmarks.limit`, and the same for
+every pack: the time of the matrix products, each at the rate of a solo step's shape. On a CPU, time is the process's;
+busy is the share of the time in which it or, by the profiler in a run of its own, some kernel of the GPU was at work.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.limit import GENES, Bench, clock
+from pareto_search.candidate import Genes
+from pareto_search.workers.pack import Pack
+from pareto_search.workers.train import FineTuning, fine_tune
+
+LAYERS = 2
+RANKS, DROPOUTS = (4, 8, 16, 32), (0.0, 0.1, 0.2)
+RATES = (3e-4, 1e-3, 3e-3)
+
+
+def candidates(bench: Bench, count: int) -> Iterator[tuple[int, Genes]]:
+    """Numbers and genes."""
+    for number in range(count):
+        own = {
+            "layers": LAYERS,
+            "rank": RANKS[number % len(RANKS)],
+            "dropout": DROPOUTS[number % len(DROPOUTS)],
+            "adapter_lr": RATES[number % len(RATES)],
+        }
+        yield number, {**GENES, **bench.weights, **own}
+
+
+def train(bench: Bench, pack: int, count: int, steps: int) -> None:
+    """Trains so many candidates, side by side where the pack is wider than one."""
+    waiting = candidates(bench, count)
+    if pack == 1:
+        for number, genes in waiting:
+            with fine_tune(bench.task, genes, steps=steps, seed=number) as tuning:
+                tuning.advance(steps)
+        return
+
+    async def all_of_them() -> None:
+        together = Pack(bench.encoder)
+
+        async def place() -> None:
+            for number, genes in waiting:
+                await together.advance(FineTuning(bench.task, genes, steps=steps, seed=number, source=None), steps)
+
+        await asyncio.gather(*(place() for _ in range(pack)))
+
+    asyncio.run(all_of_them())
+
+
+def measured(bench: Bench, pack: int, count: int, steps: int, device: str) -> dict[str, Any]:
+    """The figures of one width."""
+    train(bench, pack, pack, 1)  # warm-up
+    bench.encoder.encoded.clear()
+    began, started = clock(device), time.perf_counter()
+    train(bench, pack, count, steps)
+    seconds, wall = clock(device) - began, time.perf_counter() - started
+    # The encoder's chunks of all candidates are known; each took as many tower batches as any other.
+    _, batches = bench.batches(steps)
+    products = bench.products(LAYERS, batches)
+    limit = sum(p.seconds(device) * (1 if part == "encoder" else count) for part, own in products.items() for p in own)
+    return {
+        "pack": pack,
+        "candidates_per_hour": 3600 * count / seconds,
+        "share_of_limit": limit / seconds,
+        "busy_share": seconds / wall if device == "cpu" else kernels(bench, pack, steps),
+    }
+
+
+def kernels(bench: Bench, pack: int, steps: int) -> float:
+    """The share of the time in which a kernel runs, of a training that is profiled."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        began = clock("cuda")
+        train(bench, pack, pack, steps)
+        wall = clock("cuda") - began
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / wall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packs", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--candidates", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    bench = Bench(options.device)
+    found: list[dict[str, Any]] = []
+    print(f"{'pack':>4}{'candidates/h':>14}{'share of limit':>16}{'busy share':>12}")
+    for pack in options.packs:
+        found.append(measured(bench, pack, max(pack, options.candidates), options.steps, options.device))
+        hourly, share, busy = list(found[-1].values())[1:]
+        print(f"{pack:4}{hourly:14.1f}{share:16.2f}{busy:12.2f}", flush=True)
+    if options.json:
+        content = {"device": options.device, "steps": options.steps, "packs": found}
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
