@@ -197,14 +197,19 @@ def evaluate(
 @RUN
 @ENTRY
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
-@click.option("--format", "form", default="adapter", show_default=True, help="adapter")
+@click.option(
+    "--format", "form", default="adapter", show_default=True, help="adapter, merged, sentence-transformers or onnx."
+)
 def export(run: Path, name: str, to: Path, form: str) -> None:
     """Writes an entry with all it needs into a folder of its own.
 
-    Example: pareto-search export runs/demo c0007-s03 --to exported
+    Example: pareto-search export runs/demo c0007-s03 --to exported --format onnx
     """
-    entry.export(entry.of_run(run, name), to, form)
+    from pareto_search import export as exports
+
+    measures = exports.export(run, name, load(**_config_of(run).data.arguments()), to, form)
     click.echo(f"Wrote {to}")
+    display.show_export(measures)
 
 
 @cli.command()

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load
 
 from pareto_search.entry import Entry
 from pareto_search.errors import CheckpointError, DataError
@@ -14,10 +15,12 @@ from pareto_search.recsys.rerank import blend, rerank, standardise
 from pareto_search.recsys.split import Sequences, Split, order_of, split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.base import locate
-from pareto_search.workers.encoder import Encoder, precision
+from pareto_search.workers.encoder import Encoder, Precision, precision
 from pareto_search.workers.evaluate import Scores, component, score, scorer
 
 REASONS = 2
+FEATURES = "features.safetensors"
+"""The base model's text vectors, which a merged model cannot give any more, where distances are measured by them."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,16 @@ class Recommendation:
 class Serving:
     """An entry with its base model loaded, over the data set that it was trained on.
 
+    Args:
+        base: where the base model is, if not where it was in the search.
+        dtype: of the base model, if not as in the search.
+
     Raises:
         DataError: the data set is another one.
         CheckpointError: the base model is another one, or the files do not fit it.
     """
 
-    def __init__(self, entry: Entry, data: Dataset, base: str | None = None) -> None:
+    def __init__(self, entry: Entry, data: Dataset, base: str | None = None, dtype: Precision | None = None) -> None:
         notes = entry.notes
         if notes["data_sha256"] != data.sha256:
             raise DataError(
@@ -54,23 +61,33 @@ class Serving:
                 f"{str(notes['data_sha256'])[:12]}); give the data of its search"
             )
         self.entry, self.data = entry, data
-        found = locate(base or notes["base"]["id"], notes["base"]["revision"])
-        if found.sha256 != notes["base"]["sha256"]:
-            raise CheckpointError(f"base model '{found.id}' is not the one that {entry.name} was trained on")
+        if entry.merged:
+            found = locate(str(entry.merged))  # its manifest has been verified
+        else:
+            found = locate(base or notes["base"]["id"], notes["base"]["revision"])
+            if found.sha256 != notes["base"]["sha256"]:
+                raise CheckpointError(f"base model '{found.id}' is not the one that {entry.name} was trained on")
         self.encoder = Encoder(
             found,
             data.texts,
             max_tokens=notes["max_item_tokens"],
             layers=notes["layers"],
-            dtype=precision(notes["dtype"], "cpu"),
+            dtype=precision(dtype or notes["dtype"], "cpu"),
         )
         how = notes["split"]
         self.split: Split = split(data, how["strategy"], how["tie_seed"])
-        features = self.encoder.frozen.numpy() if data.categories is None else category_features(data.categories)
-        self.items = ItemStatistics.of(self.split.train, self.split.n_items, features)
+        self.items = ItemStatistics.of(self.split.train, self.split.n_items, self._features())
         self.model = scorer(entry.files, self.encoder)
         components = {name: component(files, self.encoder) for name, files in entry.components.items()}
         self.scorers = {"model": self.model, **components}
+
+    def _features(self) -> NDArray[np.float32]:
+        """What distances between items are measured by, which training cannot change."""
+        if self.data.categories is not None:
+            return category_features(self.data.categories)
+        if FEATURES in self.entry.files:
+            return load(self.entry.files[FEATURES])["features"]
+        return self.encoder.frozen.numpy()
 
     def evaluate(self, part: Literal["validation", "test"]) -> Scores:
         """The entry's scores on a part, by the metrics of its search."""
