@@ -48,10 +48,7 @@ def export(run: Path, name: str, data: Dataset, folder: Path, form: str = "adapt
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is there already; give --to a new folder")
     found, front, folder = of_run(run, name), load_front(run), folder.absolute()
-    if form == "adapter":
-        files, measures = found.to_files(), {}
-    else:
-        files, measures = _converted(found, data, form)
+    files, measures = (found.to_files(), {}) if form == "adapter" else _converted(found, data, form)
     files[CARD] = card(found, front, data, form, measures=measures, files=files).encode()
     if form in ("adapter", "merged"):
         checkpoint.write(folder, files)
@@ -60,7 +57,7 @@ def export(run: Path, name: str, data: Dataset, folder: Path, form: str = "adapt
     return measures
 
 
-def _converted(entry: Entry, data: Dataset, form: str) -> tuple[dict[str, bytes], Mapping[str, Any]]:
+def _converted(entry: Entry, data: Dataset, form: str) -> tuple[dict[str, bytes], dict[str, Any]]:
     from pareto_search.workers.convert import convert, features  # torch, which the format adapter does without
 
     with TemporaryDirectory() as place:

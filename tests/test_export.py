@@ -230,7 +230,7 @@ def test_int8_that_loses_too_much_is_refused(
     run: Path, toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert, "LOSS", -9.0)
-    with pytest.raises(CheckpointError, match=r"int8 takes c0000-s02 from ndcg@10 0\.\d+ on validation to 0\.\d+ at"):
+    with pytest.raises(CheckpointError, match=r"int8 keeps \d+\.\d% of the ndcg@10 that c0000-s02 has on validation"):
         export(run, NAME, toy, tmp_path / "x", "onnx")
 
 

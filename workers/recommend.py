@@ -1,6 +1,7 @@
 """An entry at work in this process: scores it again, or recommends to a user and says why."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,9 +78,19 @@ class Serving:
         how = notes["split"]
         self.split: Split = split(data, how["strategy"], how["tie_seed"])
         self.items = ItemStatistics.of(self.split.train, self.split.n_items, self._features())
-        self.model = scorer(entry.files, self.encoder)
-        components = {name: component(files, self.encoder) for name, files in entry.components.items()}
+        self._equip()
+
+    def _equip(self) -> None:
+        self.model = scorer(self.entry.files, self.encoder)
+        components = {name: component(files, self.encoder) for name, files in self.entry.components.items()}
         self.scorers = {"model": self.model, **components}
+
+    def beside(self, entry: Entry) -> "Serving":
+        """Another entry of the same search at work, which shares the base model and all that comes from the data."""
+        other = copy(self)
+        other.entry = entry
+        other._equip()
+        return other
 
     def _features(self) -> NDArray[np.float32]:
         """What distances between items are measured by, which training cannot change."""
@@ -102,9 +113,14 @@ class Serving:
         """
         if user not in self.data.user_ids:
             raise DataError(f"user '{user}' is not in {self.data.name}; give --history 'ITEM,ITEM,…' for a new user")
+        return [self.data.item_ids[i] for i in self.histories()[user]]
+
+    def histories(self) -> dict[str, NDArray[np.int32]]:
+        """The items of every user, as indices, in the order of time."""
         order = order_of(self.data, self.entry.notes["split"]["tie_seed"])
-        mine = order[self.data.users[order] == self.data.user_ids.index(user)]
-        return [self.data.item_ids[i] for i in self.data.items[mine]]
+        counts = np.bincount(self.data.users, minlength=len(self.data.user_ids))
+        rows = np.split(self.data.items[order], np.cumsum(counts)[:-1])
+        return dict(zip(self.data.user_ids, rows, strict=True))
 
     def recommend(self, history: Sequence[str], k: int, *, explain: bool = False) -> list[Recommendation]:
         """The k items to show to a user with this history, oldest item first.
@@ -122,10 +138,10 @@ class Serving:
             raise DataError(f"-k is {k}; expected 1 to {n_items - len(set(history))}, the items that are left")
         seen = np.zeros((1, n_items), bool)
         seen[0, known] = True
-        one = _sequences([known])
+        one = sequences([known])
         scores = blend({n: standardise(s.scores(one), seen) for n, s in self.scorers.items()}, self.entry.serving)
         chosen = rerank(scores, self.items, self.entry.serving, k)[0]
-        because = self._because(known, chosen) if explain and len(known) else [()] * k
+        because = self.because(known, chosen) if explain and len(known) else [()] * k
         rated = self.items.credibility
         return [
             Recommendation(
@@ -139,12 +155,12 @@ class Serving:
             for i, reasons in zip(chosen, because, strict=True)
         ]
 
-    def _because(self, history: NDArray[np.int32], chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
+    def because(self, history: NDArray[np.int32], chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
         """For each chosen item, the history items whose removal lowers the model's score most (leave one out)."""
         window = self.model.model.shape.history
         places = np.arange(max(0, len(history) - window), len(history))
-        full = self.model.scores(_sequences([history]))[0, chosen]
-        without = self.model.scores(_sequences([np.delete(history, p) for p in places]))[:, chosen]
+        full = self.model.scores(sequences([history]))[0, chosen]
+        without = self.model.scores(sequences([np.delete(history, p) for p in places]))[:, chosen]
         drop = full - without
         reasons: list[tuple[str, ...]] = []
         for column in drop.T:
@@ -153,6 +169,7 @@ class Serving:
         return reasons
 
 
-def _sequences(histories: Sequence[NDArray[np.int32]]) -> Sequences:
+def sequences(histories: Sequence[NDArray[np.int32]]) -> Sequences:
+    """Histories of item indices as the scorers want them."""
     ends = np.cumsum([0, *(len(h) for h in histories)])
     return Sequences(ends.astype(np.int64), np.concatenate(histories).astype(np.int32), None)

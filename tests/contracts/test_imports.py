@@ -102,7 +102,7 @@ def test_nouns_import_only_nouns() -> None:
 
 @pytest.mark.parametrize(
     ("part", "allowed"),
-    [("recsys", {*NOUNS, "recsys"}), ("workers", {*NOUNS, "recsys", "entry", "executor", "workers"})],
+    [("recsys", {*NOUNS, "recsys"}), ("workers", {*NOUNS, "recsys", "decide", "entry", "executor", "results", "workers"})],
 )
 def test_a_part_imports_only_what_lies_below_it(part: str, allowed: set[str]) -> None:
     wrong = {(m, i.target) for m in MODULES if group(m) == part for i in ours(m) if group(i.target) not in allowed}
@@ -133,8 +133,8 @@ def test_words_and_commands_come_without_torch_and_ray() -> None:
     assert {m for m in loaded if group(m) == "workers"} == set()
 
 
-def test_ray_is_imported_in_the_pool_only() -> None:
-    assert importers("ray") == {"workers.pool"}
+def test_ray_is_imported_in_the_pool_and_the_deployment_only() -> None:
+    assert importers("ray") == {"workers.pool", "workers.serving"}
 
 
 def test_pymoo_is_imported_in_evolution_only() -> None:
