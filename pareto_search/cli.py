@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import secrets
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -238,6 +241,35 @@ def recommend(
         click.echo(json.dumps([dataclasses.asdict(r) for r in found], indent=1))
     else:
         display.show_recommendations(found)
+
+
+@cli.command()
+@RUN
+@click.argument("names", metavar="ENTRY...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1), help="Processes that share the port.")
+@ADDRESS
+def deploy(*, run: Path, names: tuple[str, ...], host: str, port: int, replicas: int, address: str | None) -> None:
+    """Recommendations over HTTP by Ray Serve. On a running cluster, a second call swaps the served entries.
+
+    The token is PARETO_SEARCH_TOKEN, or one of its own that it prints.
+
+    Example: pareto-search deploy runs/demo c0007-s03 c0012-s41 --port 8000
+    """
+    from pareto_search import launch
+
+    given = os.environ.get("PARETO_SEARCH_TOKEN")
+    if not given and host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(f"--host {host} can be reached by others; set PARETO_SEARCH_TOKEN to a token of your choice")
+    token = given or secrets.token_urlsafe(32)
+    launch.deploy(run, names, token=token, host=host, port=port, replicas=replicas, address=address)
+    click.echo(f"Serving {', '.join(names)} at http://{host}:{port}/recommend")
+    if not given:
+        click.echo(f"Token: {token}")
+    if address is None:
+        click.echo("Ctrl-C ends it.")
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
 
 @cli.group()

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from pareto_search.workers.worker import Workload
 if TYPE_CHECKING:
     from pareto_search.workers.pool import RayPool
 
+LOOPBACK = "127.0.0.1"
 BASELINES = ("popularity", "item-knn", "ease", "sasrec", "frozen-encoder", "warm-start")
 CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
     "practitioner": (("ease", ()), ("sasrec", ()), ("sasrec", ("ease",))),
@@ -107,6 +109,38 @@ def run_search(
                 return launch.finish(retrain)
         finally:
             store.close()
+
+
+def deploy(
+    run: Path,
+    names: Sequence[str],
+    *,
+    token: str,
+    host: str = LOOPBACK,
+    port: int = 8000,
+    replicas: int = 1,
+    address: str | None = None,
+) -> None:
+    """Serves entries of a run over HTTP, or lets the deployment on a cluster change over to them; see workers.serving.
+
+    Raises:
+        UserError: an entry, the data, the port or the cluster does not fit.
+    """
+    front = results.load_front(run)
+    for name in names:
+        results.find_entry(front, name)
+    if address is None:
+        with socket.socket() as line:
+            if line.connect_ex((host, port)) == 0:
+                raise ConfigError(f"port {port} of {host} is taken; give --port another one")
+        _want_token()
+    try:
+        from pareto_search.workers import serving  # only now, for the same reason
+    except ImportError as error:
+        raise ConfigError(f"deploy needs {error.name}: pip install 'pareto-search[deploy]'") from None
+
+    data = load(**load_config(run).data.arguments())
+    serving.deploy(run, names, data, token=token, host=host, port=port, replicas=replicas, address=address)
 
 
 def load_config(run: Path) -> SearchConfig:

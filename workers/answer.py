@@ -120,7 +120,9 @@ class Desk:
         shelf = self._shelf
         name = shelf.choose(question)
         found = shelf.lists[name].get(question.user)
-        return None if found is None or len(found.items) < question.k else self._answer(name, found, found.items, question)
+        return (
+            None if found is None or len(found.items) < question.k else self._answer(name, found, found.items, question)
+        )
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | ParetoSearchError]:
         """An answer to each question, or what is wrong with it; those for one entry are computed together."""
@@ -201,7 +203,8 @@ class Desk:
     ) -> Answer:
         data, chosen = self._serving.data, items[: question.k]
         shown: list[dict[str, object]] = [
-            {"item": data.item_ids[i], "title": data.titles[i], "score": float(found.scores[i])} for i in chosen.tolist()
+            {"item": data.item_ids[i], "title": data.titles[i], "score": float(found.scores[i])}
+            for i in chosen.tolist()
         ]
         if question.explain and serving is not None and len(found.history):
             for item, because in zip(shown, serving.because(found.history, chosen), strict=True):

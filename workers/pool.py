@@ -80,7 +80,7 @@ class RayPool:
         self._setup: dict[str, Any] = {}
         self._spawned = 0
         self._spare = SPARE * count
-        _connect(address, count * cpus)
+        connect(address, count * cpus)
         try:
             _check(count, cpus, gpus, patience=0.0 if address is None else JOINING)
             self._load = ray.put(load)
@@ -276,7 +276,12 @@ class RayPool:
             raise SearchError(f"a worker could not start or died: {_line(error)}") from error
 
 
-def _connect(address: str | None, cpus: float) -> None:
+def connect(address: str | None, cpus: float) -> None:
+    """Connects this process to a running Ray cluster, or starts a local Ray with at least so many CPUs.
+
+    Raises:
+        ClusterError: no Ray answers at the address.
+    """
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about GPUs

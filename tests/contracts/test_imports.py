@@ -102,7 +102,10 @@ def test_nouns_import_only_nouns() -> None:
 
 @pytest.mark.parametrize(
     ("part", "allowed"),
-    [("recsys", {*NOUNS, "recsys"}), ("workers", {*NOUNS, "recsys", "decide", "entry", "executor", "results", "workers"})],
+    [
+        ("recsys", {*NOUNS, "recsys"}),
+        ("workers", {*NOUNS, "recsys", "decide", "entry", "executor", "results", "workers"}),
+    ],
 )
 def test_a_part_imports_only_what_lies_below_it(part: str, allowed: set[str]) -> None:
     wrong = {(m, i.target) for m in MODULES if group(m) == part for i in ours(m) if group(i.target) not in allowed}
