@@ -91,7 +91,7 @@ class Replica:
             raise RuntimeError("the HTTP server has ended")
 
     def _listen(self) -> None:
-        """Starts the HTTP server in a thread with a loop of its own, so that it and Serve's calls do not wait in line."""
+        """Starts the HTTP server in a thread with a loop of its own, apart from the calls that Serve makes."""
         line = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
         line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         line.bind((self._host, self._port))
