@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,6 @@ from pareto_search.workers.worker import Workload
 if TYPE_CHECKING:
     from pareto_search.workers.pool import RayPool
 
-LOOPBACK = "127.0.0.1"
 BASELINES = ("popularity", "item-knn", "ease", "sasrec", "frozen-encoder", "warm-start")
 CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
     "practitioner": (("ease", ()), ("sasrec", ()), ("sasrec", ("ease",))),
@@ -116,7 +114,7 @@ def deploy(
     names: Sequence[str],
     *,
     token: str,
-    host: str = LOOPBACK,
+    host: str = "127.0.0.1",
     port: int = 8000,
     replicas: int = 1,
     address: str | None = None,
@@ -130,9 +128,6 @@ def deploy(
     for name in names:
         results.find_entry(front, name)
     if address is None:
-        with socket.socket() as line:
-            if line.connect_ex((host, port)) == 0:
-                raise ConfigError(f"port {port} of {host} is taken; give --port another one")
         _want_token()
     try:
         from pareto_search.workers import serving  # only now, for the same reason

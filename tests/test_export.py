@@ -15,76 +15,29 @@ import plain
 import pytest
 
 from pareto_search import checkpoint, entry
-from pareto_search.candidate import Attempt, Candidate
 from pareto_search.errors import CheckpointError, ConfigError, RunError
 from pareto_search.export import export
-from pareto_search.objective import Objective
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.recsys.split import Split
 from pareto_search.workers import convert
 from pareto_search.workers.recommend import Serving
-from pareto_search.workers.worker import Worker, Workload
 
 NAME = "c0000-s02"
-SERVING = {"ease": 0.4, "sasrec": 0.0, "diversity": 0.3, "novelty": 0.5, "credibility": 0.0}
 Export = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory,
-    workload: Workload,
-    toy: Dataset,
-    toy_split: Split,
-    objectives: tuple[Objective, ...],
-    genes: dict[str, Any],
-) -> Path:
-    """A run folder with one entry, whose adapter is far from zero and which blends in EASE."""
-    notes = {
-        "data_sha256": toy.sha256,
-        "split": {"strategy": "leave_last_out", "tie_seed": 0, "sha256": toy_split.sha256},
-        "metrics": [o.name for o in objectives],
-    }
-    worker = Worker(replace(workload, notes=notes, serving_settings=1))
-    warm, ease = worker.fit("warm-start"), worker.fit("ease")
-    assert warm is not None
-    assert ease is not None
-    worker.equip({"warm-start": warm})
-    files = worker.run(Attempt(Candidate("c0000", genes))).files
-    folder = tmp_path_factory.mktemp("exports") / "run"
-    checkpoint.write(folder / "checkpoints" / "c0000", files)
-    checkpoint.write(folder / "components" / "ease", ease)
-    values = {o.name: 0.25 for o in objectives}
-    found = {
-        "entry": NAME,
-        "candidate": "c0000",
-        "kind": "trained",
-        "weighting": {"ild@5": 0.01},
-        "genes": {"rank": 4, "targets": "query_value"},
-        "serving": SERVING,
-        "validation": values,
-        "test": {name: {"mean": 0.2, "low": 0.1234, "high": 0.3} for name in values},
-    }
-    front = {
-        "search": "toy",
-        "data_sha256": toy.sha256,
-        "split_sha256": toy_split.sha256,
-        "base": {"id": worker.base.id, "sha256": worker.base.sha256},
-        "objectives": [
-            {"name": o.name, "direction": o.direction, "reference": o.reference, "ideal": o.ideal} for o in objectives
-        ],
-        "front": [found],
-    }
-    (folder / "front.json").write_text(json.dumps(front))
-    return folder
+def run(toy_run: Path) -> Path:
+    return toy_run
 
 
 @pytest.fixture(scope="module")
-def exported(run: Path, toy: Dataset) -> Export:
+def exported(run: Path, toy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """The folder of an export in some format; each is made once."""
 
+    place = tmp_path_factory.mktemp("exports")
+
     def make(form: str) -> Path:
-        folder = run.parent / form
+        folder = place / form
         if not folder.exists():
             export(run, NAME, toy, folder, form)
         return folder

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -30,7 +31,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pareto_search.errors import ClusterError, ParetoSearchError
+from pareto_search.errors import ClusterError, ConfigError, ParetoSearchError
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.answer import Answer, Desk, Question
 from pareto_search.workers.pool import connect
@@ -207,9 +208,14 @@ def deploy(
         replicas: processes; those of one machine share the port.
 
     Raises:
+        ConfigError: something listens at the port already.
         ClusterError: Ray cannot be reached, or the replicas do not start; says why.
     """
-    connect(address, cpus=replicas)
+    if not ray.is_initialized():  # a second call from the same process changes what the first one serves
+        if address is None:
+            _want_free(host, port)
+        connect(address, cpus=replicas)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     deployment = serve.deployment(Replica).options(
         num_replicas=replicas,
         max_ongoing_requests=8,
@@ -227,9 +233,10 @@ def deploy(
         raise ClusterError(f"the deployment did not start: {_reason(error)}") from error
 
 
-def shutdown() -> None:
-    """Ends the deployment, and Serve with it."""
-    serve.shutdown()
+def _want_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as line:
+        if line.connect_ex((host, port)) == 0:
+            raise ConfigError(f"port {port} of {host} is taken; give --port another one")
 
 
 def _reason(error: BaseException) -> str:
