@@ -4,9 +4,10 @@ import dataclasses
 import json
 import os
 import secrets
-import signal
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -269,7 +270,8 @@ def deploy(*, run: Path, names: tuple[str, ...], host: str, port: int, replicas:
         click.echo(f"Token: {token}")
     if address is None:
         click.echo("Ctrl-C ends it.")
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
 
 
 @cli.group()

@@ -131,7 +131,8 @@ class Desk:
         asked: dict[str, list[tuple[int, NDArray[np.int32]]]] = {}
         for number, question in enumerate(questions):
             try:
-                asked.setdefault(shelf.choose(question), []).append((number, self._history(question)))
+                name, history = shelf.choose(question), self._history(question)
+                asked.setdefault(name, []).append((number, history))
             except ParetoSearchError as error:
                 answers[number] = error
         for name, several in asked.items():

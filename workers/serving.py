@@ -96,7 +96,9 @@ class Replica:
         line = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
         line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         line.bind((self._host, self._port))
-        config = uvicorn.Config(self._application, log_level=logging.ERROR, access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            self._application, interface="asgi3", ws="none", lifespan="off", log_level=logging.ERROR, access_log=False
+        )
         self._server = uvicorn.Server(config)
 
         async def run() -> None:

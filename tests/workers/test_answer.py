@@ -70,7 +70,11 @@ def test_a_history_is_answered_as_the_user_who_has_it(desk: Desk, toy: Dataset) 
 
 def test_questions_are_answered_together_as_each_alone(desk: Desk) -> None:
     questions = [Question(user=str(u), k=3 + u % 2, entry=(RERANKED, ALONE)[u % 2]) for u in range(8)]
-    assert desk.answer(questions) == [desk.answer([q])[0] for q in questions]
+    for together, question in zip(desk.answer(questions), questions, strict=True):
+        assert isinstance(together, Answer)
+        [alone] = desk.answer([question])
+        assert isinstance(alone, Answer)
+        assert (together.entry, items(together)) == (alone.entry, items(alone))
 
 
 def test_a_known_user_is_answered_from_memory_and_alike(desk: Desk) -> None:
