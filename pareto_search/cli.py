@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 RETRAIN = click.option(
     "--retrain-front", is_flag=True, help="Also train entries that inherited weights from scratch, and show both."
 )
+TRACK = click.option("--track", multiple=True, metavar="TRACKER", help="Also tell tensorboard, mlflow or wandb.")
 ADDRESS = click.option("--address", help="A running Ray cluster, HOST:PORT; without it, a local Ray is started.")
 
 DEMO: Mapping[str, Any] = {
@@ -66,13 +67,16 @@ def demo(out: Path, address: str | None) -> None:
 @ADDRESS
 @click.option("--seed", type=int, help="In place of the config's.")
 @RETRAIN
-def run(config: Path, out: Path, address: str | None, seed: int | None, retrain_front: bool) -> None:
+@TRACK
+def run(
+    *, config: Path, out: Path, address: str | None, seed: int | None, retrain_front: bool, track: tuple[str, ...]
+) -> None:
     """A search. An existing RUN of the same config goes on; one of another config is refused.
 
     Example: pareto-search run search.yaml --out runs/first
     """
     read = SearchConfig.load(config)
-    _search(read if seed is None else _changed(read, seed=seed), out, address, retrain_front)
+    _search(read if seed is None else _changed(read, seed=seed), out, address, retrain_front, track)
 
 
 @cli.command()
@@ -81,8 +85,15 @@ def run(config: Path, out: Path, address: str | None, seed: int | None, retrain_
 @click.option("--minutes", type=float, help="A new budget of time, from the start of the search.")
 @ADDRESS
 @RETRAIN
+@TRACK
 def resume(
-    *, run: Path, candidates: int | None, minutes: float | None, address: str | None, retrain_front: bool
+    *,
+    run: Path,
+    candidates: int | None,
+    minutes: float | None,
+    address: str | None,
+    retrain_front: bool,
+    track: tuple[str, ...],
 ) -> None:
     """Goes on after a stop or a crash, or with a larger budget.
 
@@ -92,7 +103,7 @@ def resume(
 
     budget = {k: v for k, v in {"candidates": candidates, "minutes": minutes}.items() if v is not None}
     config = load_config(run)
-    _search(_changed(config, **budget) if budget else config, run, address, retrain_front)
+    _search(_changed(config, **budget) if budget else config, run, address, retrain_front, track)
 
 
 @cli.command()
@@ -216,6 +227,24 @@ def export(run: Path, name: str, to: Path, form: str) -> None:
     display.show_export(measures)
 
 
+@cli.command(name="export-study")
+@RUN
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="FILE", help="A new file, study.db.")
+def export_study(run: Path, to: Path) -> None:
+    """Writes every evaluation at the full rung into an Optuna study, for its dashboard.
+
+    Example: pareto-search export-study runs/demo --to study.db
+    """
+    from pareto_search.study import write_study
+
+    config = _config_of(run)
+    store = Store.open(config.store or run / "search.db", config.name)
+    full = [e for e in store.evaluations() if e.steps == config.search.steps]
+    count = write_study(to, config.name, config.objectives, store.candidates(), full)
+    store.close()
+    click.echo(f"Wrote {count} evaluations to {to}; optuna-dashboard sqlite:///{to}")
+
+
 @cli.command()
 @RUN
 @ENTRY
@@ -289,13 +318,17 @@ def fetch_command(source: str) -> None:
     click.echo(f"{source} is in {fetch.movielens_100k()}")
 
 
-def _search(config: SearchConfig, run: Path, address: str | None, retrain: bool = False) -> None:
+def _search(
+    config: SearchConfig, run: Path, address: str | None, retrain: bool = False, track: Sequence[str] = ()
+) -> None:
     from pareto_search.launch import Watcher, run_search
+    from pareto_search.track import tracking
 
     try:
-        with display.live() as shown:
-            watcher = Watcher(shown.notice, shown.progress)
+        with display.live() as shown, tracking(track, config, run) as told:
+            watcher = Watcher(shown.notice, lambda now: (shown.progress(now), told.progress(now)))
             found = run_search(config, run, address=address, retrain=retrain, watcher=watcher)
+            told.finished(found, run)
     except KeyboardInterrupt:
         where = f" --address {address}" if address else ""
         click.echo(f"pareto-search: stopped; go on with: pareto-search resume {run}{where}", err=True)
