@@ -1,5 +1,6 @@
 """The archive of a search as an Optuna study, which Optuna's dashboard opens."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def write_study(
         storage=f"sqlite:///{path.absolute()}",
         directions=["maximize" if o.direction == "maximise" else "minimize" for o in objectives],
     )
-    study.set_metric_names([o.name for o in objectives])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # names are; the dashboard shows them
+        study.set_metric_names([o.name for o in objectives])
     genes = {c.id: c for c in candidates}
     rows = [_parameters(genes[e.candidate], e) for e in evaluations]
     kinds = _distributions(rows, optuna.distributions)

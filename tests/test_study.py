@@ -1,9 +1,12 @@
 """The archive as Optuna itself reads it back."""
 
+import io
+import json
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna_dashboard import wsgi
 
 from pareto_search.candidate import Candidate, Evaluation
 from pareto_search.errors import RunError
@@ -43,15 +46,11 @@ def test_optuna_finds_the_same_front_with_genes_and_names(path: Path) -> None:
 
 
 def test_the_dashboard_serves_the_study(path: Path) -> None:
-    dashboard = pytest.importorskip("optuna_dashboard")
-    import io
-    import json
-
-    application = dashboard.wsgi(optuna.storages.RDBStorage(f"sqlite:///{path}"))
+    application = wsgi(optuna.storages.RDBStorage(f"sqlite:///{path}"))
     said: list[str] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "x", "SERVER_PORT": "80"}
     environ |= {"wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO(), "wsgi.url_scheme": "http"}  # type: ignore[dict-item]
-    body = b"".join(application(environ, lambda status, _: said.append(status)))
+    body = b"".join(application(environ, lambda status, *_: said.append(status)))
     assert said[0].startswith("200")
     assert [s["study_name"] for s in json.loads(body)["study_summaries"]] == ["movies"]
 
