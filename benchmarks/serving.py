@@ -2,13 +2,15 @@
 
     python -m benchmarks.serving RUN [--seconds 5] [--json FILE]
 
-Measured are one client and 32 of them on keep-alive connections, known users, and 1,000 requests while the deployment
-changes over to other entries. The load comes from this process: it takes its share of the cores in both cases.
+Measured are one client and 32 of them on keep-alive connections, known users, and at least 1,000 requests while the
+deployment changes over to other entries; and, for comparison, a deployment that does nothing behind Serve's own HTTP
+proxy. The load comes from this process: it takes its share of the cores in each case.
 """
 
 import argparse
 import asyncio
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
+from ray import serve
 
 from pareto_search import launch
 from pareto_search.recsys.dataset import load
@@ -114,11 +118,30 @@ def swap(port: int, users: list[str], change: Callable[[], None]) -> dict[str, f
     thread = threading.Thread(target=change)
     began = time.perf_counter()
     thread.start()
-    enough: Callable[[int], bool] = lambda begun: begun >= SWAP and not thread.is_alive()  # noqa: E731
-    times, failed = asyncio.run(drive(port, users, 8, enough))
+    times, failed = asyncio.run(drive(port, users, 8, lambda begun: begun >= SWAP and not thread.is_alive()))
     thread.join()
     took, p99 = time.perf_counter() - began, 1000 * float(np.quantile(times, 0.99))
     return {"requests": len(times), "failed": failed, "seconds": took, "p99_ms": p99}
+
+
+def proxied(port: int, users: list[str], seconds: float) -> dict[str, float]:
+    """What Serve's HTTP proxy gives of a deployment that does nothing."""
+
+    class Nothing:
+        async def __call__(self, request: Any) -> str:
+            await request.body()
+            return "{}"
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        options: dict[str, Any] = {"max_ongoing_requests": 2 * CLIENTS, "ray_actor_options": {"num_cpus": 0.5}}
+        serve.run(serve.deployment(Nothing).options(**options).bind(), route_prefix="/recommend")
+        return measure(port, users, seconds)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 def free_port() -> int:
@@ -138,9 +161,10 @@ def main() -> None:
     bare, port = free_port(), free_port()
     server = subprocess.Popen([sys.executable, "-c", BARE, str(bare)])
     try:
-        launch.deploy(options.run, names[:2], token=TOKEN, port=port)
         _await(bare)
-        found: dict[str, Any] = {
+        found: dict[str, Any] = {"proxy": proxied(free_port(), users, options.seconds)}
+        launch.deploy(options.run, names[:2], token=TOKEN, port=port)
+        found |= {
             "bare": measure(bare, users, options.seconds),
             "deployment": measure(port, users, options.seconds),
             "swap": swap(port, users, lambda: launch.deploy(options.run, names[1:4], token=TOKEN, port=port)),

@@ -322,11 +322,17 @@ def _search(
     config: SearchConfig, run: Path, address: str | None, retrain: bool = False, track: Sequence[str] = ()
 ) -> None:
     from pareto_search.launch import Watcher, run_search
+    from pareto_search.search import Progress
     from pareto_search.track import tracking
 
     try:
         with display.live() as shown, tracking(track, config, run) as told:
-            watcher = Watcher(shown.notice, lambda now: (shown.progress(now), told.progress(now)))
+
+            def progress(now: Progress) -> None:
+                shown.progress(now)
+                told.progress(now)
+
+            watcher = Watcher(shown.notice, progress)
             found = run_search(config, run, address=address, retrain=retrain, watcher=watcher)
             told.finished(found, run)
     except KeyboardInterrupt:
