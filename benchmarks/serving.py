@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import ray
 from ray import serve
+from starlette.requests import Request
+from starlette.responses import Response
 
 from pareto_search import launch
 from pareto_search.recsys.dataset import load
@@ -104,13 +106,18 @@ def measure(port: int, users: list[str], seconds: float) -> dict[str, float]:
     first, _ = asyncio.run(drive(port, users, CLIENTS, lambda begun: begun >= len(users)))
     figures["first_request_p50_ms"] = 1000 * float(np.median(first))
     for name, clients in (("one", 1), ("many", CLIENTS)):
-        end = time.perf_counter() + seconds
-        times, failed = asyncio.run(drive(port, users, clients, lambda _, end=end: time.perf_counter() > end))
+        times, failed = asyncio.run(drive(port, users, clients, after(seconds)))
         figures[f"{name}_p50_ms"] = 1000 * float(np.median(times))
         figures[f"{name}_p99_ms"] = 1000 * float(np.quantile(times, 0.99))
         figures[f"{name}_per_second"] = len(times) / seconds
         figures[f"{name}_failed"] = failed
     return figures
+
+
+def after(seconds: float) -> Callable[[int], bool]:
+    """Whether so much time has passed from now on, however many requests were begun."""
+    end = time.perf_counter() + seconds
+    return lambda _: time.perf_counter() > end
 
 
 def swap(port: int, users: list[str], change: Callable[[], None]) -> dict[str, float]:
@@ -128,9 +135,9 @@ def proxied(port: int, users: list[str], seconds: float) -> dict[str, float]:
     """What Serve's HTTP proxy gives of a deployment that does nothing."""
 
     class Nothing:
-        async def __call__(self, request: Any) -> str:
+        async def __call__(self, request: Request) -> Response:
             await request.body()
-            return "{}"
+            return Response("{}")
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -140,7 +147,6 @@ def proxied(port: int, users: list[str], seconds: float) -> dict[str, float]:
         serve.run(serve.deployment(Nothing).options(**options).bind(), route_prefix="/recommend")
         return measure(port, users, seconds)
     finally:
-        serve.shutdown()
         ray.shutdown()
 
 
