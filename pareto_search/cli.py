@@ -292,6 +292,10 @@ def deploy(*, run: Path, names: tuple[str, ...], host: str, port: int, replicas:
     given = os.environ.get("PARETO_SEARCH_TOKEN")
     if not given and host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"--host {host} can be reached by others; set PARETO_SEARCH_TOKEN to a token of your choice")
+    if not given and address is not None:
+        raise ConfigError(
+            "a deployment on a cluster outlives this command; set PARETO_SEARCH_TOKEN, and keep it for swaps"
+        )
     token = given or secrets.token_urlsafe(32)
     launch.deploy(run, names, token=token, host=host, port=port, replicas=replicas, address=address)
     click.echo(f"Serving {', '.join(names)} at http://{host}:{port}/recommend")

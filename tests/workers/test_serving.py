@@ -158,8 +158,9 @@ def complaint(*arguments: str | Path, **environment: str) -> str:
     return lines[0].removeprefix("pareto-search: ")
 
 
-def test_an_unknown_entry_and_an_open_host_get_one_line(toy_run: Path) -> None:
+def test_an_unknown_entry_and_a_token_that_is_missing_get_one_line(toy_run: Path) -> None:
     assert "entry 'c0000-s03' is not on the front" in complaint(toy_run, "c0000-s03")
     assert complaint(toy_run, ALONE, "--host", "0.0.0.0") == (
         "--host 0.0.0.0 can be reached by others; set PARETO_SEARCH_TOKEN to a token of your choice"
     )
+    assert "set PARETO_SEARCH_TOKEN, and keep it for swaps" in complaint(toy_run, ALONE, "--address", "127.0.0.1:6379")
