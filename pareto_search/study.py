@@ -27,7 +27,7 @@ def write_study(
 
     Raises:
         ConfigError: Optuna is missing.
-        RunError: the file exists.
+        RunError: the file exists, or its folder does not.
     """
     try:
         import optuna
@@ -35,10 +35,14 @@ def write_study(
         raise ConfigError("export-study needs optuna: pip install 'pareto-search[track]'") from None
     if path.exists():
         raise RunError(f"{path} is there already; give --to a new file")
+    if not path.absolute().parent.is_dir():
+        raise RunError(f"{path} cannot be written; expected a file name in a folder that exists")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    new = path.absolute().with_name(f".{path.name}.new")  # gets its name when it is whole
+    new.unlink(missing_ok=True)
     study = optuna.create_study(
         study_name=name,
-        storage=f"sqlite:///{path.absolute()}",
+        storage=f"sqlite:///{new}",
         directions=["maximize" if o.direction == "maximise" else "minimize" for o in objectives],
     )
     with warnings.catch_warnings():
@@ -63,6 +67,7 @@ def write_study(
             for row, evaluation in zip(rows, evaluations, strict=True)
         ]
     )
+    new.replace(path)
     return len(rows)
 
 

@@ -58,3 +58,8 @@ def test_the_dashboard_serves_the_study(path: Path) -> None:
 def test_a_file_that_exists_is_not_overwritten(path: Path) -> None:
     with pytest.raises(RunError, match=r"study\.db is there already; give --to a new file"):
         write_study(path, "movies", OBJECTIVES, CANDIDATES, EVALUATIONS)
+
+
+def test_a_folder_that_is_not_there_gets_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="cannot be written; expected a file name in a folder that exists"):
+        write_study(tmp_path / "no" / "study.db", "movies", OBJECTIVES, CANDIDATES, EVALUATIONS)
