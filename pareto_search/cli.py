@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
+import secrets
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +30,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 RETRAIN = click.option(
     "--retrain-front", is_flag=True, help="Also train entries that inherited weights from scratch, and show both."
 )
+TRACK = click.option("--track", multiple=True, metavar="TRACKER", help="Also tell tensorboard, mlflow or wandb.")
 ADDRESS = click.option("--address", help="A running Ray cluster, HOST:PORT; without it, a local Ray is started.")
 
 DEMO: Mapping[str, Any] = {
@@ -62,13 +67,16 @@ def demo(out: Path, address: str | None) -> None:
 @ADDRESS
 @click.option("--seed", type=int, help="In place of the config's.")
 @RETRAIN
-def run(config: Path, out: Path, address: str | None, seed: int | None, retrain_front: bool) -> None:
+@TRACK
+def run(
+    *, config: Path, out: Path, address: str | None, seed: int | None, retrain_front: bool, track: tuple[str, ...]
+) -> None:
     """A search. An existing RUN of the same config goes on; one of another config is refused.
 
     Example: pareto-search run search.yaml --out runs/first
     """
     read = SearchConfig.load(config)
-    _search(read if seed is None else _changed(read, seed=seed), out, address, retrain_front)
+    _search(read if seed is None else _changed(read, seed=seed), out, address, retrain_front, track)
 
 
 @cli.command()
@@ -77,8 +85,15 @@ def run(config: Path, out: Path, address: str | None, seed: int | None, retrain_
 @click.option("--minutes", type=float, help="A new budget of time, from the start of the search.")
 @ADDRESS
 @RETRAIN
+@TRACK
 def resume(
-    *, run: Path, candidates: int | None, minutes: float | None, address: str | None, retrain_front: bool
+    *,
+    run: Path,
+    candidates: int | None,
+    minutes: float | None,
+    address: str | None,
+    retrain_front: bool,
+    track: tuple[str, ...],
 ) -> None:
     """Goes on after a stop or a crash, or with a larger budget.
 
@@ -88,7 +103,7 @@ def resume(
 
     budget = {k: v for k, v in {"candidates": candidates, "minutes": minutes}.items() if v is not None}
     config = load_config(run)
-    _search(_changed(config, **budget) if budget else config, run, address, retrain_front)
+    _search(_changed(config, **budget) if budget else config, run, address, retrain_front, track)
 
 
 @cli.command()
@@ -197,14 +212,37 @@ def evaluate(
 @RUN
 @ENTRY
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
-@click.option("--format", "form", default="adapter", show_default=True, help="adapter")
+@click.option(
+    "--format", "form", default="adapter", show_default=True, help="adapter, merged, sentence-transformers or onnx."
+)
 def export(run: Path, name: str, to: Path, form: str) -> None:
     """Writes an entry with all it needs into a folder of its own.
 
-    Example: pareto-search export runs/demo c0007-s03 --to exported
+    Example: pareto-search export runs/demo c0007-s03 --to exported --format onnx
     """
-    entry.export(entry.of_run(run, name), to, form)
+    from pareto_search import export as exports
+
+    measures = exports.export(run, name, load(**_config_of(run).data.arguments()), to, form)
     click.echo(f"Wrote {to}")
+    display.show_export(measures)
+
+
+@cli.command(name="export-study")
+@RUN
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="FILE", help="A new file, study.db.")
+def export_study(run: Path, to: Path) -> None:
+    """Writes every evaluation at the full rung into an Optuna study, for its dashboard.
+
+    Example: pareto-search export-study runs/demo --to study.db
+    """
+    from pareto_search.study import write_study
+
+    config = _config_of(run)
+    store = Store.open(config.store or run / "search.db", config.name)
+    full = [e for e in store.evaluations() if e.steps == config.search.steps]
+    count = write_study(to, config.name, config.objectives, store.candidates(), full)
+    store.close()
+    click.echo(f"Wrote {count} evaluations to {to}; optuna-dashboard sqlite:///{to}")
 
 
 @cli.command()
@@ -235,6 +273,40 @@ def recommend(
         display.show_recommendations(found)
 
 
+@cli.command()
+@RUN
+@click.argument("names", metavar="ENTRY...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1), help="Processes that share the port.")
+@ADDRESS
+def deploy(*, run: Path, names: tuple[str, ...], host: str, port: int, replicas: int, address: str | None) -> None:
+    """Recommendations over HTTP by Ray Serve. On a running cluster, a second call swaps the served entries.
+
+    The token is PARETO_SEARCH_TOKEN, or one of its own that it prints.
+
+    Example: pareto-search deploy runs/demo c0007-s03 c0012-s41 --port 8000
+    """
+    from pareto_search import launch
+
+    given = os.environ.get("PARETO_SEARCH_TOKEN")
+    if not given and host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(f"--host {host} can be reached by others; set PARETO_SEARCH_TOKEN to a token of your choice")
+    if not given and address is not None:
+        raise ConfigError(
+            "a deployment on a cluster outlives this command; set PARETO_SEARCH_TOKEN, and keep it for swaps"
+        )
+    token = given or secrets.token_urlsafe(32)
+    launch.deploy(run, names, token=token, host=host, port=port, replicas=replicas, address=address)
+    click.echo(f"Serving {', '.join(names)} at http://{host}:{port}/recommend")
+    if not given:
+        click.echo(f"Token: {token}")
+    if address is None:
+        click.echo("Ctrl-C ends it.")
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
 @cli.group()
 def data() -> None:
     """Data sets."""
@@ -250,13 +322,23 @@ def fetch_command(source: str) -> None:
     click.echo(f"{source} is in {fetch.movielens_100k()}")
 
 
-def _search(config: SearchConfig, run: Path, address: str | None, retrain: bool = False) -> None:
+def _search(
+    config: SearchConfig, run: Path, address: str | None, retrain: bool = False, track: Sequence[str] = ()
+) -> None:
     from pareto_search.launch import Watcher, run_search
+    from pareto_search.search import Progress
+    from pareto_search.track import tracking
 
     try:
-        with display.live() as shown:
-            watcher = Watcher(shown.notice, shown.progress)
+        with display.live() as shown, tracking(track, config, run) as told:
+
+            def progress(now: Progress) -> None:
+                shown.progress(now)
+                told.progress(now)
+
+            watcher = Watcher(shown.notice, progress)
             found = run_search(config, run, address=address, retrain=retrain, watcher=watcher)
+            told.finished(found, run)
     except KeyboardInterrupt:
         where = f" --address {address}" if address else ""
         click.echo(f"pareto-search: stopped; go on with: pareto-search resume {run}{where}", err=True)

@@ -86,6 +86,18 @@ def show_scores(name: str, part: str, scores: Mapping[str, Mapping[str, float]])
         print(f"{name}  {part}  {metric}  {value['mean']:.4f}{interval}")
 
 
+def show_export(measures: Mapping[str, Any]) -> None:
+    """How near an export is to its checkpoint; nothing of one that is the checkpoint itself."""
+    if measures:
+        print(f"Least cosine of an item's text vector with the checkpoint's: {measures['cosine']:.6f}")
+    for kind in ("float32", "int8"):
+        if kind in measures:
+            m = measures[kind]
+            print(
+                f"{kind}: {m['megabytes']:.1f} MB, {m['one_ms']:.1f} ms a text, NDCG@10 {m['ndcg']['alone']:.4f} alone"
+            )
+
+
 class _Recommended(Protocol):
     @property
     def title(self) -> str: ...

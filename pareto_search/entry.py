@@ -8,12 +8,16 @@ from typing import Any
 
 from pareto_search import checkpoint
 from pareto_search.candidate import Genes
-from pareto_search.errors import CheckpointError, ConfigError, RunError, nearest
+from pareto_search.errors import CheckpointError
 from pareto_search.results import find_entry, load_front
 from pareto_search.space import BLENDED
 
 SERVING = "serving.json"
-FORMATS = ("adapter",)
+INSIDE = "entry"
+"""Where the entry is in an export whose own place belongs to another library's files."""
+
+_OWN = ("adapter_", "recommender.", "features.")
+"""How the names of a checkpoint's files begin; an export has a model card and another library's files beside them."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +29,27 @@ class Entry:
         files: the checkpoint's.
         serving: the serving genes.
         components: name -> files of each component that the serving genes give a weight.
+        merged: the folder of a base model that has the adapter in its weights, where the checkpoint has no adapter.
     """
 
     name: str
     files: Mapping[str, bytes]
     serving: Genes
     components: Mapping[str, Mapping[str, bytes]]
+    merged: Path | None = None
 
     @property
     def notes(self) -> Mapping[str, Any]:
         """The content of `recommender.json`."""
         return json.loads(self.files["recommender.json"])
+
+    def to_files(self) -> dict[str, bytes]:
+        """The content of a folder that `of_folder` reads; the files of a component carry its name in front."""
+        content = {"entry": self.name, "serving": dict(self.serving), "components": sorted(self.components)}
+        files = dict(self.files) | {SERVING: json.dumps(content, indent=2, sort_keys=True).encode()}
+        for name, parts in self.components.items():
+            files |= {f"{name}.{file}": data for file, data in parts.items()}
+        return files
 
 
 def of_run(run: Path, name: str) -> Entry:
@@ -53,11 +67,13 @@ def of_run(run: Path, name: str) -> Entry:
 
 
 def of_folder(folder: Path) -> Entry:
-    """An exported entry.
+    """An exported entry, in whatever format.
 
     Raises:
         CheckpointError: the folder is no export, or a file of it is missing or changed.
     """
+    if (folder / INSIDE).is_dir():
+        folder = folder / INSIDE
     files = checkpoint.read(folder)
     if SERVING not in files:
         raise CheckpointError(f"{folder} has no {SERVING}; expected a folder that 'pareto-search export' wrote")
@@ -68,26 +84,6 @@ def of_folder(folder: Path) -> Entry:
         owner, _, rest = file.partition(".")
         if owner in components:
             components[owner][rest] = data
-        elif file != SERVING:
+        elif file.startswith(_OWN):
             own[file] = data
-    return Entry(content["entry"], own, content["serving"], components)
-
-
-def export(entry: Entry, folder: Path, form: str = "adapter") -> None:
-    """Writes an entry into a new folder that needs nothing else: PEFT loads it as it is.
-
-    The files of a component carry its name in front: `ease.weights.safetensors`.
-
-    Raises:
-        ConfigError: the form is unknown.
-        RunError: the folder exists and is not empty, or cannot be written.
-    """
-    if form not in FORMATS:
-        raise ConfigError(f"format '{form}' is unknown; {nearest(form, FORMATS)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} is there already; give --to a new folder")
-    content = {"entry": entry.name, "serving": dict(entry.serving), "components": sorted(entry.components)}
-    files = dict(entry.files) | {SERVING: json.dumps(content, indent=2, sort_keys=True).encode()}
-    for name, parts in entry.components.items():
-        files |= {f"{name}.{file}": data for file, data in parts.items()}
-    checkpoint.write(folder.absolute(), files)
+    return Entry(content["entry"], own, content["serving"], components, folder if "config.json" in files else None)

@@ -110,6 +110,35 @@ def run_search(
             store.close()
 
 
+def deploy(
+    run: Path,
+    names: Sequence[str],
+    *,
+    token: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    address: str | None = None,
+) -> None:
+    """Serves entries of a run over HTTP, or lets the deployment on a cluster change over to them; see workers.serving.
+
+    Raises:
+        UserError: an entry, the data, the port or the cluster does not fit.
+    """
+    front = results.load_front(run)
+    for name in names:
+        results.find_entry(front, name)
+    if address is None:
+        _want_token()
+    try:
+        from pareto_search.workers import serving  # only now, for the same reason
+    except ImportError as error:
+        raise ConfigError(f"deploy needs {error.name}: pip install 'pareto-search[deploy]'") from None
+
+    data = load(**load_config(run).data.arguments())
+    serving.deploy(run, names, data, token=token, host=host, port=port, replicas=replicas, address=address)
+
+
 def load_config(run: Path) -> SearchConfig:
     """The config of a run folder.
 

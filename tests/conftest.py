@@ -5,11 +5,16 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pareto_search import checkpoint
+from pareto_search.candidate import Attempt, Candidate
 from pareto_search.objective import Objective
 from pareto_search.recsys.dataset import Columns, Dataset, load_movielens, load_tables
 from pareto_search.recsys.split import Split, split
@@ -152,6 +157,60 @@ def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[O
         layers=3,
         notes={"items": list(toy.item_ids)},
     )
+
+
+@pytest.fixture(scope="session")
+def toy_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    workload: Any,
+    toy: Dataset,
+    toy_split: Split,
+    objectives: tuple[Objective, ...],
+    genes: dict[str, Any],
+) -> Path:
+    """A run folder whose one checkpoint has an adapter far from zero, and two entries: `c0000-s02` re-ranks and blends
+    in EASE, and is diverse; `c0000-s00` is the checkpoint alone, and accurate."""
+    from pareto_search.workers.worker import Worker
+
+    notes = {
+        "data_sha256": toy.sha256,
+        "split": {"strategy": "leave_last_out", "tie_seed": 0, "sha256": toy_split.sha256},
+        "metrics": [o.name for o in objectives],
+    }
+    worker = Worker(replace(workload, notes=notes, serving_settings=1))
+    warm, ease = worker.fit("warm-start"), worker.fit("ease")
+    assert warm is not None
+    assert ease is not None
+    worker.equip({"warm-start": warm})
+    folder = tmp_path_factory.mktemp("toy") / "run"
+    checkpoint.write(folder / "checkpoints" / "c0000", worker.run(Attempt(Candidate("c0000", genes))).files)
+    checkpoint.write(folder / "components" / "ease", ease)
+    names = [o.name for o in objectives]
+    entries = [
+        {
+            "entry": name,
+            "candidate": "c0000",
+            "kind": "trained",
+            "weighting": {"ild@5": 0.01},
+            "genes": {"rank": 4, "targets": "query_value"},
+            "serving": {"ease": 0.4, "sasrec": 0.0, "diversity": 0.3, "novelty": 0.5} if name == "c0000-s02" else {},
+            "validation": dict(zip(names, values, strict=True)),
+            "test": {metric: {"mean": 0.2, "low": 0.1234, "high": 0.3} for metric in names},
+        }
+        for name, values in (("c0000-s02", (0.25, 0.6, 0.3, 0.5)), ("c0000-s00", (0.5, 0.4, 0.2, 0.5)))
+    ]
+    front = {
+        "search": "toy",
+        "data_sha256": toy.sha256,
+        "split_sha256": toy_split.sha256,
+        "base": {"id": worker.base.id, "sha256": worker.base.sha256},
+        "objectives": [
+            {"name": o.name, "direction": o.direction, "reference": o.reference, "ideal": o.ideal} for o in objectives
+        ],
+        "front": entries,
+    }
+    (folder / "front.json").write_text(json.dumps(front))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import optuna
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -413,6 +414,31 @@ def test_an_entry_is_exported_into_a_folder_of_any_name(call: Call, undisturbed:
     ended = call("export", undisturbed.run, chosen(undisturbed)["entry"], "--to", to)
     assert ended.code == 0, ended.err
     assert (to / "adapter_config.json").is_file()
+
+
+def test_a_merged_export_is_evaluated_like_the_entry(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
+    entry, to = chosen(undisturbed), tmp_path / "merged"
+    ended = call("export", undisturbed.run, entry["entry"], "--to", to, "--format", "merged")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith(f"Wrote {to}\nLeast cosine of an item's text vector with the checkpoint's: 1.0000")
+    ended = call("evaluate", to, "--data", undisturbed.config, "--json")
+    found = {name: score["mean"] for name, score in json.loads(ended.out).items()}
+    assert found == pytest.approx({n: s["mean"] for n, s in entry["test"].items()}, abs=1e-3)
+
+
+def test_export_study_writes_every_evaluation(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
+    to = tmp_path / "study.db"
+    ended = call("export-study", undisturbed.run, "--to", to)
+    assert ended.code == 0, ended.err
+    [study] = optuna.get_all_study_summaries(f"sqlite:///{to}")
+    assert ended.out == f"Wrote {study.n_trials} evaluations to {to}; optuna-dashboard sqlite:///{to}\n"
+    assert study.n_trials > 6  # candidates, each with several settings
+    assert "is there already; give --to a new file" in call("export-study", undisturbed.run, "--to", to).complaint
+
+
+def test_an_unknown_tracker_gets_one_line(call: Call, undisturbed: Finished) -> None:
+    said = call("resume", undisturbed.run, "--track", "tensorbord").complaint
+    assert said == "tracker 'tensorbord' is unknown; did you mean 'tensorboard'?"
 
 
 def test_export_in_an_unknown_format_gets_one_line(call: Call, undisturbed: Finished, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pareto_search import checkpoint, entry
-from pareto_search.errors import CheckpointError, ConfigError, RunError
+from pareto_search.errors import CheckpointError
 
 FILES = {"adapter_config.json": b"{}", "recommender.json": b'{"metrics": ["ndcg@10"]}'}
 
@@ -28,9 +28,16 @@ def test_an_entry_has_its_checkpoint_and_the_components_that_it_gives_a_weight(r
     assert found.notes == {"metrics": ["ndcg@10"]}
 
 
-def test_an_export_gives_the_same_entry_back(run: Path, tmp_path: Path) -> None:
+def test_an_entry_comes_back_from_its_files(run: Path, tmp_path: Path) -> None:
     found = entry.of_run(run, "c0001-s03")
-    entry.export(found, tmp_path / "exported")
+    checkpoint.write(tmp_path / "exported", found.to_files() | {"README.md": b"a card"})
+    assert entry.of_folder(tmp_path / "exported") == found
+
+
+def test_an_entry_is_found_inside_of_another_librarys_folder(run: Path, tmp_path: Path) -> None:
+    found = entry.of_run(run, "c0001-s03")
+    checkpoint.write(tmp_path / "exported" / "entry", found.to_files())
+    (tmp_path / "exported" / "modules.json").touch()
     assert entry.of_folder(tmp_path / "exported") == found
 
 
@@ -44,18 +51,6 @@ def test_a_component_with_a_changed_byte_is_named(run: Path) -> None:
     (run / "components" / "ease" / "weights.safetensors").write_bytes(b"eaze")
     with pytest.raises(CheckpointError, match=r"weights\.safetensors"):
         entry.of_run(run, "c0001-s03")
-
-
-def test_an_export_overwrites_nothing(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "exported").mkdir()
-    (tmp_path / "exported" / "mine").touch()
-    with pytest.raises(RunError, match="is there already; give --to a new folder"):
-        entry.export(entry.of_run(run, "c0001-s03"), tmp_path / "exported")
-
-
-def test_an_unknown_format_is_named_with_the_nearest(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="format 'adaptor' is unknown; did you mean 'adapter'"):
-        entry.export(entry.of_run(run, "c0001-s03"), tmp_path / "exported", "adaptor")
 
 
 def test_a_checkpoint_is_no_export(run: Path) -> None:

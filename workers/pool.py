@@ -85,7 +85,7 @@ class RayPool:
         self._setup: dict[str, Any] = {}
         self._spawned = 0
         self._spare = SPARE * count
-        _connect(address, count * cpus)
+        connect(address, count * cpus)
         try:
             _check(count, cpus, gpus, patience=0.0 if address is None else JOINING)
             self._load = ray.put(load)
@@ -313,11 +313,19 @@ class RayPool:
             raise SearchError(f"a worker could not start or died: {_line(error)}") from error
 
 
-def _connect(address: str | None, cpus: float) -> None:
+def connect(address: str | None, cpus: float) -> None:
+    """Connects this process to a running Ray cluster, or starts a local Ray with at least so many CPUs.
+
+    Raises:
+        ClusterError: no Ray answers at the address, or none can be started.
+    """
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about GPUs
-        ray.init(address="local", num_cpus=max(math.ceil(cpus), os.cpu_count() or 1), **quiet)
+        try:
+            ray.init(address="local", num_cpus=max(math.ceil(cpus), os.cpu_count() or 1), **quiet)
+        except Exception as error:  # which is the type that Ray raises where a node takes too long to start
+            raise ClusterError(f"a local Ray did not start: {_line(error)}; is the machine overloaded?") from error
         return
     if address != "auto":
         _knock(address)

@@ -1,11 +1,13 @@
 """An entry at work in this process: scores it again, or recommends to a user and says why."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load
 
 from pareto_search.entry import Entry
 from pareto_search.errors import CheckpointError, DataError
@@ -14,10 +16,12 @@ from pareto_search.recsys.rerank import blend, rerank, standardise
 from pareto_search.recsys.split import Sequences, Split, order_of, split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.base import locate
-from pareto_search.workers.encoder import Encoder, precision
+from pareto_search.workers.encoder import Encoder, Precision, precision
 from pareto_search.workers.evaluate import Scores, component, score, scorer
 
 REASONS = 2
+FEATURES = "features.safetensors"
+"""The base model's text vectors, which a merged model cannot give any more, where distances are measured by them."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,16 @@ class Recommendation:
 class Serving:
     """An entry with its base model loaded, over the data set that it was trained on.
 
+    Args:
+        base: where the base model is, if not where it was in the search.
+        dtype: of the base model, if not as in the search.
+
     Raises:
         DataError: the data set is another one.
         CheckpointError: the base model is another one, or the files do not fit it.
     """
 
-    def __init__(self, entry: Entry, data: Dataset, base: str | None = None) -> None:
+    def __init__(self, entry: Entry, data: Dataset, base: str | None = None, dtype: Precision | None = None) -> None:
         notes = entry.notes
         if notes["data_sha256"] != data.sha256:
             raise DataError(
@@ -54,23 +62,43 @@ class Serving:
                 f"{str(notes['data_sha256'])[:12]}); give the data of its search"
             )
         self.entry, self.data = entry, data
-        found = locate(base or notes["base"]["id"], notes["base"]["revision"])
-        if found.sha256 != notes["base"]["sha256"]:
-            raise CheckpointError(f"base model '{found.id}' is not the one that {entry.name} was trained on")
+        if entry.merged:
+            found = locate(str(entry.merged))  # its manifest has been verified
+        else:
+            found = locate(base or notes["base"]["id"], notes["base"]["revision"])
+            if found.sha256 != notes["base"]["sha256"]:
+                raise CheckpointError(f"base model '{found.id}' is not the one that {entry.name} was trained on")
         self.encoder = Encoder(
             found,
             data.texts,
             max_tokens=notes["max_item_tokens"],
             layers=notes["layers"],
-            dtype=precision(notes["dtype"], "cpu"),
+            dtype=precision(dtype or notes["dtype"], "cpu"),
         )
         how = notes["split"]
         self.split: Split = split(data, how["strategy"], how["tie_seed"])
-        features = self.encoder.frozen.numpy() if data.categories is None else category_features(data.categories)
-        self.items = ItemStatistics.of(self.split.train, self.split.n_items, features)
-        self.model = scorer(entry.files, self.encoder)
-        components = {name: component(files, self.encoder) for name, files in entry.components.items()}
+        self.items = ItemStatistics.of(self.split.train, self.split.n_items, self._features())
+        self._equip()
+
+    def _equip(self) -> None:
+        self.model = scorer(self.entry.files, self.encoder)
+        components = {name: component(files, self.encoder) for name, files in self.entry.components.items()}
         self.scorers = {"model": self.model, **components}
+
+    def beside(self, entry: Entry) -> "Serving":
+        """Another entry of the same search at work, which shares the base model and all that comes from the data."""
+        other = copy(self)
+        other.entry = entry
+        other._equip()
+        return other
+
+    def _features(self) -> NDArray[np.float32]:
+        """What distances between items are measured by, which training cannot change."""
+        if self.data.categories is not None:
+            return category_features(self.data.categories)
+        if FEATURES in self.entry.files:
+            return load(self.entry.files[FEATURES])["features"]
+        return self.encoder.frozen.numpy()
 
     def evaluate(self, part: Literal["validation", "test"]) -> Scores:
         """The entry's scores on a part, by the metrics of its search."""
@@ -85,9 +113,14 @@ class Serving:
         """
         if user not in self.data.user_ids:
             raise DataError(f"user '{user}' is not in {self.data.name}; give --history 'ITEM,ITEM,…' for a new user")
+        return [self.data.item_ids[i] for i in self.histories()[user]]
+
+    def histories(self) -> dict[str, NDArray[np.int32]]:
+        """The items of every user, as indices, in the order of time."""
         order = order_of(self.data, self.entry.notes["split"]["tie_seed"])
-        mine = order[self.data.users[order] == self.data.user_ids.index(user)]
-        return [self.data.item_ids[i] for i in self.data.items[mine]]
+        counts = np.bincount(self.data.users, minlength=len(self.data.user_ids))
+        rows = np.split(self.data.items[order], np.cumsum(counts)[:-1])
+        return dict(zip(self.data.user_ids, rows, strict=True))
 
     def recommend(self, history: Sequence[str], k: int, *, explain: bool = False) -> list[Recommendation]:
         """The k items to show to a user with this history, oldest item first.
@@ -105,10 +138,10 @@ class Serving:
             raise DataError(f"-k is {k}; expected 1 to {n_items - len(set(history))}, the items that are left")
         seen = np.zeros((1, n_items), bool)
         seen[0, known] = True
-        one = _sequences([known])
+        one = sequences([known])
         scores = blend({n: standardise(s.scores(one), seen) for n, s in self.scorers.items()}, self.entry.serving)
         chosen = rerank(scores, self.items, self.entry.serving, k)[0]
-        because = self._because(known, chosen) if explain and len(known) else [()] * k
+        because = self.because(known, chosen) if explain and len(known) else [()] * k
         rated = self.items.credibility
         return [
             Recommendation(
@@ -122,12 +155,12 @@ class Serving:
             for i, reasons in zip(chosen, because, strict=True)
         ]
 
-    def _because(self, history: NDArray[np.int32], chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
+    def because(self, history: NDArray[np.int32], chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
         """For each chosen item, the history items whose removal lowers the model's score most (leave one out)."""
         window = self.model.model.shape.history
         places = np.arange(max(0, len(history) - window), len(history))
-        full = self.model.scores(_sequences([history]))[0, chosen]
-        without = self.model.scores(_sequences([np.delete(history, p) for p in places]))[:, chosen]
+        full = self.model.scores(sequences([history]))[0, chosen]
+        without = self.model.scores(sequences([np.delete(history, p) for p in places]))[:, chosen]
         drop = full - without
         reasons: list[tuple[str, ...]] = []
         for column in drop.T:
@@ -136,6 +169,7 @@ class Serving:
         return reasons
 
 
-def _sequences(histories: Sequence[NDArray[np.int32]]) -> Sequences:
+def sequences(histories: Sequence[NDArray[np.int32]]) -> Sequences:
+    """Histories of item indices as the scorers want them."""
     ends = np.cumsum([0, *(len(h) for h in histories)])
     return Sequences(ends.astype(np.int64), np.concatenate(histories).astype(np.int32), None)

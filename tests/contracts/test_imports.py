@@ -102,16 +102,19 @@ def test_nouns_import_only_nouns() -> None:
 
 @pytest.mark.parametrize(
     ("part", "allowed"),
-    [("recsys", {*NOUNS, "recsys"}), ("workers", {*NOUNS, "recsys", "entry", "executor", "workers"})],
+    [
+        ("recsys", {*NOUNS, "recsys"}),
+        ("workers", {*NOUNS, "recsys", "decide", "entry", "executor", "results", "workers"}),
+    ],
 )
 def test_a_part_imports_only_what_lies_below_it(part: str, allowed: set[str]) -> None:
     wrong = {(m, i.target) for m in MODULES if group(m) == part for i in ours(m) if group(i.target) not in allowed}
     assert wrong == set()
 
 
-def test_only_launch_and_the_command_line_import_workers() -> None:
+def test_only_launch_export_and_the_faces_import_workers() -> None:
     found = {m for m in MODULES for i in ours(m) if group(i.target) == "workers" and group(m) != "workers"}
-    assert found - {m for m in MODULES if m.startswith("service")} == {"launch", "cli"}
+    assert found - {m for m in MODULES if m.startswith("service")} == {"launch", "export", "cli"}
 
 
 def test_the_loop_knows_no_face_and_only_faces_know_launch() -> None:
@@ -133,8 +136,8 @@ def test_words_and_commands_come_without_torch_and_ray() -> None:
     assert {m for m in loaded if group(m) == "workers"} == set()
 
 
-def test_ray_is_imported_in_the_pool_only() -> None:
-    assert importers("ray") == {"workers.pool"}
+def test_ray_is_imported_in_the_pool_and_the_deployment_only() -> None:
+    assert importers("ray") == {"workers.pool", "workers.serving"}
 
 
 def test_pymoo_is_imported_in_evolution_only() -> None:

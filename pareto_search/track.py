@@ -1,0 +1,159 @@
+"""Experiment trackers behind one small interface, off by default: TensorBoard, MLflow, Weights & Biases.
+
+Each hears of every candidate that ends (front size and hypervolume) and, at the end, of the front.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pareto_search.config import SearchConfig
+from pareto_search.errors import ConfigError, nearest
+from pareto_search.results import FRONT, Document
+
+if TYPE_CHECKING:
+    from pareto_search.search import Progress  # loads pymoo, for which --help need not wait
+
+PROJECT = "pareto-search"
+
+
+class Tracker(Protocol):
+    """Who is told."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers at a step: the number of candidates that have ended, or the rank of an entry on the front."""
+        ...
+
+    def finished(self, run: Path) -> None:
+        """The run folder is whole."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        ...
+
+
+class TensorBoard:
+    """Event files in `tensorboard/RUN` beside the run folder, so that one TensorBoard shows several searches."""
+
+    def __init__(self, config: SearchConfig, run: Path) -> None:
+        self._writer = _needed("tensorboard.summary", "tensorboard").Writer(str(run.parent / "tensorboard" / run.name))
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finished(self, run: Path) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MLflow:
+    """One MLflow run, where MLFLOW_TRACKING_URI says."""
+
+    def __init__(self, config: SearchConfig, run: Path) -> None:
+        library = _needed("mlflow", "mlflow")
+        self._client = library.MlflowClient()
+        experiment = self._client.get_experiment_by_name(PROJECT)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(PROJECT)
+        self._run = self._client.create_run(number, run_name=config.name).info.run_id
+        for key, value in _flat(config.model_dump(mode="json", by_alias=True, exclude={"store"})):
+            self._client.log_param(self._run, key, value)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            # MLflow has no @ in its names.
+            self._client.log_metric(self._run, name.replace("@", "_at_"), value, step=step)
+
+    def finished(self, run: Path) -> None:
+        self._client.log_artifact(self._run, str(run / FRONT))
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+class WeightsAndBiases:
+    """One W&B run; WANDB_MODE=offline keeps it on this machine, beside the run folder."""
+
+    def __init__(self, config: SearchConfig, run: Path) -> None:
+        content = config.model_dump(mode="json", by_alias=True, exclude={"store"})
+        library = _needed("wandb", "wandb")
+        self._run = library.init(project=PROJECT, name=config.name, dir=str(run.absolute().parent), config=content)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        # W&B wants one clock that only goes forward, so the step is a value of its own.
+        prefix = next(iter(values)).partition("/")[0]
+        self._run.log({**values, f"{prefix}/step": step})
+
+    def finished(self, run: Path) -> None:
+        self._run.save(str(run / FRONT), base_path=str(run), policy="now")
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+TRACKERS: Mapping[str, Callable[[SearchConfig, Path], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WeightsAndBiases,
+}
+
+
+class Several:
+    """Tells each of several trackers."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    def progress(self, now: "Progress") -> None:
+        """A candidate has ended."""
+        values = {"search/front": float(now.front), "search/hypervolume": now.hypervolume, "search/failed": now.failed}
+        for tracker in self._trackers:
+            tracker.scalars(values, now.finished + now.failed)
+
+    def finished(self, front: Document, run: Path) -> None:
+        """The search is over: validation and test of each entry, at its rank on the front."""
+        for tracker in self._trackers:
+            for rank, entry in enumerate(front["front"]):
+                scores = {f"front/validation/{name}": value for name, value in entry["validation"].items()}
+                scores |= {f"front/test/{name}": score["mean"] for name, score in entry["test"].items()}
+                tracker.scalars(scores, rank)
+            tracker.finished(run)
+
+
+@contextmanager
+def tracking(names: Sequence[str], config: SearchConfig, run: Path) -> Iterator[Several]:
+    """The named trackers for the length of a block.
+
+    Raises:
+        ConfigError: a name is unknown, or its package is missing.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"tracker '{name}' is unknown; {nearest(name, TRACKERS)}")
+    with ExitStack() as stack:
+        trackers: list[Tracker] = []
+        for name in dict.fromkeys(names):
+            tracker = TRACKERS[name](config, run)
+            stack.callback(tracker.close)
+            trackers.append(tracker)
+        yield Several(trackers)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _needed(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise ConfigError(f"tracking needs {package}: pip install 'pareto-search[track]'") from None

@@ -1,0 +1,96 @@
+"""What trackers were told, as their own libraries read it back."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from running import eventually
+
+from pareto_search.config import SearchConfig
+from pareto_search.errors import ConfigError
+from pareto_search.search import Progress
+from pareto_search.track import tracking
+
+CONFIG = SearchConfig.parse({"name": "movies", "data": {"source": "movielens-100k"}})
+FRONT = {
+    "front": [
+        {"validation": {"ndcg@10": 0.5}, "test": {"ndcg@10": {"mean": 0.4, "low": 0.3, "high": 0.5}}},
+        {"validation": {"ndcg@10": 0.3}, "test": {"ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3}}},
+    ]
+}
+
+
+def a_search(tracker: str, run: Path) -> None:
+    """A search of two candidates, of which one failed."""
+    run.mkdir()
+    (run / "front.json").write_text(json.dumps(FRONT))
+    with tracking([tracker], CONFIG, run) as told:
+        told.progress(Progress(1, 0, 0, 2, 3, 0.25, 1.0, None))
+        told.progress(Progress(1, 0, 1, 2, 4, 0.375, 2.0, None))
+        told.finished(FRONT, run)
+
+
+def test_tensorboard_shows_the_search_and_its_front(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    a_search("tensorboard", tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "run"))
+    events.Reload()
+
+    def read(tag: str) -> list[tuple[int, float]]:
+        return [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)]
+
+    assert read("search/hypervolume") == [(1, 0.25), (2, 0.375)]
+    assert read("search/failed") == [(1, 0.0), (2, 1.0)]
+    assert read("front/test/ndcg@10") == [(0, pytest.approx(0.4)), (1, pytest.approx(0.2))]
+
+
+def test_mlflow_holds_the_config_the_search_and_its_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)  # where it puts artifacts by default
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    a_search("mlflow", tmp_path / "run")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("pareto-search")
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("movies", "FINISHED")
+    assert run.data.params["search.algorithm"] == "nsga2"
+    history = client.get_metric_history(run.info.run_id, "search/hypervolume")
+    assert [(m.step, m.value) for m in history] == [(1, 0.25), (2, 0.375)]
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "front/validation/ndcg_at_10")] == [0.5, 0.3]
+    place = client.download_artifacts(run.info.run_id, "front.json", str(tmp_path))
+    assert json.loads(Path(place).read_text()) == FRONT
+
+
+def test_weights_and_biases_keeps_the_search_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="a large package, which the extra 'track' has and 'dev' has not")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    a_search("wandb", tmp_path / "run")
+    [record] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    # A process of its own writes it, in its own time.
+    eventually(lambda: all(text in record.read_bytes() for text in (b"search/hypervolume", b"front/test/ndcg@10")))
+
+
+def test_an_unknown_tracker_is_named_with_the_nearest(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="tracker 'mlfow' is unknown; did you mean 'mlflow'"),
+        tracking(["mlfow"], CONFIG, tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("tracker", "module"), [("tensorboard", "tensorboard.summary"), ("mlflow", "mlflow"), ("wandb", "wandb")]
+)
+def test_a_missing_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with (
+        pytest.raises(ConfigError, match=rf"tracking needs {tracker}: pip install 'pareto-search\[track\]'"),
+        tracking([tracker], CONFIG, tmp_path),
+    ):
+        pass

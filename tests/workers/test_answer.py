@@ -1,0 +1,166 @@
+"""Answers to questions; scores are expected as plain.py computes them from the checkpoint's files."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain
+import pytest
+from pydantic import ValidationError
+from safetensors.numpy import load_file
+
+from pareto_search.errors import ParetoSearchError, RunError
+from pareto_search.recsys.dataset import Dataset
+from pareto_search.workers.answer import Answer, Desk, Question
+
+RERANKED, ALONE = "c0000-s02", "c0000-s00"
+
+
+@pytest.fixture
+def desk(toy_run: Path, toy: Dataset) -> Desk:
+    return Desk(toy_run, [RERANKED, ALONE], toy)
+
+
+def history(toy: Dataset, user: str) -> list[int]:
+    """A user's items, which the toy data has in the order of time."""
+    mine = toy.users == toy.user_ids.index(user)
+    return [int(i) for i in toy.items[mine][np.argsort(toy.timestamps[mine], kind="stable")]]
+
+
+def ask(desk: Desk, **question: Any) -> Answer:
+    [answer] = desk.answer([Question(**question)])
+    assert isinstance(answer, Answer), answer
+    return answer
+
+
+def items(answer: Answer) -> list[object]:
+    return [item["item"] for item in answer.items]
+
+
+def refusal(desk: Desk, **question: Any) -> str:
+    [answer] = desk.answer([Question(**question)])
+    assert isinstance(answer, ParetoSearchError)
+    return str(answer)
+
+
+def test_the_checkpoint_alone_ranks_by_the_written_formula(
+    desk: Desk, toy_run: Path, toy: Dataset, tiny_base: Any
+) -> None:
+    folder = toy_run / "checkpoints" / "c0000"
+    text = plain.text_vectors(str(tiny_base.folder), str(folder), toy.texts)
+    notes = json.loads((folder / "recommender.json").read_text())
+    seen = history(toy, "3")
+    [scores] = plain.scores(notes, load_file(folder / "recommender.safetensors"), text, [seen])
+    unseen = np.delete(np.arange(20), seen)
+    expected = sorted(unseen, key=lambda i: -scores[i])[:5]
+    answer = ask(desk, user="3", k=5, entry=ALONE)
+    assert items(answer) == [toy.item_ids[i] for i in expected]
+    # The scores are in deviations from the mean over what the user has not seen.
+    standard = (scores[expected] - scores[unseen].mean()) / scores[unseen].std()
+    assert [item["score"] for item in answer.items] == pytest.approx(standard, abs=1e-3)
+    assert [item["title"] for item in answer.items] == [toy.titles[i] for i in expected]
+
+
+def test_a_history_is_answered_as_the_user_who_has_it(desk: Desk, toy: Dataset) -> None:
+    known = [toy.item_ids[i] for i in history(toy, "7")]
+    assert ask(desk, history=known, k=5) == ask(desk, user="7", k=5)
+
+
+def test_questions_are_answered_together_as_each_alone(desk: Desk) -> None:
+    questions = [Question(user=str(u), k=3 + u % 2, entry=(RERANKED, ALONE)[u % 2]) for u in range(8)]
+    for together, question in zip(desk.answer(questions), questions, strict=True):
+        assert isinstance(together, Answer)
+        [alone] = desk.answer([question])
+        assert isinstance(alone, Answer)
+        assert (together.entry, items(together)) == (alone.entry, items(alone))
+
+
+def test_a_known_user_is_answered_from_memory_and_alike(desk: Desk) -> None:
+    question = Question(user="5", k=4)
+    assert desk.known(question) is None
+    [answer] = desk.answer([question])
+    assert desk.known(question) == answer
+    assert desk.known(Question(user="5", k=4, exclude=("1",))) is None
+    assert desk.known(Question(user="5", k=4, entry=ALONE)) is None
+
+
+def test_what_is_excluded_or_too_little_known_is_not_shown(desk: Desk, toy: Dataset) -> None:
+    first = items(ask(desk, user="2", k=5))
+    rest = items(ask(desk, user="2", k=5, exclude=first[:2]))
+    assert not set(first[:2]) & set(rest)
+    assert not set(rest) & {toy.item_ids[i] for i in history(toy, "2")}
+    # Novelty by hand: each user's last two interactions are not in the training part.
+    counts = np.zeros(20)
+    for user in toy.user_ids:
+        counts[history(toy, user)[:-2]] += 1
+    novelty = -np.log2(counts / 30) / math.log2(30)
+    least = float(np.median(novelty))
+    novel = items(ask(desk, user="2", k=3, least={"novelty": least}))
+    assert all(novelty[toy.item_ids.index(str(i))] >= least - 1e-6 for i in novel)
+
+
+def test_preferences_pick_the_nearest_entry(desk: Desk) -> None:
+    assert ask(desk, user="1", k=3, prefer={"ndcg@5": 1.0}).entry == ALONE
+    assert ask(desk, user="1", k=3, prefer={"ild@5": 1.0}).entry == RERANKED
+    assert ask(desk, user="1", k=3).entry == RERANKED  # the first that is served
+
+
+def test_reasons_are_titles_from_the_history(desk: Desk, toy: Dataset) -> None:
+    answer = ask(desk, user="4", k=3, explain=True)
+    titles = {toy.titles[i] for i in history(toy, "4")}
+    reasons = [reason for item in answer.items for reason in item["because"]]  # type: ignore[attr-defined]
+    assert reasons
+    assert set(reasons) <= titles
+
+
+def test_a_swap_changes_who_answers_and_a_bad_one_nothing(desk: Desk) -> None:
+    desk.swap([ALONE])
+    assert desk.names == (ALONE,)
+    assert ask(desk, user="1", k=3).entry == ALONE
+    with pytest.raises(RunError, match="'c0000-s99' is not on the front"):
+        desk.swap(["c0000-s99"])
+    assert desk.names == (ALONE,)
+
+
+@pytest.mark.parametrize(
+    ("question", "complaint"),
+    [
+        ({"user": "99"}, "user '99' is not in the data; give a history for a new user"),
+        ({"history": ["1", "99"]}, "item '99' is not in the data"),
+        ({"user": "1", "exclude": ["99"]}, "item '99' is not in the data"),
+        ({"user": "1", "k": 20}, "k is 20, but only 11 items are left; lower it or filter less"),
+        ({"user": "1", "entry": "c0000-s03"}, "entry 'c0000-s03' is not served; did you mean 'c0000-s0"),
+        ({"user": "1", "prefer": {"gini@5": 1.0}}, "'gini@5' is no objective"),
+    ],
+    ids=str,
+)
+def test_a_question_that_has_no_answer_gets_one_line(desk: Desk, question: dict[str, Any], complaint: str) -> None:
+    assert refusal(desk, **question).startswith(complaint)
+
+
+def test_a_bad_question_spoils_no_other(desk: Desk) -> None:
+    good, bad, again = desk.answer([Question(user="1", k=3), Question(user="99"), Question(user="1", k=3)])
+    assert isinstance(bad, ParetoSearchError)
+    assert isinstance(good, Answer)
+    assert good == again
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {},
+        {"user": "1", "history": ["1"]},
+        {"user": "1", "k": 0},
+        {"user": "1", "k": 101},
+        {"user": "1", "entry": ALONE, "prefer": {"ild@5": 1}},
+        {"user": "1", "least": {"price": 1}},
+        {"user": "1", "least": {"novelty": math.nan}},
+        {"user": "1", "colour": "red"},
+    ],
+    ids=str,
+)
+def test_a_question_that_makes_no_sense_is_refused(question: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Question(**question)

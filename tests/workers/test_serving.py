@@ -1,0 +1,166 @@
+"""A real deployment on a local Ray Serve, asked over HTTP as a client would."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pareto_search.recsys.dataset import Dataset
+
+RERANKED, ALONE = "c0000-s02", "c0000-s00"
+TOKEN = "a token of our own"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    port: int
+    run: Path
+    data: Dataset
+
+    def swap(self, *names: str) -> None:
+        from pareto_search.workers.serving import deploy
+
+        deploy(self.run, names, self.data, token=TOKEN, port=self.port)
+
+    def send(self, path: str, body: bytes | None = None, token: str = f"Bearer {TOKEN}") -> tuple[int, str]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, {"Authorization": token})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def ask(self, **question: Any) -> tuple[int, dict[str, Any]]:
+        status, text = self.send("/recommend", json.dumps(question).encode())
+        return status, json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def deployment(toy_run: Path, toy: Dataset) -> Iterator[Deployment]:
+    import ray
+
+    from pareto_search.workers.serving import deploy
+
+    with socket.socket() as line:
+        line.bind(("127.0.0.1", 0))
+        port = line.getsockname()[1]
+    deploy(toy_run, [RERANKED], toy, token=TOKEN, port=port)
+    yield Deployment(port, toy_run, toy)
+    ray.shutdown()
+
+
+def test_a_user_and_a_history_get_items_with_titles_and_scores(deployment: Deployment) -> None:
+    status, answer = deployment.ask(user="3", k=4)
+    assert status == 200
+    assert answer["entry"] == RERANKED
+    assert [sorted(item) for item in answer["items"]] == [["item", "score", "title"]] * 4
+    assert deployment.ask(user="3", k=4) == (200, answer)  # from memory
+    assert deployment.ask(history=["1", "2"], k=4, explain=True)[1]["items"][0]["because"] is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "detail"),
+    [
+        (b'{"user": "99"}', 422, "user '99' is not in the data; give a history for a new user"),
+        (b'{"user": "1", "k": 0}', 422, "k: Input should be greater than or equal to 1"),
+        (b"{}", 422, "the request: give either user or history"),
+        (b"[", 422, "the request: Invalid JSON"),
+        (b" " * 1_000_001, 413, "the request is longer than 1000000 bytes"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_gets_one_line(deployment: Deployment, body: bytes, status: int, detail: str) -> None:
+    got, text = deployment.send("/recommend", body)
+    assert (got, json.loads(text)["detail"][: len(detail)]) == (status, detail)
+
+
+@pytest.mark.parametrize("token", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN])
+@pytest.mark.parametrize("path", ["/recommend", "/entries", "/metrics", "/nothing"])
+def test_without_the_token_nothing_is_said(deployment: Deployment, path: str, token: str) -> None:
+    status, text = deployment.send(path, b"{}" if path == "/recommend" else None, token)
+    assert (status, json.loads(text)) == (401, {"detail": "give the token: Authorization: Bearer TOKEN"})
+
+
+def test_health_needs_no_token_and_other_places_are_not_there(deployment: Deployment) -> None:
+    assert deployment.send("/healthz", token="") == (200, '{"status":"ok"}')
+    assert deployment.send("/nothing")[0] == 404
+    assert deployment.send("/recommend")[0] == 404  # a GET
+
+
+def test_prometheus_reads_the_metrics(deployment: Deployment) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    deployment.ask(user="1", k=3)
+    families = {f.name: f for f in text_string_to_metric_families(deployment.send("/metrics")[1])}
+    answers = [s for s in families["pareto_search_answers"].samples if s.name.endswith("_total")]
+    assert sum(s.value for s in answers) >= 1
+    assert {s.labels["entry"] for s in answers} == {RERANKED}
+    assert "pareto_search_answer_seconds" in families
+
+
+def test_it_listens_on_loopback_only(deployment: Deployment) -> None:
+    import psutil
+
+    listening = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == deployment.port]
+    assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+
+
+def test_a_swap_drops_no_request_and_keeps_the_process(deployment: Deployment) -> None:
+    seen: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def client(user: str) -> None:
+        while not stop.is_set():
+            status, answer = deployment.ask(user=user, k=3)
+            seen.append((status, str(answer.get("entry"))))
+
+    clients = [threading.Thread(target=client, args=(str(u),)) for u in range(4)]
+    for thread in clients:
+        thread.start()
+    try:
+        deployment.swap(ALONE, RERANKED)
+        # The swap has been asked for; until it is done the old ones answer.
+        status, text = 0, ""
+        for _ in range(600):
+            status, text = deployment.send("/entries")
+            if json.loads(text)["entries"][0] == ALONE:
+                break
+        deployment.ask(user="9", k=3)
+    finally:
+        stop.set()
+        for thread in clients:
+            thread.join()
+    assert (status, json.loads(text)) == (200, {"entries": [ALONE, RERANKED]})
+    assert {status for status, _ in seen} == {200}
+    assert deployment.ask(user="0", k=3)[1]["entry"] == ALONE
+    assert deployment.ask(user="0", k=3, prefer={"ild@5": 1.0})[1]["entry"] == RERANKED
+    # Memory of the answers counted before says that it is the same process.
+    assert re.search(rf'answers_total{{entry="{RERANKED}"}} [1-9]', deployment.send("/metrics")[1])
+
+
+def complaint(*arguments: str | Path, **environment: str) -> str:
+    command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "deploy", *map(str, arguments)]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PARETO_SEARCH_TOKEN"))}
+    ended = subprocess.run(command, capture_output=True, text=True, env=inherited | environment, check=False)
+    lines = ended.stderr.strip().splitlines()
+    assert (ended.returncode, len(lines)) == (2, 1), ended.stderr
+    return lines[0].removeprefix("pareto-search: ")
+
+
+def test_an_unknown_entry_and_a_token_that_is_missing_get_one_line(toy_run: Path) -> None:
+    assert "entry 'c0000-s03' is not on the front" in complaint(toy_run, "c0000-s03")
+    assert complaint(toy_run, ALONE, "--host", "0.0.0.0") == (
+        "--host 0.0.0.0 can be reached by others; set PARETO_SEARCH_TOKEN to a token of your choice"
+    )
+    assert "set PARETO_SEARCH_TOKEN, and keep it for swaps" in complaint(toy_run, ALONE, "--address", "127.0.0.1:6379")
