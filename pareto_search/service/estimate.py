@@ -21,17 +21,18 @@ def estimate(config: SearchConfig, earlier: Path | None) -> tuple[float | None, 
 
 
 def _by(config: SearchConfig, run: Path) -> tuple[float | None, str]:
-    """In proportion to candidates and steps; what comes before the first candidate is taken as it was."""
+    """In proportion to candidates, steps and workers; what comes before the first candidate is taken as it was."""
     try:
         before = SearchConfig.load(run / "search.yaml")
         store = Store.open(run / "search.db", before.name)
     except RunError:
         return None, "nothing like it has come far enough here yet"
-    attempts, began = store.attempts(), store.search.created
+    record, attempts, candidates = store.search, store.attempts(), store.candidates()
     store.close()
-    done = [a.seconds for a in attempts if a.seconds]
-    if not done:
+    trained = {c.id for c in candidates if c.kind == "trained"} & {a.candidate for a in attempts if a.ended}
+    if not trained or not record.elapsed_seconds:
         return None, "nothing like it has come far enough here yet"
-    each = sum(done) / len(done) * config.search.steps / before.search.steps
-    loop = each * config.search.candidates / config.workers.count
-    return attempts[0].started - began + loop, f"{before.name} took {sum(done) / len(done):.1f} s a candidate"
+    each = record.elapsed_seconds / len(trained)  # with the merging between them
+    more = config.search.steps / before.search.steps * before.workers.count / config.workers.count
+    preparing = attempts[0].started - record.created
+    return preparing + each * more * config.search.candidates, f"{before.name} took {each:.1f} s a candidate"

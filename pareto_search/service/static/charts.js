@@ -27,7 +27,7 @@ function layout(extra) {
     margin: { l: 55, r: 15, t: 15, b: 50 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: GREY, activecolor: BLUE },
     hoverlabel: { align: "left", bgcolor: "#20262e", font: { color: "#f2f4f6", size: 12 } },
-    legend: { orientation: "h", y: -0.2, x: 0 },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, entrywidth: 135 },
     xaxis: { ...axis, ...xaxis },
     yaxis: { ...axis, ...yaxis },
     ...rest,
@@ -98,7 +98,7 @@ export function drawFront(element, front, archive, view, onclick) {
   const scene = (name) => ({ title: { text: axisTitle(objective[name]) }, gridcolor: line, color: text, showbackground: false });
   const floor = (name, kind) => ({ type: "line", [`${kind}0`]: objective[name].reference, [`${kind}1`]: objective[name].reference, [`${kind === "x" ? "y" : "x"}0`]: 0, [`${kind === "x" ? "y" : "x"}1`]: 1, [`${kind === "x" ? "y" : "x"}ref`]: "paper", line: { color: GREY, dash: "dot", width: 1 } });
   const plan = layout({
-    height: 520,
+    height: 560,
     uirevision: `${x}${y}${z}${part}`, // zoom and camera stay while things are selected
     ...(z
       ? { scene: { xaxis: scene(x), yaxis: scene(y), zaxis: scene(z) } }
@@ -150,10 +150,11 @@ export function drawParallel(element, front, view, onclick) {
   });
   const { line: rule } = ink();
   const axes = objectives.map((_, i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line: { color: rule, width: 2 } }));
-  const note = (i, y, text, anchor) => ({ x: i, y, text, showarrow: false, yanchor: anchor, font: { size: 12 } });
+  // On the paper: what lies outside the axes' range would not be shown.
+  const note = (i, y, text, anchor) => ({ x: i, y, yref: "paper", text, showarrow: false, yanchor: anchor, font: { size: 12 } });
   const notes = objectives.flatMap((o, i) => {
     const [low, high] = o.direction === "maximise" ? range[i] : [...range[i]].reverse();
-    return [note(i, 1.04, `<b>${escaped(o.name)}</b><br>${short(high)}`, "bottom"), note(i, -0.03, short(low), "top")];
+    return [note(i, 1.02, `<b>${escaped(o.name)}</b><br>${short(high)}`, "bottom"), note(i, -0.02, short(low), "top")];
   });
   const plan = layout({
     height: 330,

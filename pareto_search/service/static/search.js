@@ -111,7 +111,6 @@ class Explorer {
     if (first || this.final !== front.final) this.build(names);
     this.final = front.final;
     await this.choose();
-    drawFigure(this.timeline, await get(`/searches/${this.id}/plots/timeline`));
   }
 
   async evaluations() {
@@ -155,12 +154,20 @@ class Explorer {
       h("p", {}, h("small", {}, "Up is better. A line is an entry: choose one by clicking it. Bounds show as orange ticks.")),
       this.lines,
       h("h2", {}, "Entries"),
+      h("p", {}, h("small", {}, "Those that together cover the most hypervolume stand for the whole front.")),
       this.table,
       this.side,
       this.family,
-      h("h2", {}, "How the hypervolume grew"),
-      this.timeline,
+      h("details", { ontoggle: (event) => event.target.open && this.drawTimeline() }, h("summary", {}, "How the hypervolume grew"), this.timeline),
     );
+  }
+
+  // Only when asked for: it takes the service seconds.
+  async drawTimeline() {
+    this.timeline.textContent = "One moment.";
+    const figure = await get(`/searches/${this.id}/plots/timeline`).catch(trouble);
+    this.timeline.textContent = "";
+    if (figure) drawFigure(this.timeline, figure);
   }
 
   // A slider of importance and one of a bound for every objective.
