@@ -24,10 +24,6 @@ PLOTLY = Path(str(plotly.__file__)).parent / "package_data" / "plotly.min.js"
 ASSETS = {f"/static/{file.name}": file for file in (*sorted(STATIC.iterdir()), PLOTLY)}
 """What is served to everybody, by its whole path: no path is ever made from a request."""
 PUBLIC = frozenset({"/", *ASSETS})
-BODY = 1 << 20
-"""Bytes of any request but an upload."""
-UPLOAD = 256 << 20
-"""Bytes of an upload."""
 
 _STATUS: dict[type[Exception], int] = {MissingError: 404, ConflictError: 409}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -38,6 +34,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         (403, "A page of another site asks"),
         (404, "Nothing has that name"),
         (409, "It does not go with how things stand"),
+        (411, "The request does not say its length"),
         (413, "The request is too large"),
         (422, "The request has another form"),
     )
@@ -53,7 +50,6 @@ def create(record: Record, catalogue: Catalogue, jobs: Jobs, token: str, hosts: 
         openapi_url="/v1/openapi.json",
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
-        max_body_size=BODY,
         responses=_REFUSALS,
         dependencies=[Security(HTTPBearer(auto_error=False, description="The guard checks it."))],
     )
@@ -65,6 +61,7 @@ def create(record: Record, catalogue: Catalogue, jobs: Jobs, token: str, hosts: 
     app.add_exception_handler(UserError, _told)
     app.add_exception_handler(RequestValidationError, _misfit)
     app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(Exception, _mistake)
     return Guard(app, token, hosts, PUBLIC)
 
 
@@ -76,7 +73,7 @@ def _data_routes(record: Record, catalogue: Catalogue) -> APIRouter:
         """The data sets that a config may name."""
         return answers.DataSets.model_validate({"data": record.data_sets()}, from_attributes=True)
 
-    @router.post("/data", status_code=201, max_body_size=UPLOAD)
+    @router.post("/data", status_code=201)
     def upload(
         name: Annotated[answers.Name, Form()],
         archive: Annotated[UploadFile | None, File(description="A zip of RecBole atomic files")] = None,
@@ -145,8 +142,11 @@ def _misfit(_: Request, error: Exception) -> JSONResponse:
 
 def _refused(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    words = {
-        404: "there is nothing at this address; /v1/openapi.json lists what there is",
-        413: "the request is too large",
-    }
-    return JSONResponse({"error": words.get(error.status_code, error.detail)}, error.status_code, error.headers)
+    nothing = "there is nothing at this address; /v1/openapi.json lists what there is"
+    return JSONResponse(
+        {"error": nothing if error.status_code == 404 else error.detail}, error.status_code, error.headers
+    )
+
+
+def _mistake(_: Request, __: Exception) -> JSONResponse:
+    return JSONResponse({"error": "a mistake of this service; its log has more"}, 500)

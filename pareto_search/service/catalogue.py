@@ -62,7 +62,7 @@ class Catalogue:
                 f"data.{wrong or 'source'} is no name of a data set; expected data.source, one of: {known}"
             )
         base = model.get("base", MINILM)
-        if "revision" in model or base not in self._bases:
+        if "revision" in model or not isinstance(base, str) or base not in self._bases:
             hint = nearest(str(base)[:80], self._bases)
             wrong = "revision" if "revision" in model else "base"
             raise ConfigError(f"model.{wrong} is not this service's; expected model.base alone, {hint}")

@@ -23,8 +23,12 @@ HEADERS = {
 }
 
 
+BODY, UPLOAD = 1 << 20, 256 << 20
+"""The most bytes of a request, and of one that uploads data."""
+
+
 class Guard:
-    """Refuses whoever has no token, and who comes under another host's name or from another site's page.
+    """Refuses whoever has no token, who comes under another host's name or from another site's page, or with too much.
 
     Args:
         token: what `Authorization: Bearer` must carry.
@@ -66,6 +70,11 @@ class Guard:
             refusal = _refused(401, "the token is missing or wrong; send it as 'Authorization: Bearer TOKEN'")
             refusal.headers["www-authenticate"] = "Bearer"
             return refusal
+        if "transfer-encoding" in headers:
+            return _refused(411, "the request does not say its length; send Content-Length")
+        most = UPLOAD if scope["path"] == "/v1/data" else BODY
+        if int(headers.get("content-length", 0)) > most:  # the server cuts off what is longer than it says
+            return _refused(413, f"the request is too large; expected at most {most} bytes")
         return None
 
 

@@ -20,8 +20,6 @@ from pareto_search.service.record import ConflictError, Job, Record
 
 EVERY = 0.5
 """Seconds between two looks on behalf of who watches."""
-LIMIT = 1 << 20
-"""Bytes of a submitted config."""
 
 ENDED = ("finished", "failed", "cancelled", "paused")
 
@@ -47,7 +45,7 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
         """All searches, the latest first."""
         return answers.Searches(searches=[_summary(jobs, job) for job in reversed(record.searches())])
 
-    @router.post("/searches", status_code=201, max_body_size=LIMIT)
+    @router.post("/searches", status_code=201)
     def submit(
         config: Config,
         response: Response,
@@ -75,7 +73,7 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
         response.headers["location"] = f"/v1/searches/{job.id}"
         return _detail(jobs, record.search(job.id))
 
-    @router.post("/estimate", max_body_size=LIMIT)
+    @router.post("/estimate")
     def estimate_time(config: Config) -> answers.Estimate:
         """How long a search would take, judged by earlier ones over the same data and base model."""
         checked = parsed(config)
