@@ -70,12 +70,16 @@ class Guard:
             refusal = _refused(401, "the token is missing or wrong; send it as 'Authorization: Bearer TOKEN'")
             refusal.headers["www-authenticate"] = "Bearer"
             return refusal
-        if "transfer-encoding" in headers:
-            return _refused(411, "the request does not say its length; send Content-Length")
-        most = UPLOAD if scope["path"] == "/v1/data" else BODY
-        if int(headers.get("content-length", 0)) > most:  # the server cuts off what is longer than it says
-            return _refused(413, f"the request is too large; expected at most {most} bytes")
-        return None
+        return _too_much(scope["path"], headers)
+
+
+def _too_much(path: str, headers: Headers) -> JSONResponse | None:
+    if "transfer-encoding" in headers:
+        return _refused(411, "the request does not say its length; send Content-Length")
+    most = UPLOAD if path == "/v1/data" else BODY
+    if int(headers.get("content-length", 0)) > most:  # the server cuts off what is longer than it says
+        return _refused(413, f"the request is too large; expected at most {most} bytes")
+    return None
 
 
 def _name(address: str) -> str | None:

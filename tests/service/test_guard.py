@@ -1,3 +1,5 @@
+import http.client
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -6,6 +8,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 from conftest import Shared
+from running import PATIENCE
+from serving import TOKEN
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 PUBLIC = {
@@ -79,8 +83,6 @@ def test_nothing_but_the_page_answers_without_the_token(
     "authorization", ["", "Bearer", "Bearer wrong", "Basic {token}", "Bearer {token}x", "Bearer \xe9"]
 )
 def test_another_token_is_none(shared: Shared, stranger: httpx.Client, authorization: str) -> None:
-    from serving import TOKEN
-
     value = authorization.format(token=TOKEN).encode("latin-1")
     assert stranger.get("/v1/searches", headers={"Authorization": value}).status_code == 401
 
@@ -124,14 +126,15 @@ def test_no_path_leads_out(shared: Shared) -> None:
     templates += [f"/v1/searches/{shared.search}/{kind}" for kind in ("candidates/{}", "entries/{}/zip")]
     payloads = traversals()
     assert len(payloads) * len(templates) > 500
+    connection = http.client.HTTPConnection(httpx.URL(shared.service.address).netloc.decode(), timeout=PATIENCE)
     for number, payload in enumerate(payloads):
         for template in templates if number % 9 == 0 else templates[number % len(templates) :][:2]:
-            # Built by hand: the client would tidy up what is sent.
-            url = httpx.URL(shared.service.address).copy_with(raw_path=template.format(payload).encode())
-            answer = shared.client.get(url)
-            assert answer.status_code in (400, 404, 405, 422), (url, answer.text)
-            assert set(answer.json()) == {"error"}
-            assert "root:" not in answer.text
+            # httpx would tidy up what is sent.
+            connection.request("GET", template.format(payload), headers={"Authorization": f"Bearer {TOKEN}"})
+            answer = connection.getresponse()
+            body = answer.read()
+            assert answer.status in (400, 404, 405, 422), (template, payload, body)
+            assert set(json.loads(body)) == {"error"}
 
 
 def test_what_is_too_large_is_refused(shared: Shared) -> None:
