@@ -102,7 +102,7 @@ def test_a_search_is_launched_watched_explored_and_downloaded(chromium: Any, sha
     page.select_option("select >> nth=2", "novelty@5")
     page.wait_for_selector("#front-chart .gl-container canvas")
     page.goto(f"{shared.service.address}#/compare/{search},{shared.search}")
-    page.wait_for_selector("td:has-text('0.')")
+    page.wait_for_selector("h1:has-text('Fronts beside each other')")
     assert page.locator("tbody tr").count() == 2
     assert wrong == []
 
