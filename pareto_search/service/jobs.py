@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pareto_search.service.catalogue import Catalogue
 from pareto_search.service.record import ConflictError, Job, Record
 from pareto_search.service.runner import CONFIG, LOCK, RUN, STATUS, STOP
 
+TRASH = "trash"
 EVERY = 0.5
 """Seconds between two looks at the processes."""
 GRACE = 60.0
@@ -56,10 +57,12 @@ class Jobs:
             RunError: the root cannot be written.
         """
         try:
-            (self._folder / "searches").mkdir(parents=True, exist_ok=True)
+            for name in ("searches", TRASH):
+                (self._folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self._folder} cannot be made ({error.strerror}); give --root a folder that can") from None
-        self._forget_deleted()
+        for folder in (self._folder / TRASH).iterdir():  # the service was killed while it deleted
+            shutil.rmtree(folder, ignore_errors=True)
         self.look()
         keeper = threading.Thread(target=self._keep, daemon=True, name="jobs")
         keeper.start()
@@ -122,9 +125,11 @@ class Jobs:
         with self._lock:
             if self._record.search(name).state == "running":
                 raise ConflictError(f"search '{name}' is running; cancel it first")
-            folder = self.folder(name)
+            folder, trash = self.folder(name), self._folder / TRASH / name
+            if folder.is_dir():
+                folder.rename(trash)
             self._record.remove_search(name)
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(trash, ignore_errors=True)
 
     def look(self) -> None:
         """Takes notice of what has ended, and starts what waits as far as there is room."""
@@ -141,7 +146,7 @@ class Jobs:
         while not self._over.wait(EVERY):
             try:
                 self.look()
-            except UserError as error:  # a full disk, a database that is away: it may be mended by the next look
+            except (UserError, OSError) as error:  # a full disk, a database that is away: it may be mended soon
                 print(f"pareto-search: {error}", file=sys.stderr, flush=True)
 
     def _follow(self, job: Job) -> None:
@@ -210,13 +215,6 @@ class Jobs:
         self.look()
         return self._record.search(name)
 
-    def _forget_deleted(self) -> None:
-        """Removes the folders of searches that were deleted when the service was killed."""
-        known = {job.id for job in self._record.searches()}
-        for folder in (self._folder / "searches").iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
-
 
 @contextmanager
 def only_service(root: Path) -> Iterator[None]:
@@ -259,7 +257,8 @@ def _signal(folder: Path, number: int) -> bool:
     """To the process that holds the lock, whose id is therefore still its own; False where it has not begun."""
     text = (folder / LOCK).read_text()
     if text:
-        os.kill(int(text), number)
+        with suppress(ProcessLookupError):  # it has ended this moment
+            os.kill(int(text), number)
     return bool(text)
 
 
