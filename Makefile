@@ -1,11 +1,14 @@
-# demo and test need nothing but Python 3.11 or newer: they make their own environment in .venv.
+# demo, serve and test need nothing but Python 3.11 or newer: they make their own environment in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo serve test lint bench clean
 
 demo: .venv/installed
 	$(BIN)/pareto-search demo --out runs/demo
+
+serve: .venv/installed
+	$(BIN)/pareto-search serve --root runs/service
 
 test: .venv/installed
 	./tests/system-packages

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import click
 
 from pareto_search import __version__, decide, display, entry, results
-from pareto_search.config import SearchConfig
+from pareto_search.config import SearchConfig, read
 from pareto_search.errors import ConfigError, ParetoSearchError
 from pareto_search.objective import Constraint, Objective
 from pareto_search.plots import pairwise
@@ -305,6 +305,64 @@ def deploy(*, run: Path, names: tuple[str, ...], host: str, port: int, replicas:
         click.echo("Ctrl-C ends it.")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
+
+
+@cli.command()
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where to listen; elsewhere than here it wants a token."
+)
+@click.option("--port", default=8642, show_default=True, help="0 takes a free one.")
+@click.option("--root", default="service", show_default=True, type=click.Path(path_type=Path), help="Its folder.")
+@click.option("--data", multiple=True, metavar="NAME=SOURCE", help="A folder of atomic files, or a config's data.")
+@click.option("--base", multiple=True, metavar="NAME=MODEL", help="A folder, or OWNER/MODEL@REVISION.")
+@click.option("--name", multiple=True, metavar="HOST", help="Another name under which it is reached.")
+@ADDRESS
+@click.option("--store", metavar="URL", help="PostgreSQL for the service's record, in place of a file in its folder.")
+@click.option("--searches", default=1, show_default=True, type=click.IntRange(min=1), help="How many run at once.")
+def serve(
+    *,
+    host: str,
+    port: int,
+    root: Path,
+    data: tuple[str, ...],
+    base: tuple[str, ...],
+    name: tuple[str, ...],
+    address: str | None,
+    store: str | None,
+    searches: int,
+) -> None:
+    """The service and its page: launch, watch, compare and select in a browser or over HTTP.
+
+    PARETO_SEARCH_TOKEN holds the token; without it, the service makes its own and prints a link that carries it.
+
+    Example: pareto-search serve --data books=data/books
+    """
+    try:
+        from pareto_search.service.serve import Settings
+        from pareto_search.service.serve import serve as start
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serve needs {error.name}; run: pip install 'pareto-search[service]'") from None
+    start(Settings(host, port, root, data, base, name, address, store, searches))
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--server", required=True, metavar="URL", help="Where the service is.")
+@AS_JSON
+def submit(config: Path, server: str, as_json: bool) -> None:
+    """A search on a service; its data and base model are named as they are registered there.
+
+    Example: pareto-search submit search.yaml --server http://127.0.0.1:8642
+    """
+    from pareto_search.service.submit import submit as send
+
+    found = send(read(config), server)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    address = f"{server.rstrip('/')}/v1/searches/{found['id']}"
+    click.echo(f"{found['id']} is {found['state']}; watch it on the service's page, or with:")
+    click.echo(f'curl -N -H "Authorization: Bearer $PARETO_SEARCH_TOKEN" {address}/events')
 
 
 @cli.group()

@@ -280,7 +280,7 @@ class SearchConfig(_Section):
         Raises:
             ConfigError: it cannot be read, or does not fit.
         """
-        return cls.parse(_read(Path(path)), Path(path).parent)
+        return cls.parse(read(Path(path)), Path(path).parent)
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any], folder: str | Path = ".") -> "SearchConfig":
@@ -394,7 +394,12 @@ for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read(path: Path) -> Mapping[str, Any]:
+    """The mapping in a YAML file, not yet checked.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no mapping.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:

@@ -118,12 +118,16 @@ class Database:
         place: the name to show for it, without any password.
     """
 
-    def __init__(self, where: str | Path) -> None:
+    def __init__(self, where: str | Path, tables: sa.MetaData = tables) -> None:
         """Connects to nothing yet.
+
+        Args:
+            tables: a search's, or the service's.
 
         Raises:
             RunError: the URL is of another kind, or PostgreSQL's driver is not installed.
         """
+        self._tables = tables
         url, self.place = sa.URL.create("sqlite", database=str(Path(where).absolute())), str(where)
         if is_url(where):
             url = _postgresql(str(where))
@@ -158,8 +162,8 @@ class Database:
 
     def create(self, connection: sa.Connection) -> None:
         """Makes the tables where there are none; raises as `check`."""
-        if tables.tables.keys().isdisjoint(sa.inspect(connection).get_table_names()):
-            tables.create_all(connection)
+        if self._tables.tables.keys().isdisjoint(sa.inspect(connection).get_table_names()):
+            self._tables.create_all(connection)
         self.check(connection)
 
     def check(self, connection: sa.Connection) -> None:
@@ -169,7 +173,7 @@ class Database:
             RunError: they are not.
         """
         inspector = sa.inspect(connection)
-        for table in tables.sorted_tables:
+        for table in self._tables.sorted_tables:
             there = inspector.get_columns(table.name) if inspector.has_table(table.name) else []
             if {column["name"] for column in there} != set(table.columns.keys()):
                 raise RunError(f"{self.place}: a database, but not the record of a search; name another one")

@@ -71,9 +71,9 @@ def importers(package: str) -> set[str]:
 
 
 def group(name: str) -> str:
-    """`recsys` or `workers` for a module of theirs, else the module itself."""
+    """`recsys`, `service` or `workers` for a module of theirs, else the module itself."""
     head = name.partition(".")[0]
-    return head if head in ("recsys", "workers") else name
+    return head if head in ("recsys", "service", "workers") else name
 
 
 def test_the_house_is_found() -> None:
@@ -115,6 +115,21 @@ def test_a_part_imports_only_what_lies_below_it(part: str, allowed: set[str]) ->
 def test_only_launch_export_and_the_faces_import_workers() -> None:
     found = {m for m in MODULES for i in ours(m) if group(i.target) == "workers" and group(m) != "workers"}
     assert found - {m for m in MODULES if m.startswith("service")} == {"launch", "export", "cli"}
+
+
+def test_the_service_looks_at_searches_and_leaves_running_them_to_a_process_of_their_own() -> None:
+    found = {(m, i.target) for m in MODULES if group(m) == "service" for i in ours(m)}
+    allowed = {*NOUNS, "recsys", "service", "config", "database", "decide", "entry", "plots", "results", "store"}
+    beyond = {(m, target) for m, target in found if group(target) not in allowed}
+    assert beyond == {("service.runner", "launch"), ("service.runner", "search")}
+    assert {m for m in MODULES for i in ours(m) if group(i.target) == "service"} - {m for m, _ in found} == {"cli"}
+
+
+@pytest.mark.parametrize("package", ["fastapi", "starlette", "uvicorn"])
+def test_the_web_stays_in_the_service_and_in_deployments(package: str) -> None:
+    # The command line must work where only the package itself is installed.
+    assert importers(package) <= {m for m in MODULES if group(m) == "service"} | {"workers.serving"}
+    assert all(not i.at_load for i in ours("cli") if group(i.target) == "service")
 
 
 def test_the_loop_knows_no_face_and_only_faces_know_launch() -> None:

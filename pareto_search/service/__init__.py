@@ -1,0 +1,1 @@
+"""The HTTP service: launch, watch, compare and select, in a browser or over HTTP."""

@@ -1,0 +1,38 @@
+"""How long a search will take, judged by what this service has searched before."""
+
+from pathlib import Path
+
+from pareto_search.config import SearchConfig
+from pareto_search.errors import RunError
+from pareto_search.store import Store
+
+
+def estimate(config: SearchConfig, earlier: Path | None) -> tuple[float | None, str]:
+    """Seconds until the front is there, or None, and one sentence that says why.
+
+    Args:
+        earlier: the run folder of the latest search over the same data and base model, if there is one.
+    """
+    seconds, why = _by(config, earlier) if earlier else (None, "nothing like it has been searched here yet")
+    minutes = config.search.minutes
+    if minutes is not None and (seconds is None or minutes * 60 < seconds):
+        return minutes * 60, f"its budget of {minutes:g} minutes; the baselines and the test scores come on top"
+    return seconds, why if minutes is not None or seconds else f"{why}; give it minutes to be sure of an end"
+
+
+def _by(config: SearchConfig, run: Path) -> tuple[float | None, str]:
+    """In proportion to candidates, steps and workers; what comes before the first candidate is taken as it was."""
+    try:
+        before = SearchConfig.load(run / "search.yaml")
+        store = Store.open(run / "search.db", before.name)
+    except RunError:
+        return None, "nothing like it has come far enough here yet"
+    record, attempts, candidates = store.search, store.attempts(), store.candidates()
+    store.close()
+    trained = {c.id for c in candidates if c.kind == "trained"} & {a.candidate for a in attempts if a.ended}
+    if not trained or not record.elapsed_seconds:
+        return None, "nothing like it has come far enough here yet"
+    each = record.elapsed_seconds / len(trained)  # with the merging between them
+    more = config.search.steps / before.search.steps * before.workers.count / config.workers.count
+    preparing = attempts[0].started - record.created
+    return preparing + each * more * config.search.candidates, f"{before.name} took {each:.1f} s a candidate"

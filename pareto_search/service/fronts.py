@@ -1,0 +1,104 @@
+"""The routes that look at a search: its front, archive and plots, what is selected and what is downloaded."""
+
+import tempfile
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
+
+from pareto_search import entry, plots
+from pareto_search.candidate import Evaluation
+from pareto_search.service import answers
+from pareto_search.service.jobs import Jobs
+from pareto_search.service.view import View, compare
+
+PAGE = 1000
+"""The most evaluations on a page of the archive."""
+
+Kind = Literal["pair", "pairwise", "parallel", "timeline"]
+
+
+def routes(jobs: Jobs) -> APIRouter:
+    """All of them, over one service's searches."""
+    router = APIRouter(prefix="/v1", tags=["fronts"])
+
+    @router.get("/compare")
+    def compare_searches(search: Annotated[list[str], Query(min_length=2, max_length=8)]) -> dict[str, Any]:
+        """The fronts of several searches and their hypervolumes, by the objectives that they share."""
+        return compare({name: View(jobs.run(name)).front() for name in dict.fromkeys(search)})
+
+    @router.get("/searches/{search}/front")
+    def front(search: str) -> dict[str, Any]:
+        """The content of front.json; while the search goes on, what is known of it (`final` is false)."""
+        return View(jobs.run(search)).front()
+
+    @router.get("/searches/{search}/baselines")
+    def baselines(search: str) -> dict[str, Any]:
+        """What the front must beat: single models, and the curves of the practitioner and of the warm start."""
+        known = View(jobs.run(search)).front()
+        return {"baselines": known["baselines"], "curves": known["curves"]}
+
+    @router.get("/searches/{search}/archive")
+    def archive(
+        search: str,
+        offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+        limit: Annotated[int, Query(ge=1, le=PAGE)] = 100,
+    ) -> answers.Archive:
+        """Every evaluation, page by page."""
+        total, found = View(jobs.run(search)).archive(offset, limit)
+        return answers.Archive(total=total, offset=offset, evaluations=[_evaluation(e) for e in found])
+
+    @router.get("/searches/{search}/candidates/{candidate}")
+    def candidate(search: str, candidate: str) -> dict[str, Any]:
+        """A candidate: genes, attempts, evaluations and ancestors."""
+        return View(jobs.run(search)).candidate(candidate)
+
+    @router.get("/searches/{search}/plots/{kind}")
+    def plot(
+        search: str,
+        kind: Kind,
+        x: Annotated[str | None, Query(max_length=100)] = None,
+        y: Annotated[str | None, Query(max_length=100)] = None,
+        part: plots.Part = "validation",
+    ) -> Response:
+        """A figure as Plotly's JSON."""
+        figure = View(jobs.run(search)).plot(kind, x, y, part)
+        return Response(figure.to_json(), media_type="application/json")
+
+    @router.post("/searches/{search}/select")
+    def select(search: str, wish: answers.Select) -> answers.Selection:
+        """One entry of the front, chosen by its validation scores, and why."""
+        found, reason, kept = View(jobs.run(search)).select(wish.prefer, wish.where, wish.best)
+        return answers.Selection(entry=found, reason=reason, kept=kept)
+
+    @router.get("/searches/{search}/entries/{name}/zip", response_class=FileResponse)
+    def download(search: str, name: str) -> FileResponse:
+        """An entry with all it needs, as one zip archive: what `pareto-search export` writes."""
+        packed = _packed(entry.of_run(jobs.run(search), name))
+        file_name = f"{search}-{name}.zip"
+        return FileResponse(
+            packed, filename=file_name, media_type="application/zip", background=BackgroundTask(packed.unlink)
+        )
+
+    return router
+
+
+def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    return asdict(evaluation) | {"entry": evaluation.entry}
+
+
+def _packed(found: entry.Entry) -> Path:
+    """A temporary zip archive of an exported entry."""
+    with tempfile.TemporaryDirectory() as scratch:
+        entry.export(found, Path(scratch, found.name))
+        with (
+            tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as packed,
+            zipfile.ZipFile(packed, "w") as archive,
+        ):
+            for file in sorted(Path(scratch, found.name).iterdir()):
+                archive.write(file, f"{found.name}/{file.name}")
+    return Path(packed.name)

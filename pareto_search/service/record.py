@@ -1,0 +1,197 @@
+"""What the service remembers: the searches that were submitted, and the data sets that they may name.
+
+Users' text is never joined to a path: a name is looked up here, and what is found leads to the files.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from pareto_search.database import Database
+from pareto_search.errors import UserError, nearest
+
+State = Literal["queued", "running", "paused", "finished", "failed", "cancelled"]
+Wish = Literal["run", "pause", "cancel"]
+Origin = Literal["operator", "upload"]
+
+NAME = r"^[a-z0-9][a-z0-9-]{0,63}$"
+"""The one pattern of names and ids."""
+
+
+class MissingError(UserError):
+    """Nothing has the name that was given."""
+
+
+class ConflictError(UserError):
+    """What is asked for does not go with how things stand."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A search as it was submitted, and what has become of it.
+
+    Attributes:
+        config: as submitted, but for a budget that was changed since; its `data.source` is a registered name.
+        wish: what the user wants of it; `state` follows as soon as it can.
+        error: why it failed, one line.
+        key, body_sha256: of the submission that made it, so that repeating that makes no second one.
+        created: a Unix time.
+    """
+
+    id: str
+    name: str
+    data: str
+    base: str
+    config: Mapping[str, Any]
+    state: State = "queued"
+    wish: Wish = "run"
+    error: str | None = None
+    key: str | None = None
+    body_sha256: str = ""
+    created: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that configs may name.
+
+    Attributes:
+        section: what stands for it in a config: `source`, or `interactions`, `items` and `columns`.
+        facts: what was counted in it; empty where nobody has looked yet.
+    """
+
+    name: str
+    origin: Origin
+    section: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    created: float = field(default_factory=time.time)
+
+
+tables = sa.MetaData()
+_searches = sa.Table(
+    "service_search",
+    tables,
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    *(sa.Column(name, sa.String, nullable=False) for name in ("name", "data", "base", "state", "wish", "body_sha256")),
+    sa.Column("config", sa.JSON, nullable=False),
+    sa.Column("error", sa.String),
+    sa.Column("key", sa.String, unique=True),
+    sa.Column("created", sa.Float, nullable=False),
+)
+_data = sa.Table(
+    "service_data",
+    tables,
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String, nullable=False, unique=True),
+    sa.Column("origin", sa.String, nullable=False),
+    sa.Column("section", sa.JSON, nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+)
+
+
+class Record:
+    """The service's record, in an SQLite file or a PostgreSQL database; one service writes it, with several threads.
+
+    Every call is a transaction of its own. All of them raise `RunError` where the database cannot be used.
+    """
+
+    def __init__(self, where: str | Path) -> None:
+        """Opens the record, and begins it where there is none.
+
+        Raises:
+            RunError: the place holds something else, or cannot be reached.
+        """
+        self._database = Database(where, tables)
+        with self._database.writing() as connection:
+            self._database.create(connection)
+
+    def close(self) -> None:
+        """Gives back files and connections."""
+        self._database.close()
+
+    def searches(self) -> list[Job]:
+        """All of them, in the order in which they were submitted."""
+        return [Job(*row) for row in self._rows(_searches, Job)]
+
+    def search(self, name: str) -> Job:
+        """The search of that id.
+
+        Raises:
+            MissingError: there is none.
+        """
+        found = self._rows(_searches, Job, _searches.c.id == name)
+        if not found:
+            raise MissingError(f"there is no search '{name[:80]}'; GET /v1/searches lists them")
+        return Job(*found[0])
+
+    def submitted(self, key: str) -> Job | None:
+        """The search that was submitted under an idempotency key."""
+        found = self._rows(_searches, Job, _searches.c.key == key)
+        return Job(*found[0]) if found else None
+
+    def add_search(self, job: Job) -> bool:
+        """Adds a search, unless its key has been used: then nothing is added, and False returned."""
+        try:
+            with self._database.writing() as connection:
+                connection.execute(sa.insert(_searches).values(**_row(job)))
+        except IntegrityError:
+            return False
+        return True
+
+    def change(self, name: str, **values: Any) -> None:
+        """Sets columns of a search."""
+        with self._database.writing() as connection:
+            connection.execute(sa.update(_searches).where(_searches.c.id == name).values(**values))
+
+    def remove_search(self, name: str) -> None:
+        """Forgets a search."""
+        with self._database.writing() as connection:
+            connection.execute(sa.delete(_searches).where(_searches.c.id == name))
+
+    def data_sets(self) -> list[DataSet]:
+        """All of them, in the order in which they were registered."""
+        return [DataSet(*row) for row in self._rows(_data, DataSet)]
+
+    def data_set(self, name: str) -> DataSet:
+        """The data set of that name.
+
+        Raises:
+            MissingError: there is none.
+        """
+        known = {d.name: d for d in self.data_sets()}
+        if name not in known:
+            raise MissingError(f"data set '{name[:80]}' is not registered; {nearest(name, known)}")
+        return known[name]
+
+    def add_data(self, data: DataSet) -> None:
+        """Registers a data set.
+
+        Raises:
+            ConflictError: the name is taken.
+        """
+        try:
+            with self._database.writing() as connection:
+                connection.execute(sa.insert(_data).values(**_row(data)))
+        except IntegrityError:
+            raise ConflictError(f"data set '{data.name}' is there already; choose another name") from None
+
+    def remove_data(self, name: str) -> None:
+        """Forgets a data set."""
+        with self._database.writing() as connection:
+            connection.execute(sa.delete(_data).where(_data.c.name == name))
+
+    def _rows(self, table: sa.Table, kind: type, *where: sa.ColumnElement[bool]) -> list[Any]:
+        query = sa.select(*(table.c[f.name] for f in fields(kind))).where(*where)
+        with self._database.reading() as connection:
+            return list(connection.execute(query.order_by(table.c.position)).all())
+
+
+def _row(noun: Job | DataSet) -> dict[str, Any]:
+    return asdict(noun)

@@ -1,0 +1,157 @@
+"""The routes of a search's life: submitted, watched, paused, resumed, cancelled, deleted."""
+
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Body, Depends, Header, Request, Response
+from fastapi.sse import EventSourceResponse
+
+from pareto_search.config import MINILM, SearchConfig
+from pareto_search.service import answers
+from pareto_search.service.catalogue import Catalogue
+from pareto_search.service.estimate import estimate
+from pareto_search.service.jobs import Jobs
+from pareto_search.service.record import ConflictError, Job, Record
+
+EVERY = 0.5
+"""Seconds between two looks on behalf of who watches."""
+
+ENDED = ("finished", "failed", "cancelled", "paused")
+
+Config = Annotated[
+    dict[str, Any],
+    Body(
+        description="A config as for `pareto-search run`; `data.source` and `model.base` are names that are registered "
+        "here, and there is neither a path nor a store in it.",
+        openapi_examples={"demo": {"value": {"name": "demo", "data": {"source": "movielens-100k"}}}},
+    ),
+]
+
+
+def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
+    """The routes over all searches."""
+    router = APIRouter(prefix="/v1", tags=["searches"])
+
+    def parsed(config: Mapping[str, Any]) -> SearchConfig:
+        return SearchConfig.parse(catalogue.resolved(config))
+
+    @router.get("/searches")
+    def list_searches() -> answers.Searches:
+        """All searches, the latest first."""
+        return answers.Searches(searches=[_summary(jobs, job) for job in reversed(record.searches())])
+
+    @router.post("/searches", status_code=201)
+    def submit(
+        config: Config,
+        response: Response,
+        key: Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)] = None,
+    ) -> answers.SearchDetail:
+        """Submits a search. Under an idempotency key that was used for the same config, gives that search (200)."""
+        body = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        checked = parsed(config)
+        job = Job(
+            id=f"{checked.name[:52].rstrip('-')}-{secrets.token_hex(4)}",
+            name=checked.name,
+            data=config["data"]["source"],
+            base=config.get("model", {}).get("base", MINILM),
+            config=config,
+            key=key,
+            body_sha256=body,
+        )
+        if not record.add_search(job):
+            held = record.submitted(key or "")
+            if held is None or held.body_sha256 != body:
+                raise ConflictError("this Idempotency-Key was used for another config; choose a new key")
+            job, response.status_code = held, 200
+        else:
+            jobs.look()
+        response.headers["location"] = f"/v1/searches/{job.id}"
+        return _detail(jobs, record.search(job.id))
+
+    @router.post("/estimate")
+    def estimate_time(config: Config) -> answers.Estimate:
+        """How long a search would take, judged by earlier ones over the same data and base model."""
+        checked = parsed(config)
+        base = config.get("model", {}).get("base", MINILM)
+        like = [j for j in record.searches() if (j.data, j.base) == (config["data"]["source"], base)]
+        begun = [run for j in reversed(like) if (run := jobs.run(j.id)).is_dir()]
+        seconds, because = estimate(checked, begun[0] if begun else None)
+        return answers.Estimate(seconds=seconds, because=because)
+
+    @router.get("/events", response_class=EventSourceResponse)
+    async def watch_all(request: Request) -> AsyncIterator[answers.Searches]:
+        """All searches as server-sent events: one at once, and one whenever something has changed."""
+        said = None
+        while not await request.is_disconnected():
+            now = await anyio.to_thread.run_sync(list_searches)
+            if now != said:
+                yield now
+                said = now
+            await anyio.sleep(EVERY)
+
+    return router
+
+
+def control(record: Record, jobs: Jobs) -> APIRouter:
+    """The routes of one search's life."""
+    router = APIRouter(prefix="/v1", tags=["searches"])
+
+    @router.get("/searches/{search}")
+    def get_search(search: str) -> answers.SearchDetail:
+        """One search."""
+        return _detail(jobs, record.search(search))
+
+    @router.delete("/searches/{search}", status_code=204)
+    def delete_search(search: str) -> None:
+        """Removes a search that does not run, with all of its files."""
+        jobs.delete(search)
+
+    @router.post("/searches/{search}/pause")
+    def pause(search: str) -> answers.SearchDetail:
+        """Stops it; what was evaluated is kept, and it can go on."""
+        return _detail(jobs, jobs.pause(search))
+
+    @router.post("/searches/{search}/resume")
+    def resume(search: str, budget: answers.Resume | None = None) -> answers.SearchDetail:
+        """Lets it go on: paused, failed, or finished and now with a larger budget."""
+        changes = budget.model_dump(exclude_none=True) if budget else {}
+        return _detail(jobs, jobs.resume(search, **changes))
+
+    @router.post("/searches/{search}/cancel")
+    def cancel(search: str) -> answers.SearchDetail:
+        """Stops it for good; what was evaluated can still be looked at."""
+        return _detail(jobs, jobs.cancel(search))
+
+    def known(search: str) -> Job:
+        # Asked before the answer begins: later there is no way left to say 404.
+        return record.search(search)
+
+    @router.get("/searches/{search}/events", response_class=EventSourceResponse, dependencies=[Depends(known)])
+    async def watch(search: str, request: Request) -> AsyncIterator[answers.SearchDetail]:
+        """A search as server-sent events: one at once, one whenever it has changed, and the last when it has ended."""
+        said = None
+        while not await request.is_disconnected():
+            now = await anyio.to_thread.run_sync(get_search, search)
+            if now != said:
+                yield now
+                said = now
+            if now.state in ENDED:
+                return
+            await anyio.sleep(EVERY)
+
+    return router
+
+
+def _summary(jobs: Jobs, job: Job) -> answers.Search:
+    status = jobs.status(job.id)
+    told = {"notice": status["notice"], "progress": status["progress"]}
+    return answers.Search.model_validate({**asdict(job), **told})
+
+
+def _detail(jobs: Jobs, job: Job) -> answers.SearchDetail:
+    return answers.SearchDetail(**_summary(jobs, job).model_dump(), config=dict(job.config))

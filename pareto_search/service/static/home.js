@@ -1,0 +1,152 @@
+// The list of searches with live progress, and the form that launches one.
+
+import { get, post, upload, watch } from "./api.js";
+import { count, doing, duration, field, fill, h, select } from "./dom.js";
+
+// Sized so that two cores need less than eight minutes on MovieLens-100K.
+const DEMO = { name: "demo", search: { population: 6, candidates: 16, minutes: 7, steps: 10 }, workers: { count: 2 } };
+
+export async function home(main, signal) {
+  const list = h("div", { id: "searches", "aria-live": "polite" });
+  const chosen = new Set();
+  const compare = h("button", { disabled: true, onclick: () => (location.hash = `#/compare/${[...chosen].join(",")}`) }, "Compare the fronts");
+  fill(main, h("h1", {}, "Searches"), list, h("p", {}, compare, " ", h("small", {}, "of two or more that you tick")), await launcher());
+  await watch("/events", signal, ({ searches }) => {
+    const known = new Set(searches.map((s) => s.id));
+    [...chosen].filter((id) => !known.has(id)).forEach((id) => chosen.delete(id));
+    const tick = (id) => (event) => {
+      event.target.checked ? chosen.add(id) : chosen.delete(id);
+      compare.disabled = chosen.size < 2;
+    };
+    compare.parentElement.hidden = searches.length < 2;
+    const focused = document.activeElement?.id; // the list is made anew, and the keyboard should not notice
+    fill(list, searches.length ? searches.map((s) => card(s, chosen, tick)) : empty());
+    if (focused) document.getElementById(focused)?.focus();
+  });
+}
+
+const empty = () =>
+  h("p", { className: "empty" }, "Nothing has been searched yet. Launch the demo below: it finds the trade-offs on MovieLens-100K in about eight minutes on two cores.");
+
+function card(search, chosen, tick) {
+  return h(
+    "article",
+    { className: "card" },
+    h("input", { type: "checkbox", id: `tick-${search.id}`, checked: chosen.has(search.id), onchange: tick(search.id), "aria-label": `Compare ${search.id}` }),
+    h("div", {}, h("a", { href: `#/search/${search.id}`, id: `open-${search.id}`, className: "title" }, search.name), h("small", {}, ` ${search.id}, on ${search.data} with ${search.base}`), standing(search)),
+    h("span", { className: `state ${search.state}` }, stateOf(search)),
+  );
+}
+
+export const stateOf = (search) => (search.state === "running" && search.wish !== "run" ? (search.wish === "pause" ? "pausing" : "cancelling") : search.state);
+
+// How far a search is, in one line with a bar.
+export function standing(search) {
+  const p = search.progress;
+  if (search.error) return h("p", { className: "bad" }, search.error);
+  if (!p) return h("p", {}, search.state === "queued" ? "Waits for its turn." : search.notice ?? "");
+  const done = p.finished + p.failed;
+  const texts = [`${done} of ${p.total} candidates`, count(p.front, "entry", "entries") + " on the front", `hypervolume ${p.hypervolume.toFixed(4)}`];
+  if (p.failed) texts.push(`${p.failed} failed`);
+  if (search.state === "running" && p.left) texts.push(`about ${duration(p.left)} left`);
+  if (search.state === "running" && search.notice && search.notice !== "Searching.") texts.push(search.notice);
+  return [h("progress", { max: p.total, value: done, "aria-label": "candidates" }), h("p", {}, texts.join(" · "))];
+}
+
+async function launcher() {
+  const [{ data }, { bases }] = await Promise.all([get("/data"), get("/bases")]);
+  const config = h("textarea", { id: "config", rows: 14, spellcheck: false, "aria-label": "The config as JSON" });
+  const estimate = h("p", { id: "estimate", "aria-live": "polite" });
+  const wish = { ...structuredClone(DEMO), data: { source: data[0].name }, model: { base: bases[0] } };
+  const numbers = {};
+  const write = () => (config.value = JSON.stringify(wish, null, 1));
+  const read = () => {
+    try {
+      return JSON.parse(config.value);
+    } catch (error) {
+      throw new Error(`The config is no JSON: ${error.message}`);
+    }
+  };
+  const guess = async () => {
+    try {
+      const { seconds, because } = await post("/estimate", read());
+      estimate.textContent = seconds == null ? `How long: unknown, ${because}.` : `How long: about ${duration(seconds)} (${because}).`;
+      estimate.className = "";
+    } catch (error) {
+      estimate.textContent = error.message;
+      estimate.className = "bad";
+    }
+  };
+  const changed = () => {
+    write();
+    guess();
+  };
+  const whole = (section, key, label, hint) => {
+    numbers[key] = h("input", { type: "number", min: 1, value: wish[section][key], id: `launch-${key}`, onchange: (e) => ((wish[section][key] = Number(e.target.value)), changed()) });
+    return field(label, numbers[key], hint);
+  };
+  const name = h("input", { value: wish.name, pattern: "[a-z0-9][a-z0-9-]{0,63}", required: true, onchange: (e) => ((wish.name = e.target.value), changed()) });
+  const source = select(data.map((d) => [d.name, described(d)]), wish.data.source, (e) => ((wish.data.source = e.target.value), changed()));
+  const base = select(bases.map((b) => [b, b]), wish.model.base, (e) => ((wish.model.base = e.target.value), changed()));
+  config.addEventListener("change", () => {
+    try {
+      Object.assign(wish, read());
+    } catch {
+      // the estimate says so
+    }
+    guess();
+  });
+  const launch = async () => {
+    const made = await post("/searches", read(), { headers: { "Idempotency-Key": crypto.randomUUID() } });
+    location.hash = `#/search/${made.id}`;
+  };
+  changed();
+  return h(
+    "section",
+    { "aria-labelledby": "launch-title" },
+    h("h2", { id: "launch-title" }, "Launch a search"),
+    h(
+      "form",
+      { className: "grid", onsubmit: (event) => event.preventDefault() },
+      field("Name", name),
+      field("Data", source),
+      field("Base model", base),
+      whole("search", "candidates", "Candidates", "fine-tunings at most"),
+      whole("search", "minutes", "Minutes", "of searching at most"),
+      whole("search", "steps", "Steps", "of training for each"),
+      whole("search", "population", "Population"),
+      whole("workers", "count", "Workers", "at the same time"),
+    ),
+    h("details", {}, h("summary", {}, "The whole config: objectives, constraints, genes"), config),
+    estimate,
+    h("button", { className: "primary", id: "launch", onclick: doing(launch) }, "Launch"),
+    uploader(),
+  );
+}
+
+const described = (d) => (d.facts.users ? `${d.name} (${d.facts.users} users, ${d.facts.items} items)` : d.name);
+
+function uploader() {
+  const name = h("input", { pattern: "[a-z0-9][a-z0-9-]{0,63}", required: true });
+  const file = (accept) => h("input", { type: "file", accept });
+  const archive = file(".zip"), interactions = file(".csv,.parquet"), items = file(".csv,.parquet");
+  const columns = h("input", { placeholder: '{"user": "userId", "item": "movieId", "text": ["title"]}' });
+  const said = h("p", { "aria-live": "polite" });
+  const send = async () => {
+    const form = new FormData();
+    form.append("name", name.value);
+    for (const [key, input] of Object.entries({ archive, interactions, items })) if (input.files[0]) form.append(key, input.files[0]);
+    if (columns.value) form.append("columns", columns.value);
+    const added = await upload(form);
+    said.textContent = `${described(added)} is there; reload to launch a search on it.`;
+  };
+  return h(
+    "details",
+    {},
+    h("summary", {}, "Bring your own data"),
+    h("p", {}, "A zip of RecBole atomic files; or interactions and items, each CSV or Parquet, and what their columns hold."),
+    h("div", { className: "grid" }, field("Name", name), field("Zip", archive), field("Interactions", interactions), field("Items", items), field("Columns", columns, "as in a config, as JSON")),
+    h("button", { onclick: doing(send) }, "Upload"),
+    said,
+  );
+}

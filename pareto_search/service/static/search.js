@@ -1,0 +1,288 @@
+// One search: its progress, its front, and the way to one entry of it.
+
+import { download, get, post, remove, watch } from "./api.js";
+import { drawFigure, drawFront, drawParallel } from "./charts.js";
+import { compareTable, entryTable, genealogy } from "./entries.js";
+import { count, doing, field, fill, h, number, select, trouble } from "./dom.js";
+import { standing, stateOf } from "./home.js";
+
+const ENDED = ["finished", "failed", "cancelled", "paused"];
+const PAGES = 5; // of a thousand evaluations: more dots behind the front would only be slow
+
+export async function searchView(main, id, signal) {
+  const head = h("div", {}), body = h("div", {});
+  fill(main, h("a", { href: "#/" }, "← Searches"), head, body);
+  const explorer = new Explorer(id, body);
+  addEventListener("resize", explorer.redraw, { signal });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", explorer.redraw, { signal });
+  let seen = "", watching = true;
+  while (watching && !signal.aborted) {
+    await watch(`/searches/${id}/events`, signal, (search) => {
+      fill(head, title(search, () => (watching = true)));
+      const p = search.progress;
+      const now = [search.state === "finished", p?.finished, p?.front].join();
+      if (now !== seen) explorer.refresh(search).catch(trouble);
+      seen = now;
+      return ENDED.includes(search.state) ? "enough" : "";
+    });
+    watching = false;
+    // Ended, for now: whoever resumes it sets `watching`.
+    await new Promise((go) => {
+      const wait = setInterval(() => {
+        if (watching || signal.aborted) {
+          clearInterval(wait);
+          go();
+        }
+      }, 100);
+    });
+    seen = "";
+  }
+}
+
+function title(search, again) {
+  const { id, state } = search;
+  const tell = (deed) => doing(async () => {
+    await post(`/searches/${id}/${deed}`);
+    again();
+  });
+  const more = h("input", { type: "number", min: 1, value: search.progress?.total ?? search.config.search?.candidates ?? 48, id: "more", "aria-label": "Candidates" });
+  const minutes = h("input", { type: "number", min: 1, value: search.config.search?.minutes ?? "", id: "more-minutes", "aria-label": "Minutes" });
+  const resume = doing(async () => {
+    const budget = { candidates: Number(more.value) };
+    if (minutes.value) budget.minutes = Number(minutes.value);
+    await post(`/searches/${id}/resume`, budget);
+    again();
+  });
+  const erase = doing(async () => {
+    if (!confirm(`Delete ${id} with its checkpoints? There is no way back.`)) return;
+    await remove(`/searches/${id}`);
+    location.hash = "#/";
+  });
+  const active = ["queued", "running"].includes(state);
+  return [
+    h("h1", {}, search.name, " ", h("span", { className: `state ${state}`, id: "state" }, stateOf(search))),
+    h("p", {}, h("small", {}, `${id}, on ${search.data} with ${search.base}`)),
+    standing(search),
+    h(
+      "div",
+      { className: "row" },
+      active && h("button", { onclick: tell("pause") }, "Pause"),
+      (active || state === "paused") && h("button", { onclick: tell("cancel") }, "Cancel"),
+      ["paused", "failed", "finished"].includes(state) &&
+        h("details", { className: "inline" }, h("summary", {}, "Go on"), h("div", { className: "row" }, field("up to candidates", more), field("and minutes", minutes), h("button", { onclick: resume }, "Go on"))),
+      state !== "running" && h("button", { onclick: erase }, "Delete"),
+      h("details", { className: "inline" }, h("summary", {}, "Config"), h("pre", {}, JSON.stringify(search.config, null, 1))),
+    ),
+  ];
+}
+
+class Explorer {
+  constructor(id, body) {
+    this.id = id;
+    this.body = body;
+    this.front = null;
+    this.archive = [];
+    this.view = { x: null, y: null, z: "", part: "validation", kept: new Set(), compared: new Set(), selected: null, bounds: {} };
+    this.weights = {};
+    this.asked = 0;
+  }
+
+  async refresh(search) {
+    let front;
+    try {
+      front = await get(`/searches/${this.id}/front`);
+    } catch (error) {
+      if (error.status !== 409) throw error;
+      fill(this.body, h("p", { className: "empty" }, search.state === "queued" ? "It waits for its turn; the front will grow here." : "It is being prepared; the front will grow here as candidates finish."));
+      return;
+    }
+    if (!front.front.length) {
+      const hope = search.state === "running" || search.state === "queued";
+      fill(this.body, h("p", { className: "empty" }, hope ? "No entry is on the front yet: the first appear when a candidate has finished." : "The front is empty. Go on with more candidates, or with references and constraints that can be kept."));
+      this.front = null;
+      return;
+    }
+    const first = this.front === null;
+    this.front = front;
+    this.archive = await this.evaluations();
+    const names = front.objectives.map((o) => o.name);
+    if (first) Object.assign(this.view, { x: names[0], y: names[1] });
+    // Made anew, unless it is there and somebody may be moving a slider.
+    if (first || this.final !== front.final) this.build(names);
+    this.final = front.final;
+    await this.choose();
+  }
+
+  async evaluations() {
+    const found = [];
+    for (let page = 0, total = 1; found.length < total && page < PAGES; page++) {
+      const answer = await get(`/searches/${this.id}/archive?offset=${found.length}&limit=1000`);
+      total = answer.total;
+      found.push(...answer.evaluations);
+    }
+    const full = Math.max(...found.map((e) => e.steps));
+    const step = Math.ceil(found.length / 1500);
+    return found.filter((e) => e.steps === full).filter((_, i) => i % step === 0);
+  }
+
+  build(names) {
+    const view = this.view;
+    this.chart = h("div", { className: "chart", id: "front-chart", role: "img", "aria-label": "The front; the table below has the same entries" });
+    this.lines = h("div", { className: "chart", id: "parallel" });
+    this.timeline = h("div", { className: "chart", id: "timeline" });
+    this.card = h("div", { id: "selection", "aria-live": "polite" });
+    this.table = h("div", { className: "wide", id: "entries" });
+    this.side = h("div", { id: "compared" });
+    this.family = h("div", { id: "genealogy" });
+    const axis = (key, options, label) => field(label, select(options, view[key], (e) => ((view[key] = e.target.value), this.redraw())));
+    const pairs = names.map((n) => [n, n]);
+    const parts = this.front.final ? [["validation", "validation"], ["test", "test"]] : [["validation", "validation"]];
+    fill(
+      this.body,
+      h(
+        "div",
+        { className: "columns" },
+        h(
+          "section",
+          { className: "main" },
+          h("div", { className: "row" }, axis("x", pairs, "Across"), axis("y", pairs, "Up"), names.length > 2 && axis("z", [["", "–"], ...pairs], "Third"), axis("part", parts, "Scores on")),
+          this.chart,
+        ),
+        h("section", { className: "aside", "aria-label": "Selection" }, this.wishes(names), this.card),
+      ),
+      h("h2", {}, "Every entry across the objectives"),
+      h("p", {}, h("small", {}, "Up is better. A line is an entry: choose one by clicking it. Bounds show as orange ticks.")),
+      this.lines,
+      h("h2", {}, "Entries"),
+      h("p", {}, h("small", {}, "Those that together cover the most hypervolume stand for the whole front.")),
+      this.table,
+      this.side,
+      this.family,
+      h("details", { ontoggle: (event) => event.target.open && this.drawTimeline() }, h("summary", {}, "How the hypervolume grew"), this.timeline),
+    );
+  }
+
+  // Only when asked for: it takes the service seconds.
+  async drawTimeline() {
+    this.timeline.textContent = "One moment.";
+    const figure = await get(`/searches/${this.id}/plots/timeline`).catch(trouble);
+    this.timeline.textContent = "";
+    if (figure) drawFigure(this.timeline, figure);
+  }
+
+  // A slider of importance and one of a bound for every objective.
+  wishes(names) {
+    const rows = names.map((name, i) => {
+      const objective = this.front.objectives[i];
+      const values = this.front.front.map((e) => e.validation[name]);
+      const [low, high] = [Math.min(...values), Math.max(...values)];
+      const up = objective.direction === "maximise";
+      const open = up ? low : high;
+      const told = h("output", {}, "any");
+      const weight = h("input", { type: "range", min: 0, max: 10, step: 1, value: this.weights[name] ?? 0, id: `weight-${i}`, "aria-label": `How much ${name} matters` });
+      weight.addEventListener("input", () => {
+        this.weights[name] = Number(weight.value);
+        this.choose();
+      });
+      const bound = h("input", { type: "range", min: 0, max: 100, value: up ? 0 : 100, id: `bound-${i}`, "aria-label": `${up ? "Least" : "Most"} ${name}` });
+      bound.addEventListener("input", () => {
+        const at = low + ((high - low) * Number(bound.value)) / 100;
+        // Rounded so that what the number says is what is asked for, and the best entry stays inside.
+        const value = up ? Math.floor(at * 1e4) / 1e4 : Math.ceil(at * 1e4) / 1e4;
+        if (at === open) delete this.view.bounds[name];
+        else this.view.bounds[name] = value;
+        told.textContent = at === open ? "any" : `${up ? "≥" : "≤"} ${value}`;
+        this.choose();
+      });
+      return h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, weight), h("td", {}, bound, told));
+    });
+    const reset = () => {
+      this.weights = {};
+      this.view.bounds = {};
+      this.form.replaceWith(this.wishes(names));
+      this.choose();
+    };
+    this.form = h(
+      "div",
+      {},
+      h("h2", {}, "What matters to you"),
+      h("table", { className: "wishes" }, h("thead", {}, h("tr", {}, ["", "matters", "bound"].map((t) => h("th", { scope: "col" }, t)))), h("tbody", {}, rows)),
+      h("button", { onclick: reset, id: "reset" }, "Back to the knee"),
+    );
+    return this.form;
+  }
+
+  // Lets the service select by what is wished now; an answer that comes late is dropped.
+  async choose() {
+    const mine = ++this.asked;
+    const directions = Object.fromEntries(this.front.objectives.map((o) => [o.name, o.direction === "maximise" ? ">=" : "<="]));
+    const where = Object.entries(this.view.bounds).map(([name, value]) => `${name}${directions[name]}${value}`);
+    const prefer = Object.fromEntries(Object.entries(this.weights).filter(([, weight]) => weight > 0));
+    try {
+      const { entry, reason, kept } = await post(`/searches/${this.id}/select`, { where, prefer });
+      if (mine !== this.asked) return;
+      Object.assign(this.view, { selected: entry.entry, kept: new Set(kept) });
+      this.reason = reason;
+    } catch (error) {
+      if (mine !== this.asked) return;
+      Object.assign(this.view, { selected: null, kept: new Set() });
+      this.reason = error.message;
+    }
+    this.redraw();
+  }
+
+  pick = (name) => {
+    this.view.selected = name;
+    this.reason = "your own choice";
+    this.redraw();
+  };
+
+  toggle = (name) => {
+    const { compared } = this.view;
+    compared.has(name) ? compared.delete(name) : compared.add(name);
+    this.redraw();
+  };
+
+  redraw = () => {
+    if (!this.front || !this.chart) return;
+    const { front, view } = this;
+    drawFront(this.chart, front, this.archive, view, this.pick);
+    drawParallel(this.lines, front, view, this.pick);
+    this.describe();
+    const focused = document.activeElement?.id;
+    fill(this.table, entryTable(front, view, this.pick, this.toggle));
+    if (focused) document.getElementById(focused)?.focus();
+    fill(this.side, compareTable(front.objectives, front.front.filter((e) => view.compared.has(e.entry))));
+    this.descend();
+  };
+
+  describe() {
+    const { front, view, id } = this;
+    const entry = front.front.find((e) => e.entry === view.selected);
+    const kept = `${count(view.kept.size, "entry", "entries")} of ${front.front.length} within your bounds`;
+    if (!entry) return fill(this.card, h("p", { className: "bad" }, this.reason), h("p", {}, kept));
+    const fetchZip = doing(() => download(`/searches/${id}/entries/${entry.entry}/zip`, `${id}-${entry.entry}.zip`));
+    fill(
+      this.card,
+      h("h2", {}, "Selected: ", h("span", { id: "selected" }, entry.entry)),
+      h("p", { className: "reason" }, this.reason),
+      h("p", {}, h("small", { id: "kept" }, kept)),
+      h(
+        "div",
+        { className: "row" },
+        h("button", { onclick: () => this.toggle(entry.entry), id: "compare-selected" }, view.compared.has(entry.entry) ? "Leave out of the comparison" : "Compare"),
+        front.final ? h("button", { className: "primary", onclick: fetchZip, id: "download" }, "Download") : h("small", {}, "can be downloaded when the search has ended"),
+      ),
+      front.final && h("details", {}, h("summary", {}, "Deploy"), h("p", {}, "Where the service runs, with its folder as ROOT:"), h("pre", {}, `pareto-search deploy ROOT/searches/${id}/run ${entry.entry}`)),
+    );
+  }
+
+  async descend() {
+    const entry = this.front.front.find((e) => e.entry === this.view.selected);
+    if (entry?.candidate === this.shown) return;
+    this.shown = entry?.candidate;
+    if (!entry) return fill(this.family);
+    const found = await get(`/searches/${this.id}/candidates/${entry.candidate}`);
+    if (this.shown === entry.candidate) fill(this.family, genealogy(found, this.front, this.pick));
+  }
+}

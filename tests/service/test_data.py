@@ -1,0 +1,106 @@
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Shared
+
+COLUMNS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "time", "text": ["title"]}
+INTER = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
+    f"u{u}\ti{i}\t{i}\n" for u in range(4) for i in range(u, u + 4)
+)
+ITEM = "item_id:token\ttitle:token_seq\n" + "".join(f"i{i}\tThe film {i}\n" for i in range(7))
+
+
+def tables(shared: Shared) -> dict[str, tuple[str, bytes]]:
+    folder = shared.service.root.parent / "small"
+    return {
+        "interactions": ("ratings.csv", (folder / "ratings.csv").read_bytes()),
+        "items": ("items.csv", (folder / "items.csv").read_bytes()),
+    }
+
+
+def packed(**files: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            archive.writestr(name.replace("__", "/").replace("_inter", ".inter").replace("_item", ".item"), text)
+    return content.getvalue()
+
+
+def uploads(shared: Shared) -> set[Path]:
+    return set((shared.service.root / "data").glob("*"))
+
+
+def test_tables_that_are_uploaded_can_be_named_until_they_are_deleted(shared: Shared) -> None:
+    form = {"name": "mine", "columns": json.dumps(COLUMNS)}
+    answer = shared.client.post("/v1/data", data=form, files=tables(shared))
+    assert answer.status_code == 201, answer.text
+    facts = answer.json()["facts"]
+    assert (facts["users"], facts["items"], facts["rated"], facts["timed"]) == (40, 30, True, True)
+    assert "mine" in {d["name"] for d in shared.client.get("/v1/data").json()["data"]}
+    assert shared.client.post("/v1/data", data=form, files=tables(shared)).status_code == 409
+
+    config = {**shared.config, "data": {"source": "mine"}}
+    search = shared.client.post("/v1/searches", json=config).json()["id"]
+    assert shared.client.delete("/v1/data/mine").status_code == 409
+    shared.client.post(f"/v1/searches/{search}/cancel")
+    while shared.client.delete(f"/v1/searches/{search}").status_code == 409:
+        pass  # it had begun
+    assert shared.client.delete("/v1/data/mine").status_code == 204
+    assert uploads(shared) == set()
+    assert shared.client.post("/v1/searches", json=config).status_code == 404
+
+
+def test_an_archive_is_read_by_its_two_files_wherever_they_lie_in_it(shared: Shared) -> None:
+    archive = packed(**{"..__..__up_inter": INTER, "deep__down_item": ITEM, "..__evil.py": "raise SystemExit"})
+    answer = shared.client.post("/v1/data", data={"name": "films"}, files={"archive": ("a.zip", archive)})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["facts"]["users"] == 4
+    (folder,) = uploads(shared)
+    assert {f.name for f in folder.iterdir()} == {"data.inter", "data.item"}
+    assert shared.client.delete("/v1/data/films").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("form", "files", "complaint"),
+    [
+        ({"name": "bad"}, {"archive": b"no zip"}, "the archive cannot be read"),
+        ({"name": "bad"}, {"archive": packed(a_inter=INTER)}, "0 files that end in .item"),
+        ({"name": "bad"}, {"archive": packed(a_inter=INTER, b_inter=INTER, a_item=ITEM)}, "2 files that end in .inter"),
+        ({"name": "bad"}, {"archive": packed(a_inter=INTER, a_item="item_id:token\n1\n")}, "data.item"),
+        ({"name": "bad"}, {}, "give either archive, or interactions, items and columns"),
+        ({"name": "bad", "columns": "{"}, {"interactions": b"a", "items": b"a"}, "columns"),
+        ({"name": "bad", "columns": '{"user": "u"}'}, {"interactions": b"a", "items": b"a"}, "columns.item"),
+        ({"name": "../bad"}, {"archive": b""}, "name"),
+        ({"name": "movielens-100k"}, {"archive": packed(a_inter=INTER, a_item=ITEM)}, "there already"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line_and_leaves_nothing(
+    shared: Shared, form: dict[str, str], files: dict[str, bytes], complaint: str
+) -> None:
+    named: Any = {key: (f"{key}.csv", content) for key, content in files.items()}
+    answer = shared.client.post("/v1/data", data=form, files=named)
+    assert answer.status_code in (400, 409, 422)
+    assert complaint in answer.json()["error"]
+    assert str(shared.service.root) not in answer.text
+    assert uploads(shared) == set()
+
+
+def test_an_archive_that_grows_without_end_is_refused(shared: Shared) -> None:
+    # 1.1 GB of zeros pack to about 1 MB.
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.inter", "w") as file:
+        for _ in range(1100):
+            file.write(bytes(1 << 20))
+    answer = shared.client.post("/v1/data", data={"name": "bomb"}, files={"archive": ("a.zip", content.getvalue())})
+    assert answer.status_code == 400
+    assert "unpacks to more than 1024 MiB" in answer.json()["error"]
+    assert uploads(shared) == set()
+
+
+def test_the_operators_data_cannot_be_deleted(shared: Shared) -> None:
+    answer = shared.client.delete("/v1/data/small")
+    assert (answer.status_code, "the operator's" in answer.json()["error"]) == (409, True)

@@ -1,0 +1,145 @@
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Shared
+
+from pareto_search import decide, entry
+from pareto_search.objective import Constraint, Objective
+from pareto_search.store import Store
+
+
+@pytest.fixture(scope="module")
+def written(shared: Shared) -> Any:
+    """What the search itself has written."""
+    return json.loads((shared.run / "front.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def store(shared: Shared) -> Store:
+    return Store.open(shared.run / "search.db")
+
+
+def test_the_front_is_that_of_the_run_folder(shared: Shared, written: Any) -> None:
+    assert shared.get("/front") == {**written, "final": True}
+
+
+def test_baselines_come_with_the_curves(shared: Shared, written: Any) -> None:
+    assert shared.get("/baselines") == {"baselines": written["baselines"], "curves": written["curves"]}
+
+
+def test_the_archives_pages_are_all_evaluations_once_and_in_order(shared: Shared, store: Store) -> None:
+    expected = [(e.entry, e.attempt, e.steps, dict(e.values)) for e in store.evaluations()]
+    found: list[Any] = []
+    while page := shared.get("/archive", offset=len(found), limit=30)["evaluations"]:
+        assert len(page) <= 30
+        found += page
+    assert [(e["entry"], e["attempt"], e["steps"], e["values"]) for e in found] == expected
+    assert shared.get("/archive")["total"] == len(expected)
+
+
+def test_a_candidate_has_its_line_of_descent(shared: Shared, store: Store) -> None:
+    known = {c.id: c for c in store.candidates()}
+    child = next(c for c in reversed(known.values()) if c.parents)
+    found = shared.get(f"/candidates/{child.id}")
+    line = {a["id"] for a in found["ancestors"]}
+    assert set(child.parents) <= line
+    assert line == {p for name in (child.id, *line) for p in known[name].parents}
+    assert {e["candidate"] for e in found["evaluations"]} == {child.id}
+
+
+def test_selection_is_what_the_command_line_would_select(shared: Shared, written: Any) -> None:
+    objectives = [Objective(**o) for o in written["objectives"]]
+    values = [e["validation"] for e in written["front"]]
+
+    def selected(**wish: Any) -> tuple[str, str]:
+        answer = shared.client.post(f"/v1/searches/{shared.search}/select", json=wish)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["entry"]["entry"], answer.json()["reason"]
+
+    def expected(choice: decide.Choice) -> tuple[str, str]:
+        return written["front"][choice.index]["entry"], choice.reason
+
+    middle = sorted(v["ndcg@5"] for v in values)[len(values) // 2]
+    bound = f"ndcg@5>={middle}"
+    assert selected() == expected(decide.knee(values, objectives))
+    assert selected(prefer={"ild@5": 3}) == expected(decide.prefer(values, objectives, {"ild@5": 3}))
+    constraints = [Constraint.parse(bound)]
+    assert selected(where=[bound], best="ild@5") == expected(decide.where(values, objectives, constraints, "ild@5"))
+
+
+def test_preferences_choose_among_the_entries_within_the_bounds(shared: Shared, written: Any) -> None:
+    values = {e["entry"]: e["validation"] for e in written["front"]}
+    middle = sorted(v["ndcg@5"] for v in values.values())[len(values) // 2]
+    wish = {"where": [f"ndcg@5>={middle}"], "prefer": {"ild@5": 1}}
+    found = shared.client.post(f"/v1/searches/{shared.search}/select", json=wish).json()
+    within = {name for name, v in values.items() if v["ndcg@5"] >= middle}
+    assert set(found["kept"]) == within
+    assert found["entry"]["validation"]["ild@5"] == max(values[name]["ild@5"] for name in within)
+
+
+@pytest.mark.parametrize(
+    ("wish", "complaint"),
+    [
+        ({"prefer": {"ndgc@5": 1}}, "did you mean 'ndcg@5'?"),
+        ({"where": ["ndcg@5>=2"]}, "no entry keeps ndcg@5 >= 2"),
+        ({"where": ["ndcg@5"]}, "is not of the form"),
+        ({"best": "ild@5", "prefer": {"ild@5": 1}}, "give one of them"),
+    ],
+)
+def test_a_wish_that_does_not_fit_gets_one_line(shared: Shared, wish: Any, complaint: str) -> None:
+    answer = shared.client.post(f"/v1/searches/{shared.search}/select", json=wish)
+    assert answer.status_code == 400
+    assert complaint in answer.json()["error"]
+
+
+@pytest.mark.parametrize("kind", ["pair", "pairwise", "parallel", "timeline"])
+def test_plots_come_as_plotlys_json(shared: Shared, kind: str) -> None:
+    figure = shared.get(f"/plots/{kind}")
+    assert figure["data"]
+    assert figure["layout"]["title"]["text"]
+
+
+def test_a_search_compared_with_itself_has_its_own_hypervolume_twice(shared: Shared, written: Any) -> None:
+    assert shared.client.get("/v1/compare", params={"search": shared.search}).status_code == 422
+    again = shared.client.post("/v1/searches", json={**shared.config, "name": "again"}).json()["id"]
+    waits = shared.client.get("/v1/compare", params={"search": [shared.search, again]})
+    assert waits.status_code == 409  # it has recorded nothing yet
+    shared.client.post(f"/v1/searches/{again}/cancel")
+    found = shared.client.get("/v1/compare", params={"search": [shared.search, shared.search]}).json()
+    mine = {part: written["hypervolume"][part] for part in ("validation", "test")}
+    assert [s["hypervolume"] for s in found["searches"]] == [pytest.approx(mine)]
+
+
+def test_a_download_is_the_exported_entry(shared: Shared, written: Any, tmp_path: Path) -> None:
+    name = written["front"][0]["entry"]
+    answer = shared.client.get(f"/v1/searches/{shared.search}/entries/{name}/zip")
+    assert answer.headers["content-type"] == "application/zip"
+    zipfile.ZipFile(io.BytesIO(answer.content)).extractall(tmp_path)
+    there = entry.of_folder(tmp_path / name)
+    here = entry.of_run(shared.run, name)
+    assert (there.name, dict(there.serving)) == (here.name, dict(here.serving))
+    assert {k: v for k, v in there.files.items() if k != "manifest.json"} == dict(here.files)
+
+
+@pytest.mark.parametrize(
+    "path", ["/candidates/c9999", "/entries/c9999-s00/zip", "/entries/..%2F..%2Fservice.db/zip", "/plots/pie"]
+)
+def test_what_is_not_there_is_refused(shared: Shared, path: str) -> None:
+    answer = shared.client.get(f"/v1/searches/{shared.search}{path}")
+    assert answer.status_code in (400, 404, 422)
+    assert set(answer.json()) == {"error"}
+
+
+def test_an_estimate_is_judged_by_what_was_searched_before(shared: Shared, store: Store) -> None:
+    record, attempts = store.search, store.attempts()
+    trained = [c.id for c in store.candidates() if c.kind == "trained"]
+    expected = attempts[0].started - record.created + 10 * record.elapsed_seconds / len(trained)
+    wish = {**shared.config, "search": {**shared.config["search"], "candidates": 10}}
+    found = shared.client.post("/v1/estimate", json=wish).json()
+    assert found["seconds"] == pytest.approx(expected)
+    wish["search"]["minutes"] = 0.01
+    assert shared.client.post("/v1/estimate", json=wish).json()["seconds"] == pytest.approx(0.6)

@@ -1,0 +1,132 @@
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Shared
+from postgres import server
+from running import eventually
+from serving import begun, ended, material, runners, serving
+
+from pareto_search.store import Store
+
+Material = tuple[list[str | Path], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Where the service's record is, as options."""
+    if request.param == "sqlite":
+        yield []
+        return
+    with server() as url:
+        yield ["--store", f"{url}/postgres"]
+
+
+def submit(client: httpx.Client, config: dict[str, Any], **search: Any) -> str:
+    answer = client.post("/v1/searches", json={**config, "search": {**config["search"], **search}})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def test_a_killed_service_finds_what_goes_on_and_what_has_ended(small: Material, tmp_path: Path) -> None:
+    options, config = small
+    root = tmp_path / "root"
+    with serving(root, *options, "--searches", "2") as service, service.client() as client:
+        long, short = submit(client, config, candidates=5000), submit(client, config, candidates=1)
+        waiting = submit(client, config)
+        begun(client, long)
+        assert client.get(f"/v1/searches/{waiting}").json()["state"] == "queued"
+        service.kill()
+        assert any(long in " ".join(r.cmdline()) for r in runners(root))
+        # The short one ends while nobody looks.
+        eventually(lambda: not any(short in " ".join(r.cmdline()) for r in runners(root)))
+
+        with serving(root, *options, "--searches", "2") as again, again.client() as other:
+            listed = other.get("/v1/searches").json()["searches"]
+            states = {s["id"]: s["state"] for s in listed}
+            assert list(states) == [waiting, short, long]
+            assert (states[long], states[short]) == ("running", "finished")
+            eventually(lambda: other.get(f"/v1/searches/{waiting}").json()["state"] in ("running", "finished"))
+            assert other.post(f"/v1/searches/{long}/cancel").status_code == 200
+            assert ended(other, long)["state"] == "cancelled"
+            assert not any(long in " ".join(r.cmdline()) for r in runners(root))
+            assert other.post(f"/v1/searches/{long}/resume").status_code == 409
+            assert other.get(f"/v1/searches/{long}/front").json()["final"] is False
+
+
+def test_a_paused_search_goes_on_with_a_larger_budget_and_loses_nothing(shared: Shared) -> None:
+    client, config = shared.client, shared.config
+    search = submit(client, config, candidates=5000)
+    begun(client, search)
+    client.post(f"/v1/searches/{search}/pause")
+    assert ended(client, search)["state"] == "paused"
+    run = shared.service.root / "searches" / search / "run"
+    before = Store.open(run / "search.db")
+    kept = before.evaluations()
+    finished = sum(a.state == "finished" and a.candidate.startswith("c") for a in before.attempts())
+    before.close()
+    assert kept
+
+    answer = client.post(f"/v1/searches/{search}/resume", json={"candidates": finished + 1})
+    assert answer.status_code == 200, answer.text
+    found = ended(client, search)
+    assert found["state"] == "finished"
+    assert found["progress"]["total"] == finished + 1
+    after = Store.open(run / "search.db")
+    assert after.evaluations()[: len(kept)] == kept
+    after.close()
+
+    assert client.delete(f"/v1/searches/{search}").status_code == 204
+    assert not run.parent.exists()
+    assert client.get(f"/v1/searches/{search}").status_code == 404
+
+
+def test_fifty_submissions_under_one_key_are_one_search(small: Material, store: list[str], tmp_path: Path) -> None:
+    options, config = small
+    config = {**config, "name": "once", "search": {**config["search"], "candidates": 1}}
+
+    with serving(tmp_path / "root", *options, *store) as service, service.client() as client:
+        known = {s["id"] for s in client.get("/v1/searches").json()["searches"]}
+
+        def send(_: int) -> httpx.Response:
+            return client.post("/v1/searches", json=config, headers={"Idempotency-Key": "one and the same"})
+
+        with ThreadPoolExecutor(10) as clients:
+            answers = list(clients.map(send, range(50)))
+        assert sorted(a.status_code for a in answers) == [200] * 49 + [201]
+        assert len({a.json()["id"] for a in answers}) == 1
+        assert {s["id"] for s in client.get("/v1/searches").json()["searches"]} - known == {answers[0].json()["id"]}
+        other = client.post(
+            "/v1/searches", json={**config, "name": "other"}, headers={"Idempotency-Key": "one and the same"}
+        )
+        assert (other.status_code, "another config" in other.json()["error"]) == (409, True)
+
+
+def test_a_search_that_cannot_go_on_says_why(shared: Shared) -> None:
+    client, config = shared.client, shared.config
+    objectives = [*config["objectives"][:2], {"metric": "novelty@31", "reference": 0.01, "ideal": 0.8}]
+    search = submit(client, {**config, "objectives": objectives})
+    found = ended(client, search)
+    assert found["state"] == "failed"
+    assert found["error"].startswith("novelty@31 needs more items than the 30")
+    waits = client.get(f"/v1/searches/{search}/front")
+    assert (waits.status_code, set(waits.json())) == (409, {"error"})
+    assert client.delete(f"/v1/searches/{search}").status_code == 204
+
+
+def test_one_root_has_one_service(small: Material, tmp_path: Path) -> None:
+    from running import pareto_search
+
+    with serving(tmp_path / "root"):
+        said = pareto_search("serve", "--root", tmp_path / "root", "--port", "0").complaint
+    assert said.startswith("another service uses")
+    shutil.rmtree(tmp_path / "root")

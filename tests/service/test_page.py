@@ -1,0 +1,127 @@
+"""The page in a real browser: from launching a search to the download of the entry that a slider selects."""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Shared
+from running import PATIENCE
+from serving import TOKEN
+
+from pareto_search import decide
+from pareto_search.objective import Constraint, Objective
+
+playwright = pytest.importorskip("playwright.sync_api")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+QUIET = ("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=BROWSER, args=[*QUIET, "--enable-unsafe-swiftshader"])
+        yield browser
+        browser.close()
+
+
+def opened(chromium: Any, shared: Shared, **options: Any) -> tuple[Any, list[str]]:
+    """The page, and what goes wrong on it."""
+    page = chromium.new_context(**options).new_page()
+    page.set_default_timeout(PATIENCE * 1000)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: asked.url.startswith(shared.service.address) or wrong.append(asked.url))
+    page.goto(f"{shared.service.address}#token={TOKEN}")
+    page.wait_for_selector("#launch")
+    return page, wrong
+
+
+def shot(page: Any, name: str) -> None:
+    """A screenshot for people, where PARETO_SEARCH_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("PARETO_SEARCH_SCREENSHOTS"):
+        page.wait_for_timeout(500)  # until what moves has come to rest
+        page.screenshot(path=Path(folder, f"{name}.png"))
+
+
+def test_a_search_is_launched_watched_explored_and_downloaded(chromium: Any, shared: Shared, tmp_path: Path) -> None:
+    page, wrong = opened(chromium, shared, viewport={"width": 1280, "height": 860})
+    assert TOKEN not in page.url
+    shot(page, "1-searches")
+
+    page.click("text=The whole config")
+    page.fill("#config", json.dumps({**shared.config, "name": "from-the-page"}))
+    page.locator("#config").blur()
+    page.wait_for_selector("#estimate:has-text('small took')")
+    page.click("#launch")
+    page.wait_for_selector("#state:has-text('running')")
+    shot(page, "2-running")
+    page.wait_for_selector("#state:has-text('finished')")
+    page.wait_for_selector("#download")
+    search = page.url.rsplit("/", 1)[1]
+    front = json.loads((shared.service.root / "searches" / search / "run" / "front.json").read_text())
+    objectives = [Objective(**o) for o in front["objectives"]]
+    values = [e["validation"] for e in front["front"]]
+    names = [e["entry"] for e in front["front"]]
+    assert page.inner_text("#selected") == names[decide.knee(values, objectives).index]
+
+    page.locator("#weight-1").press("End")  # with the keyboard alone
+    preferred = names[decide.prefer(values, objectives, {"ild@5": 10}).index]
+    page.wait_for_selector(f"#selected:text-is('{preferred}')")
+
+    for _ in range(40):
+        page.locator("#bound-0").press("ArrowRight")
+    bound = float(page.inner_text("#bound-0 + output").removeprefix("≥ "))
+    kept = [i for i, v in enumerate(values) if Constraint("ndcg@5", True, bound).violation(v["ndcg@5"]) == 0]
+    assert 0 < len(kept) < len(values)
+    page.wait_for_selector(f"#kept:text-matches('^{len(kept)} entr.* of {len(names)} within')")
+    within = [values[i] for i in kept]
+    chosen = names[kept[decide.prefer(within, objectives, {"ild@5": 10}).index]]
+    page.wait_for_selector(f"#selected:text-is('{chosen}')")
+    assert page.locator("#entries tr.outside").count() == len(values) - len(kept)
+    shot(page, "3-selected")
+
+    other = next(name for name in names if name != chosen)
+    page.click("#compare-selected")
+    page.check(f"#compare-{other}")
+    assert {chosen, other} <= set(page.inner_text("#compared thead").split())
+    page.locator("#compared").scroll_into_view_if_needed()
+    shot(page, "4-compared")
+    assert page.inner_text("#genealogy h2") == f"Where {chosen.split('-')[0]} comes from"
+
+    with page.expect_download() as begun:
+        page.click("#download")
+    begun.value.save_as(tmp_path / "entry.zip")
+    assert f"{chosen}/adapter_model.safetensors" in zipfile.ZipFile(tmp_path / "entry.zip").namelist()
+
+    page.select_option("select >> nth=2", "novelty@5")
+    page.wait_for_selector("#front-chart .gl-container canvas")
+    page.goto(f"{shared.service.address}#/compare/{search},{shared.search}")
+    page.wait_for_selector("h1:has-text('Fronts beside each other')")
+    assert page.locator("tbody tr").count() == 2
+    assert wrong == []
+
+
+def test_it_fits_a_phone_in_the_dark_and_tells_who_has_no_token(chromium: Any, shared: Shared) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+    page, wrong = opened(chromium, shared, **phone)
+    page.click(f"#open-{shared.search}")
+    page.wait_for_selector("#selected")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+    shot(page, "5-phone")
+    assert wrong == []
+
+    stranger = chromium.new_context(**phone).new_page()
+    stranger.goto(shared.service.address)
+    stranger.fill("#token", "not the token")
+    stranger.click("text=Go on")
+    stranger.wait_for_selector("text=the token is missing or wrong")
+    stranger.fill("#token", TOKEN)
+    stranger.click("text=Go on")
+    stranger.wait_for_selector("#launch")

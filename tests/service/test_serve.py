@@ -1,0 +1,89 @@
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Shared
+from running import Ended, pareto_search
+from serving import TOKEN, serving
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--host", "0.0.0.0"], "set PARETO_SEARCH_TOKEN to a token of your own first"),
+        (["--port", "99999"], "cannot be listened on"),
+        (["--data", "books"], "'books' is not of the form NAME=SOURCE"),
+        (["--data", "Books=movielens-100k"], "with a name of lower-case letters, digits and dashes"),
+        (["--data", "books=nowhere"], "data source 'nowhere' is not there"),
+        (["--base", "mine=owner/model"], "OWNER/MODEL@REVISION"),
+        (["--store", "mysql://u@h/d"], "a store of kind 'mysql' is not known"),
+        (["--searches", "0"], "0 is not in the range"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_service_that_cannot_start_says_so_in_one_line(
+    arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PARETO_SEARCH_TOKEN", raising=False)
+    assert complaint in pareto_search("serve", "--root", tmp_path / "root", *arguments).complaint
+
+
+def test_a_weak_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARETO_SEARCH_TOKEN", "short")
+    assert "too weak" in pareto_search("serve", "--root", tmp_path / "root").complaint
+
+
+def test_without_a_token_it_makes_one_and_prints_a_link_that_carries_it(tmp_path: Path) -> None:
+    with serving(tmp_path / "root", token=None) as service:
+        address, _, token = service.address.partition("#token=")
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        assert len(token) >= 32
+        service.address = address
+        with service.client(token) as client, service.client(token="x" * 43) as stranger:
+            assert client.get("/v1/data").json()["data"][0]["name"] == "movielens-100k"
+            assert stranger.get("/v1/data").status_code == 401
+        service.process.terminate()
+        said = "".join(service.process.communicate())
+        assert token not in said
+
+
+def submitted(shared: Shared, config: object, *options: str, token: str = TOKEN) -> Ended:
+    path = shared.service.root.parent / "submitted.yaml"
+    path.write_text(yaml.safe_dump(config))
+    os.environ["PARETO_SEARCH_TOKEN"] = token
+    try:
+        return pareto_search("submit", path, "--server", shared.service.address, *options)
+    finally:
+        del os.environ["PARETO_SEARCH_TOKEN"]
+
+
+def test_submit_prints_the_search_and_how_to_watch_it(shared: Shared) -> None:
+    told = submitted(shared, shared.config)
+    assert (told.code, told.err) == (0, "")
+    search, _, _ = told.out.partition(" is ")
+    assert shared.client.get(f"/v1/searches/{search}").json()["config"] == shared.config
+    assert f"{shared.service.address}v1/searches/{search}/events" in told.out
+    as_json = submitted(shared, shared.config, "--json")
+    second = json.loads(as_json.out)["id"]
+    for name in (search, second):
+        shared.client.post(f"/v1/searches/{name}/cancel")
+
+
+def test_submit_tells_what_the_service_refuses(shared: Shared) -> None:
+    assert submitted(shared, shared.config, token="").complaint.startswith("PARETO_SEARCH_TOKEN is not set")
+    assert submitted(shared, shared.config, token="w" * 20).complaint.startswith("the token is missing or wrong")
+    refused = submitted(shared, {**shared.config, "data": {"source": "smal"}}).complaint
+    assert refused == "data set 'smal' is not registered; did you mean 'small'?"
+
+
+def test_submit_needs_a_service(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARETO_SEARCH_TOKEN", TOKEN)
+    path = shared.service.root.parent / "small" / "search.yaml"
+    assert (
+        "no service answers at http://127.0.0.1:9"
+        in pareto_search("submit", path, "--server", "http://127.0.0.1:9").complaint
+    )
+    assert "no service answers at nowhere" in pareto_search("submit", path, "--server", "nowhere").complaint
