@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
-from pareto_search import entry, plots
+from pareto_search import checkpoint, entry, plots
 from pareto_search.candidate import Evaluation
 from pareto_search.service import answers
 from pareto_search.service.jobs import Jobs
@@ -77,7 +77,7 @@ def routes(jobs: Jobs) -> APIRouter:
 
     @router.get("/searches/{search}/entries/{name}/zip", response_class=FileResponse)
     def download(search: str, name: str) -> FileResponse:
-        """An entry with all it needs, as one zip archive: what `pareto-search export` writes."""
+        """An entry with all it needs, as one zip archive: as `pareto-search export` writes it."""
         packed = _packed(entry.of_run(jobs.run(search), name))
         file_name = f"{search}-{name}.zip"
         return FileResponse(
@@ -94,7 +94,7 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
 def _packed(found: entry.Entry) -> Path:
     """A temporary zip archive of an exported entry."""
     with tempfile.TemporaryDirectory() as scratch:
-        entry.export(found, Path(scratch, found.name))
+        checkpoint.write(Path(scratch, found.name), found.to_files())
         with (
             tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as packed,
             zipfile.ZipFile(packed, "w") as archive,
