@@ -4,10 +4,13 @@ from pathlib import Path
 
 from running import Finished, eventually, started
 
+from benchmarks import small
+
 
 def test_ctrl_c_ends_a_search_with_one_line_that_tells_how_to_go_on(undisturbed: Finished, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with started("run", undisturbed.config, "--out", run) as driver:
+    config = small.write_config(undisturbed.config.with_name("long.yaml"), candidates=5000)
+    with started("run", config, "--out", run) as driver:
         eventually(driver.at_work)
         os.killpg(driver.process.pid, signal.SIGINT)  # to the whole group, as a terminal does
         ended = driver.end()

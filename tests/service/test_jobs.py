@@ -41,10 +41,10 @@ def test_a_killed_service_finds_what_goes_on_and_what_has_ended(small: Material,
     options, config = small
     root = tmp_path / "root"
     with serving(root, *options, "--searches", "2") as service, service.client() as client:
-        long, short = submit(client, config, candidates=5000), submit(client, config, candidates=1)
+        long, short = submit(client, config, candidates=5000), submit(client, config, candidates=20)
         waiting = submit(client, config)
-        begun(client, long)
         assert client.get(f"/v1/searches/{waiting}").json()["state"] == "queued"
+        begun(client, long)
         service.kill()
         assert any(long in " ".join(r.cmdline()) for r in runners(root))
         # The short one ends while nobody looks.

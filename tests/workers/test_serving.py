@@ -1,6 +1,7 @@
 """A real deployment on a local Ray Serve, asked over HTTP as a client would."""
 
 import json
+import multiprocessing
 import os
 import re
 import socket
@@ -10,7 +11,9 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,11 @@ TOKEN = "a token of our own"
 @dataclass(frozen=True)
 class Deployment:
     port: int
-    run: Path
-    data: Dataset
+    order: Connection
 
     def swap(self, *names: str) -> None:
-        from pareto_search.workers.serving import deploy
-
-        deploy(self.run, names, self.data, token=TOKEN, port=self.port)
+        self.order.send(names)
+        assert self.order.recv() == names
 
     def send(self, path: str, body: bytes | None = None, token: str = f"Bearer {TOKEN}") -> tuple[int, str]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, {"Authorization": token})
@@ -46,18 +47,36 @@ class Deployment:
         return status, json.loads(text)
 
 
-@pytest.fixture(scope="module")
-def deployment(toy_run: Path, toy: Dataset) -> Iterator[Deployment]:
-    import ray
-
+def host(order: Connection, run: Path, data: Dataset, port: int) -> None:
+    """Deploys what it is told to, until the line is cut."""
     from pareto_search.workers.serving import deploy
 
+    with suppress(EOFError):
+        while True:
+            names = order.recv()
+            deploy(run, names, data, token=TOKEN, port=port)
+            order.send(names)
+
+
+@pytest.fixture(scope="module")
+def deployment(toy_run: Path, toy: Dataset) -> Iterator[Deployment]:
     with socket.socket() as line:
         line.bind(("127.0.0.1", 0))
         port = line.getsockname()[1]
-    deploy(toy_run, [RERANKED], toy, token=TOKEN, port=port)
-    yield Deployment(port, toy_run, toy)
-    ray.shutdown()
+    # In a process of its own: what other tests' Ray has left in this one's environment does not go with its tokens.
+    processes = multiprocessing.get_context("spawn")
+    ours, theirs = processes.Pipe()
+    with pytest.MonkeyPatch.context() as environment:
+        for name in [n for n in os.environ if n.startswith("RAY_")]:
+            environment.delenv(name)
+        process = processes.Process(target=host, args=(theirs, toy_run, toy, port))
+        process.start()
+    theirs.close()
+    deployment = Deployment(port, ours)
+    deployment.swap(RERANKED)
+    yield deployment
+    ours.close()
+    process.join()
 
 
 def test_a_user_and_a_history_get_items_with_titles_and_scores(deployment: Deployment) -> None:
@@ -78,7 +97,7 @@ def test_a_user_and_a_history_get_items_with_titles_and_scores(deployment: Deplo
         (b"[", 422, "the request: Invalid JSON"),
         (b" " * 1_000_001, 413, "the request is longer than 1000000 bytes"),
     ],
-    ids=str,
+    ids=["a user unknown", "no items", "nobody", "no JSON", "too long"],
 )
 def test_a_bad_request_gets_one_line(deployment: Deployment, body: bytes, status: int, detail: str) -> None:
     got, text = deployment.send("/recommend", body)
