@@ -8,6 +8,7 @@ from benchmarks import small
 
 
 def test_ctrl_c_ends_a_search_with_one_line_that_tells_how_to_go_on(undisturbed: Finished, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is deaf to Ctrl-C
     run = tmp_path / "run"
     config = small.write_config(undisturbed.config.with_name("long.yaml"), candidates=5000)
     with started("run", config, "--out", run) as driver:
