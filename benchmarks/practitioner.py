@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pareto_search import archive, checkpoint
 from pareto_search.candidate import Genes
+from pareto_search.cli import DEMO
 from pareto_search.config import SearchConfig
 from pareto_search.launch import run_search, workload
 from pareto_search.objective import Objective
@@ -49,7 +50,7 @@ class Tested:
 
 def configured(seed: int, minutes: float) -> SearchConfig:
     """The demo's search, ended by time; the seed also breaks ties in the data."""
-    search = {"population": 6, "steps": 10, "seed": seed, "candidates": ENDLESS, "minutes": minutes}
+    search = {**DEMO["search"], "seed": seed, "candidates": ENDLESS, "minutes": minutes}
     return SearchConfig.parse({"name": f"tie{seed}", "data": {"source": MOVIELENS, "tie_seed": seed}, "search": search})
 
 
