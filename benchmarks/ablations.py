@@ -27,7 +27,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "with rungs": {"search": {"rungs": [5, 10]}},
     "with inheritance": {"search": {"inheritance": True}},
     "without fine-tuning of the encoder": {"space": FROZEN},
-    "without serving genes": {"space": dict.fromkeys(SERVING, 0.0)},
+    "without serving genes": {"space": {**dict.fromkeys(SERVING, 0.0), "sharpness": 1.0}},
     "in order, not as they come": {"search": {"mode": "ordered"}},
 }
 """Name -> what is different in the config."""

@@ -110,7 +110,7 @@ def measure(n_items: int) -> Figures:
     note("catalogue")
     part = last_out(train, RANKED)
     ranking = Ranking(part, items, {"model": TowerScorer.of(tuning.model, text)})
-    for name, setting in (("ranked", {}), ("re-ranked", {"diversity": 0.5, "novelty": 0.5})):
+    for name, setting in (("ranked", {}), ("re-ranked", {"diversity": 0.003, "novelty": 0.03})):
         ranking.values([setting], [o.name for o in objectives])
         note(f"1000 users {name}", len(part.users) / 1000)
     return figures

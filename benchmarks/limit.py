@@ -28,6 +28,7 @@ from pareto_search.config import SearchConfig
 from pareto_search.recsys.baselines import ease
 from pareto_search.recsys.dataset import MOVIELENS, load
 from pareto_search.recsys.ranking import Ranking
+from pareto_search.recsys.rerank import POOL
 from pareto_search.recsys.split import split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import SearchSpace, default_genes
@@ -53,8 +54,8 @@ GENES: Genes = {
 }
 """A candidate, but for its layers and its objectives' weights."""
 WEIGHT = 0.05
-POOL, SHOWN = 100, 10
-"""The greedy re-ranking takes so many items from the best so many."""
+SHOWN = 10
+"""The greedy re-ranking takes so many items from the best `POOL`."""
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _serving(genes: Mapping[str, Any]) -> str:
-    return " ".join(f"{name} {value:.2f}" for name, value in genes.items())
+    return " ".join(f"{name} {value:.2g}" for name, value in genes.items())
 
 
 def _duration(seconds: float) -> str:

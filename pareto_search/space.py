@@ -193,14 +193,16 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     # Re-ranking for what no objective asks could only cost accuracy.
     families = {metric_family(o.name) for o in objectives}
     reranking = [
-        Gene(name, "real", "serving", low=0.0, high=high, most=most)
-        for name, family, high, most in (
-            ("diversity", "ild", 0.98, 1.0),
-            ("novelty", "novelty", 4.0, math.inf),
-            ("credibility", "credibility", 4.0, math.inf),
+        Gene(name, "real", "serving", low=low, high=high, log=True, optional=True)
+        for name, family, low, high in (
+            ("diversity", "ild", 3e-5, 0.03),
+            ("novelty", "novelty", 1e-4, 0.3),
+            ("credibility", "credibility", 1e-4, 0.3),
         )
         if family in families
     ]
+    if reranking:
+        reranking.append(Gene("sharpness", "real", "serving", low=0.4, high=2.0, log=True))
     blending = [Gene(name, "real", "serving", low=0.0, high=1.0) for name in BLENDED]
     return (*weights, *training, *reranking, *blending)
 

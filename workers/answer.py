@@ -16,7 +16,7 @@ from pareto_search.entry import of_run
 from pareto_search.errors import ConfigError, DataError, ParetoSearchError, nearest
 from pareto_search.objective import Objective
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.recsys.rerank import POOL, blend, rerank, standardise
+from pareto_search.recsys.rerank import POOL, arrange, blend, choose, relevance
 from pareto_search.results import find_entry, load_front
 from pareto_search.workers.recommend import Serving, sequences
 
@@ -69,7 +69,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _List:
-    """All that is known of a user: the history, the scores `(n_items,)` and up to `POOL` items in order."""
+    """All that is known of a user: the history, the scores `(n_items,)` and some of the items as chosen."""
 
     history: NDArray[np.int32]
     scores: NDArray[np.float32]
@@ -136,7 +136,8 @@ class Desk:
             except ParetoSearchError as error:
                 answers[number] = error
         for name, several in asked.items():
-            lists = self._lists(shelf.entries[name], [history for _, history in several])
+            longest = max(questions[number].k for number, _ in several)
+            lists = self._lists(shelf.entries[name], [history for _, history in several], longest)
             for (number, _), found in zip(several, lists, strict=True):
                 question = questions[number]
                 if question.user is not None:
@@ -165,13 +166,13 @@ class Desk:
                 raise DataError(f"item '{item}' is not in the data; expected ids as in its item table")
         return np.array([self._place[item] for item in items], np.int32)
 
-    def _lists(self, serving: Serving, histories: Sequence[NDArray[np.int32]]) -> list[_List]:
+    def _lists(self, serving: Serving, histories: Sequence[NDArray[np.int32]], k: int) -> list[_List]:
         seen = np.zeros((len(histories), len(self._place)), bool)
         for row, history in zip(seen, histories, strict=True):
             row[history] = True
         several, setting = sequences(histories), serving.entry.serving
-        scores = blend({n: standardise(s.scores(several), seen) for n, s in serving.scorers.items()}, setting)
-        lists = rerank(scores, serving.items, setting, POOL)
+        scores = blend({n: relevance(s, several, seen) for n, s in serving.scorers.items()}, setting)
+        lists = choose(scores, serving.items, setting, k)
         return [
             _List(history, row, items[np.isfinite(row[items])])
             for history, row, items in zip(histories, scores, lists, strict=True)
@@ -188,7 +189,7 @@ class Desk:
                 if values is None:
                     raise DataError(f"least asks for {name}, but the data has no ratings")
                 scores[values < least] = -np.inf
-            [items] = rerank(scores[None], serving.items, serving.entry.serving, POOL)
+            [items] = choose(scores[None], serving.items, serving.entry.serving, question.k)
             items = items[np.isfinite(scores[items])]
         if len(items) < question.k:
             raise DataError(f"k is {question.k}, but only {len(items)} items are left; lower it or filter less")
@@ -202,7 +203,8 @@ class Desk:
         question: Question,
         serving: Serving | None = None,
     ) -> Answer:
-        data, chosen = self._serving.data, items[: question.k]
+        data = self._serving.data
+        [chosen] = arrange(found.scores[None], items[None, : question.k])
         shown: list[dict[str, object]] = [
             {"item": data.item_ids[i], "title": data.titles[i], "score": float(found.scores[i])}
             for i in chosen.tolist()
@@ -244,8 +246,9 @@ class _Shelf:
         return question.entry
 
     def remember(self, name: str, user: str, found: _List) -> None:
-        """Keeps a known user's list, in place of the oldest where there are too many."""
+        """Keeps a known user's longest list, in place of the oldest where there are too many."""
         lists = self.lists[name]
-        lists[user] = found
+        if user not in lists or len(lists[user].items) < len(found.items):
+            lists[user] = found
         if len(lists) > KNOWN:
             lists.popitem(last=False)

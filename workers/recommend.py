@@ -12,7 +12,7 @@ from safetensors.numpy import load
 from pareto_search.entry import Entry
 from pareto_search.errors import CheckpointError, DataError
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.recsys.rerank import blend, rerank, standardise
+from pareto_search.recsys.rerank import blend, relevance, rerank
 from pareto_search.recsys.split import Sequences, Split, order_of, split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.base import locate
@@ -139,7 +139,7 @@ class Serving:
         seen = np.zeros((1, n_items), bool)
         seen[0, known] = True
         one = sequences([known])
-        scores = blend({n: standardise(s.scores(one), seen) for n, s in self.scorers.items()}, self.entry.serving)
+        scores = blend({n: relevance(s, one, seen) for n, s in self.scorers.items()}, self.entry.serving)
         chosen = rerank(scores, self.items, self.entry.serving, k)[0]
         because = self.because(known, chosen) if explain and len(known) else [()] * k
         rated = self.items.credibility

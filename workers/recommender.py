@@ -158,6 +158,7 @@ class TowerScorer:
 
     model: Recommender
     vectors: Tensor
+    logits = True
 
     @classmethod
     @torch.no_grad()

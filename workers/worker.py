@@ -231,7 +231,7 @@ class Worker:
         candidate, full = attempt.candidate, self.load.rungs[-1]
         steps = attempt.steps or full
         return tuple(
-            Evaluation(candidate.id, attempt.number, steps, number, {} if number == 0 else setting, values)
+            Evaluation(candidate.id, attempt.number, steps, number, setting, values)
             for number, (setting, values) in enumerate(self._settings(candidate, model, alone=steps < full))
         )
 

@@ -16,7 +16,14 @@ Floats = NDArray[np.float32]
 
 
 class Scorer(Protocol):
-    """Scores the catalogue for some users."""
+    """Scores the catalogue for some users.
+
+    Attributes:
+        logits: whether the softmax of its scores is meant as probabilities.
+    """
+
+    @property
+    def logits(self) -> bool: ...
 
     def scores(self, history: Sequences) -> Floats:
         """Scores `(m, n_items)`, higher is better, for the m users whose histories are given."""
@@ -37,6 +44,7 @@ class Popularity:
     """How many users interacted with each item."""
 
     users: NDArray[np.int64]
+    logits = False
 
     def scores(self, history: Sequences) -> Floats:
         return np.tile(self.users.astype(np.float32), (len(history.indptr) - 1, 1))
@@ -51,6 +59,7 @@ class ItemSimilarity:
     """
 
     weights: Floats
+    logits = False
 
     def scores(self, history: Sequences) -> Floats:
         return np.asarray(interactions(history, len(self.weights)) @ self.weights, np.float32)
@@ -93,6 +102,7 @@ class DecayedMean:
     vectors: Floats
     decay: float = 0.8
     window: int = 50
+    logits = False
 
     def scores(self, history: Sequences) -> Floats:
         age = np.repeat(history.indptr[1:], np.diff(history.indptr)) - np.arange(len(history.items)) - 1

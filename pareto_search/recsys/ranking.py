@@ -11,7 +11,7 @@ from pareto_search.candidate import Genes
 from pareto_search.objective import Constraint, Objective, Values, is_feasible
 from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.metrics import Ranked, Tally
-from pareto_search.recsys.rerank import blend, rerank, standardise
+from pareto_search.recsys.rerank import blend, relevance, rerank
 from pareto_search.recsys.split import Part, Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import SearchSpace
@@ -25,7 +25,7 @@ WIDTHS = tuple(np.geomspace(0.2, 0.05, 6))
 ELITE = 32
 
 _Chunk = tuple[Sequences, dict[str, NDArray[np.float32]]]
-"""The targets of some users, and the standardised scores of each model."""
+"""The targets of some users, and the scores of each model."""
 
 
 class Ranking:
@@ -42,9 +42,9 @@ class Ranking:
     def tallies(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[Tally]:
         """The metrics of each setting; the scores are computed once for all of them."""
         tallies = [Tally(metrics, self._items) for _ in settings]
-        for targets, standardised in self._chunks():
+        for targets, scores in self._chunks():
             for setting, tally in zip(settings, tallies, strict=True):
-                lists = rerank(blend(standardised, setting), self._items, setting, tally.length)
+                lists = rerank(blend(scores, setting), self._items, setting, tally.length)
                 tally.add(Ranked.of(lists, targets))
         return tallies
 
@@ -67,7 +67,7 @@ class Ranking:
             history = self._part.history.rows(start, start + size)
             targets = self._part.targets.rows(start, start + size)
             seen = _seen(history, targets, n_items)
-            yield targets, {name: standardise(s.scores(history), seen) for name, s in self._scorers.items()}
+            yield targets, {name: relevance(s, history, seen) for name, s in self._scorers.items()}
 
 
 def _seen(history: Sequences, targets: Sequences, n_items: int) -> NDArray[np.bool_]:
@@ -105,12 +105,12 @@ def search_settings(
     """
     genes = space.genes
     rng = np.random.default_rng(seed)
-    known = known[:count]
+    known = [k for k in known if k][:count]
     vectors = [np.array([space.to_unit(k) for k in known]).reshape(len(known), len(genes))]
     if not known and genes:
         vectors.append(qmc.Sobol(len(genes), rng=rng).random_base2(max(0, int(count / 4).bit_length() - 1))[:count])
     tried = np.concatenate([np.zeros((1, len(genes))), *vectors])
-    settings: list[Genes] = [dict.fromkeys(space.roles, 0.0), *(space.from_unit(list(v)) for v in tried[1:])]
+    settings: list[Genes] = [{}, *(space.from_unit(list(v)) for v in tried[1:])]
     values = evaluate(settings)
     per_round = -(-(count + 1 - len(settings)) // len(WIDTHS))
     for width in WIDTHS if genes else ():

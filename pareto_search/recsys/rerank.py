@@ -1,6 +1,11 @@
 """Serving genes at work: scores are blended, then lists are re-ranked for diversity, novelty and credibility.
 
 A setting costs one pass over cached scores and no training, so one checkpoint becomes a curve of entries.
+
+A list is worth its expected gain plus what its diversity, novelty and credibility are worth by the setting's weights.
+Probabilities make these comparable from user to user: whoever's next item is nearly certain keeps it, and lists change
+where that costs least. (Trading relevance and diversity by expected utility: Agrawal et al., WSDM 2009; one weight for
+all users solves the trade-off of their averages, by Lagrange's multipliers.)
 """
 
 from collections.abc import Mapping
@@ -9,12 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pareto_search.candidate import Genes
+from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 
 Floats = NDArray[np.float32]
 
-POOL = 100
-"""How many of the best items per user the greedy re-ranking chooses from."""
+POOL = 200
+"""How many items per user the greedy choice has before it."""
+
+
+def relevance(scorer: Scorer, history: Sequences, seen: NDArray[np.bool_]) -> Floats:
+    """Scores `(m, n)` on a scale that can be blended, and -inf for the seen items.
+
+    Those of a model of probabilities are logits already; those of another are standardised per user.
+    """
+    scores = scorer.scores(history)
+    return np.where(seen, np.float32(-np.inf), scores) if scorer.logits else standardise(scores, seen)
 
 
 def standardise(scores: Floats, seen: NDArray[np.bool_]) -> Floats:
@@ -29,46 +45,76 @@ def standardise(scores: Floats, seen: NDArray[np.bool_]) -> Floats:
     return known
 
 
-def blend(standardised: Mapping[str, Floats], setting: Genes) -> Floats:
-    """The model's standardised scores plus those of each component, times its weight in the setting.
+def blend(scores: Mapping[str, Floats], setting: Genes) -> Floats:
+    """The model's scores plus those of each component, times its weight in the setting.
 
     Args:
-        standardised: `model` and the components, each `(m, n)`.
+        scores: of `relevance`, of the `model` and each component, `(m, n)`.
     """
-    total = standardised["model"]
-    for name, scores in standardised.items():
+    total = scores["model"]
+    for name, component in scores.items():
         weight = np.float32(setting.get(name, 0.0))
         if name != "model" and weight:
-            total = total + weight * scores
+            total = total + weight * component
     return total
 
 
 def rerank(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDArray[np.int32]:
-    """The k items to show each user, best first.
-
-    `novelty` and `credibility` add their weight times the item's standardised value to the score. Of the best `POOL`
-    items by that sum, scaled to 0..1 per user, items are taken greedily by (1 - λ)·score + λ·(mean distance from those
-    taken), λ being `diversity`: maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998) with the mean in place
-    of the nearest item, because ILD is a mean.
+    """The k items to show to each user, the likeliest first.
 
     Args:
-        scores: `(m, n)`, -inf for items that must not be shown.
+        scores: `(m, n)` logits, -inf for items that must not be shown.
 
     Returns:
         `(m, k)` item indices; only n where the catalogue is smaller than k.
     """
+    return arrange(scores, choose(scores, items, setting, k))
+
+
+def choose(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDArray[np.int32]:
+    """The k items `(m, k)` that are worth most together, in the order of a greedy choice: each list begins with the
+    shorter ones.
+
+    An item's worth at place r is p / log2(r + 1), what it adds to the expected DCG if it is shown there, plus `novelty`
+    and `credibility` times its own, plus `diversity` times its distance from each item that was chosen before.
+    p is the softmax of `sharpness` times the scores. Without these three weights the order is that of the scores.
+    """
     k = min(k, scores.shape[1])
-    for name, values in (("novelty", items.novelty), ("credibility", items.credibility)):
-        weight = float(setting.get(name, 0.0))
-        if weight and values is not None:
-            scores = scores + np.float32(weight) * _standard(values)
-    diversity = np.float32(setting.get("diversity", 0.0))
-    pool, relevance = _best(scores, k if diversity == 0 else max(POOL, k))
-    return pool[:, :k] if diversity == 0 else _diversify(pool, relevance, items.features, diversity, k)
+    diversity, novelty, credibility = (
+        np.float32(setting.get(name, 0.0)) for name in ("diversity", "novelty", "credibility")
+    )
+    if diversity == novelty == credibility == 0:
+        return _best(scores, k)[0]
+    bonus = novelty * items.novelty
+    if items.credibility is not None:
+        bonus = bonus + credibility * items.credibility
+    hit = _softmax(np.float32(setting.get("sharpness", 1.0)) * scores)
+    pool, worth = _best(np.where(np.isneginf(scores), scores, hit + bonus), max(POOL, k))
+    hit = np.take_along_axis(hit, pool, 1)
+    # What must not be shown comes after all else, but before what is in the list already.
+    other = np.where(np.isfinite(worth), bonus[pool], np.float32(-1e9))
+    features = items.features[pool]
+    rows = np.arange(len(pool))
+    chosen = np.empty((len(pool), k), np.int32)
+    for place in range(k):
+        best = (hit / np.float32(np.log2(place + 2)) + other).argmax(1)
+        chosen[:, place] = pool[rows, best]
+        if diversity:  # that all are further from it by 1 changes nothing
+            other -= diversity * (features @ features[rows, best][:, :, None])[:, :, 0]
+        other[rows, best] = -np.inf
+    return chosen
 
 
-def _standard(values: Floats) -> Floats:
-    return (values - values.mean()) / max(float(values.std()), 1e-9)
+def arrange(scores: Floats, chosen: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Lists `(m, k)` with their likeliest items first: their diversity, novelty and credibility have no order."""
+    order = np.argsort(-np.take_along_axis(scores, chosen, 1), axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, 1)
+
+
+def _softmax(logits: Floats) -> Floats:
+    # Of a user to whom nothing can be shown, the largest is -inf.
+    odds = np.exp(logits - np.maximum(logits.max(1, keepdims=True), np.float32(-1e9)))
+    return np.asarray(odds / np.maximum(odds.sum(1, keepdims=True), np.float32(1e-30)))
 
 
 def _best(scores: Floats, size: int) -> tuple[NDArray[np.int32], Floats]:
@@ -91,24 +137,3 @@ def _best(scores: Floats, size: int) -> tuple[NDArray[np.int32], Floats]:
     pool[row, place], relevance[row, place] = item, scores[row, item]
     order = np.argsort(-relevance, axis=1, kind="stable")[:, :size]
     return np.take_along_axis(pool, order, 1), np.take_along_axis(relevance, order, 1)
-
-
-def _diversify(
-    pool: NDArray[np.int32], relevance: Floats, features: Floats, diversity: np.float32, k: int
-) -> NDArray[np.int32]:
-    finite = np.isfinite(relevance)
-    low = np.where(finite, relevance, np.inf).min(1, keepdims=True)
-    span = np.maximum(relevance[:, :1] - low, 1e-9)
-    # What must not be shown comes after all else, but before what is in the list already.
-    gain = np.where(finite, (1 - diversity) * (relevance - low) / span, -1e9).astype(np.float32)
-    pooled = features[pool]
-    rows = np.arange(len(pool))
-    lists = np.empty((len(pool), k), np.int32)
-    similar = np.zeros_like(gain)
-    for place in range(k):
-        value = gain - diversity * similar / np.float32(max(place, 1))
-        taken = value.argmax(1)
-        lists[:, place] = pool[rows, taken]
-        gain[rows, taken] = -np.inf
-        similar += (pooled @ pooled[rows, taken][:, :, None])[:, :, 0]
-    return lists

@@ -1,11 +1,12 @@
 """Blending and re-ranking, by hand."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from pareto_search.recsys.rerank import blend, rerank, standardise
+from pareto_search.recsys.rerank import blend, choose, relevance, rerank, standardise
+from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 
 E = np.eye(3, dtype=np.float32)
@@ -14,6 +15,9 @@ FEATURES = E[[0, 0, 1, 2]]
 NOVELTY = np.array([0.0, 0.2, 0.9, 0.5], np.float32)
 CREDIBILITY = np.array([0.9, 0.1, 0.5, 0.5], np.float32)
 ITEMS = ItemStatistics(np.array([8, 4, 1, 2]), NOVELTY, CREDIBILITY, FEATURES)
+
+
+LIKELY = np.log([[0.4, 0.3, 0.2, 0.1]]).astype(np.float32)
 
 
 def scores(*rows: list[float]) -> np.ndarray:
@@ -48,25 +52,38 @@ def test_a_diversity_of_0_is_the_plain_order() -> None:
     assert rerank(some, many(300), {"diversity": 0.0}, 10).tolist() == expected.tolist()
 
 
-def test_greedy_reranking_by_hand() -> None:
-    # Scores 4, 3, 2, 1 become 1, 2/3, 1/3, 0. With λ = 1/2, item 0 comes first; then 1 is worth 1/3 - 1/2·1, 2 is worth
-    # 1/6 and 3 is worth 0; then 1 is worth 1/3 - 1/2·(1 + 0)/2 = 1/12 and 3 is worth 0.
-    assert rerank(scores([4, 3, 2, 1]), ITEMS, {"diversity": 0.5}, 3).tolist() == [[0, 2, 1]]
+def test_greedy_choice_by_hand() -> None:
+    # Item 0 comes first. At the second place, item 1 is worth .3 / log2(3) = .189, item 2 .2 / log2(3) + .09 · 1 = .216
+    # and item 3 .153; at the third, item 1 is worth .3 / 2 + .09 · (0 + 1) = .24 and item 3 .1 / 2 + .09 · 2 = .23.
+    setting = {"diversity": 0.09}
+    assert choose(LIKELY, ITEMS, setting, 4).tolist() == [[0, 2, 1, 3]]
+    assert choose(LIKELY, ITEMS, setting, 2).tolist() == [[0, 2]]
+    assert rerank(LIKELY, ITEMS, setting, 3).tolist() == [[0, 1, 2]]
 
 
 def test_with_more_diversity_the_item_like_the_first_comes_last() -> None:
-    # With λ = 0.8, for the third place item 1 is worth 0.2·2/3 - 0.8/2 < 0 and item 3 is worth 0.
-    assert rerank(scores([4, 3, 2, 1]), ITEMS, {"diversity": 0.8}, 4).tolist() == [[0, 2, 3, 1]]
+    # With .11 it is .15 + .11 = .26 against .05 + .22 = .27 at the third place.
+    assert choose(LIKELY, ITEMS, {"diversity": 0.11}, 4).tolist() == [[0, 2, 3, 1]]
+    assert rerank(LIKELY, ITEMS, {"diversity": 0.11}, 3).tolist() == [[0, 2, 3]]
 
 
-def test_novelty_and_credibility_add_their_standardised_values() -> None:
-    plain = np.array([0.5, 0.4, -0.1, 0.2])
-    novel = (NOVELTY - 0.4) / np.sqrt(((NOVELTY - 0.4) ** 2).mean())  # the mean of 0, 0.2, 0.9 and 0.5 is 0.4
-    credible = (CREDIBILITY - 0.5) / np.sqrt((0.4**2 + 0.4**2) / 4)
-    setting = {"novelty": 0.3, "credibility": 0.2}
-    expected = np.argsort(-(plain + 0.3 * novel + 0.2 * credible))
-    assert rerank(scores(plain.tolist()), ITEMS, setting, 4)[0].tolist() == expected.tolist()
-    assert expected.tolist() != np.argsort(-plain).tolist()
+def test_novelty_and_credibility_add_their_worth() -> None:
+    # At the first place .4, .34, .38, .2; at the second .229, .306, .163; at the third .19 and .15.
+    assert choose(LIKELY, ITEMS, {"novelty": 0.2}, 4).tolist() == [[0, 2, 1, 3]]
+    # With both .58, .36, .48, .3; then .249, .406, .263; then .21 and .25.
+    assert choose(LIKELY, ITEMS, {"novelty": 0.2, "credibility": 0.2}, 4).tolist() == [[0, 2, 3, 1]]
+
+
+def test_sharpness_makes_the_likely_likelier() -> None:
+    # Items 1 and 2 are worth .213 and .234 at the second place. Squares of .4, .3, .2 and .1 in shares of their sum are
+    # .533, .3, .133 and .033: now they are worth .213 and .192.
+    assert choose(LIKELY, ITEMS, {"novelty": 0.12}, 2).tolist() == [[0, 2]]
+    assert choose(LIKELY, ITEMS, {"novelty": 0.12, "sharpness": 2.0}, 2).tolist() == [[0, 1]]
+
+
+def test_whoever_is_nearly_certain_keeps_the_item() -> None:
+    certain = np.log([[0.01, 0.97, 0.01, 0.01], [0.24, 0.28, 0.24, 0.24]]).astype(np.float32)
+    assert rerank(certain, ITEMS, {"novelty": 0.1}, 1).tolist() == [[1], [2]]
 
 
 def test_a_data_set_without_ratings_is_reranked_as_if_credibility_were_0() -> None:
@@ -80,13 +97,13 @@ def test_a_larger_weight_never_lowers_the_lists_mean(name: str) -> None:
     values = items.novelty if name == "novelty" else items.credibility
     assert values is not None
     some = np.random.default_rng(2).normal(size=(5, 200)).astype(np.float32)
-    means = [values[rerank(some, items, {name: w}, 10)].mean(1) for w in (0.0, 0.1, 0.3, 1.0, 4.0)]
+    means = [values[rerank(some, items, {name: w}, 10)].mean(1) for w in (0.0, 0.001, 0.01, 0.1, 1.0)]
     assert (np.diff(means, axis=0) >= -1e-6).all()
     assert (means[-1] > means[0]).all()
 
 
 @pytest.mark.parametrize(
-    "setting", [{}, {"diversity": 0.7}, {"novelty": 4.0, "credibility": 4.0}, {"diversity": 0.98, "novelty": 4.0}]
+    "setting", [{}, {"diversity": 0.03}, {"novelty": 0.3, "credibility": 0.3}, {"diversity": 0.03, "novelty": 0.3}]
 )
 def test_seen_items_never_appear(setting: dict[str, float]) -> None:
     rng = np.random.default_rng(3)
@@ -124,6 +141,21 @@ def test_standardised_scores_have_mean_0_and_deviation_1_over_the_unseen() -> No
     side = 2 / np.sqrt(8 / 3)
     expected = np.array([[-side, -np.inf, 0, side], [-1, -1, 1, 1]])
     assert standardise(scores([1, 99, 3, 5], [2, 2, 4, 4]), seen) == pytest.approx(expected)
+
+
+@dataclass(frozen=True)
+class Known:
+    logits: bool
+
+    def scores(self, history: Sequences) -> np.ndarray:
+        return scores([1, 99, 3, 5])
+
+
+def test_logits_are_kept_and_other_scores_are_standardised() -> None:
+    nobody = Sequences(np.array([0, 0]), np.empty(0, np.int32), None)
+    seen = np.array([[False, True, False, False]])
+    assert relevance(Known(logits=True), nobody, seen).tolist() == [[1, -np.inf, 3, 5]]
+    assert np.array_equal(relevance(Known(logits=False), nobody, seen), standardise(scores([1, 99, 3, 5]), seen))
 
 
 def test_equal_scores_standardise_to_finite_numbers() -> None:

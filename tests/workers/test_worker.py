@@ -123,7 +123,7 @@ def test_another_candidate_with_the_same_genes_has_a_seed_of_its_own(
 def test_a_worker_that_was_taught_starts_from_the_known_settings(
     workload: Workload, worker: Worker, attempt: Attempt
 ) -> None:
-    known = {g.name: 0.25 for g in workload.space.genes}
+    known = {g.name: g.from_unit(0.25) for g in workload.space.genes}
     worker.teach([known])
     try:
         first, second, *_ = worker.run(attempt).evaluations
@@ -148,8 +148,9 @@ def test_a_baselines_curve_starts_with_the_baseline_and_blends_only_what_is_name
     plain, blended = worker.curve("sasrec", (), 10), worker.curve("sasrec", ("ease",), 10)
     assert len(plain) == len(blended) == 11
     assert plain[0][1] == blended[0][1] == worker.baseline("sasrec")
-    assert {name for s, _ in plain for name in s} == {"diversity", "novelty", "credibility"}
-    assert {name for s, _ in blended for name in s} == {"diversity", "novelty", "credibility", "ease"}
+    reranking = {"diversity", "novelty", "credibility", "sharpness"}
+    assert {name for s, _ in plain for name in s} == reranking
+    assert {name for s, _ in blended for name in s} == reranking | {"ease"}
 
 
 def test_ease_is_left_out_where_the_catalogue_is_too_large_for_it(
