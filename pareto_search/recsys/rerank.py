@@ -84,15 +84,18 @@ def choose(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDA
         np.float32(setting.get(name, 0.0)) for name in ("diversity", "novelty", "credibility")
     )
     if diversity == novelty == credibility == 0:
-        return _best(scores, k)[0]
+        return _best(scores, k)
     bonus = novelty * items.novelty
     if items.credibility is not None:
         bonus = bonus + credibility * items.credibility
     hit = _softmax(np.float32(setting.get("sharpness", 1.0)) * scores)
-    pool, worth = _best(np.where(np.isneginf(scores), scores, hit + bonus), max(POOL, k))
+    worth = hit + bonus
+    np.copyto(worth, -np.inf, where=np.isneginf(scores))
+    pool, worth = _pool(worth, max(POOL, k))
     hit = np.take_along_axis(hit, pool, 1)
     # What must not be shown comes after all else, but before what is in the list already.
     other = np.where(np.isfinite(worth), bonus[pool], np.float32(-1e9))
+    other[pool < 0] = -np.inf
     features = items.features[pool]
     rows = np.arange(len(pool))
     chosen = np.empty((len(pool), k), np.int32)
@@ -112,15 +115,25 @@ def arrange(scores: Floats, chosen: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _softmax(logits: Floats) -> Floats:
+    """Overwrites the logits with their softmax."""
     # Of a user to whom nothing can be shown, the largest is -inf.
-    odds = np.exp(logits - np.maximum(logits.max(1, keepdims=True), np.float32(-1e9)))
-    return np.asarray(odds / np.maximum(odds.sum(1, keepdims=True), np.float32(1e-30)))
+    logits -= np.maximum(logits.max(1, keepdims=True), np.float32(-1e9))
+    np.exp(logits, out=logits)
+    logits /= np.maximum(logits.sum(1, keepdims=True), np.float32(1e-30))
+    return logits
 
 
-def _best(scores: Floats, size: int) -> tuple[NDArray[np.int32], Floats]:
-    """The best items of each row in order, with their scores; ties go to the lower index.
+def _best(scores: Floats, size: int) -> NDArray[np.int32]:
+    """The best items of each row in order; ties go to the lower index."""
+    pool, values = _pool(scores, size)
+    order = np.argsort(-values, axis=1, kind="stable")[:, : min(size, scores.shape[1])]
+    return np.take_along_axis(pool, order, 1)
 
-    Whatever reaches the size-th largest of some blocks' maxima is sorted: little more than is wanted, and no row is
+
+def _pool(scores: Floats, size: int) -> tuple[NDArray[np.int32], Floats]:
+    """The best items of each row and some more, by their index, with their scores; -1 with -inf fills up short rows.
+
+    Whatever reaches the size-th largest of some blocks' maxima is taken: little more than is wanted, and no row is
     partitioned as a whole.
     """
     m, n = scores.shape
@@ -132,8 +145,7 @@ def _best(scores: Floats, size: int) -> tuple[NDArray[np.int32], Floats]:
     row, item = np.divmod(reached, n)
     counts = np.bincount(row, minlength=m)
     place = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
-    pool = np.zeros((m, counts.max(initial=size)), np.int32)
-    relevance = np.full(pool.shape, -np.inf, np.float32)
-    pool[row, place], relevance[row, place] = item, scores[row, item]
-    order = np.argsort(-relevance, axis=1, kind="stable")[:, :size]
-    return np.take_along_axis(pool, order, 1), np.take_along_axis(relevance, order, 1)
+    pool = np.full((m, counts.max(initial=size)), -1, np.int32)
+    values = np.full(pool.shape, -np.inf, np.float32)
+    pool[row, place], values[row, place] = item, scores[row, item]
+    return pool, values
