@@ -61,7 +61,7 @@ class Cold:
     def ndcg(self, scores: NDArray[np.float32]) -> float:
         """NDCG@10 of scores `(m, n_cold)`."""
         lists = np.argsort(-scores, axis=1, kind="stable")[:, :K].astype(np.int32)
-        return float(ndcg(Ranked.of(lists, self._targets), None).mean())  # type: ignore[arg-type]
+        return float(ndcg(Ranked.of(lists, self._targets, self._history), None).mean())  # type: ignore[arg-type]
 
     def chance(self, seed: int) -> float:
         rng = np.random.default_rng(seed)

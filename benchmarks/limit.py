@@ -36,7 +36,7 @@ from pareto_search.workers.base import MINILM, locate
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import TOKENS, Encoder, precision
 from pareto_search.workers.lora import LoraShape, attached
-from pareto_search.workers.losses import CHUNK, ItemTensors, cross_entropy, list_values
+from pareto_search.workers.losses import CHUNK, Histories, ItemTensors, cross_entropy, list_values
 from pareto_search.workers.recommender import Shape, TowerScorer
 from pareto_search.workers.train import BATCH, ID_DROPOUT, LISTS, TOWER_BATCHES, Task, fine_tune, train_tower
 
@@ -312,8 +312,11 @@ class Bench:
         rows, places = (x[:LISTS] for x in np.nonzero(known.numpy()))
         users = leaves[0][torch.from_numpy(rows), torch.from_numpy(places)].float() / model.temperature
         logits = torch.addmm(model.item_bias, users, leaves[1].T)
-        logits = logits.index_put(stream.seen(batch, rows, places), torch.tensor(-torch.inf))
-        values = list_values(logits, ItemTensors(self.items, "cpu"), self.config.objectives)
+        owner, item = stream.seen(batch, rows, places)
+        logits = logits.index_put((owner, item), torch.tensor(-torch.inf))
+        items = ItemTensors(self.items, "cpu")
+        histories = Histories(owner, item, len(rows), items.features)
+        values = list_values(logits, items, histories, self.config.objectives)
         torch.stack(list(values.values())).sum().backward()  # type: ignore[no-untyped-call]
         moments.append(time.process_time())
 

@@ -326,9 +326,10 @@ class SearchConfig(_Section):
                 "beside the others, such as ndcg@10"
             )
         asked = [*names, *(c.metric for c in self.constraints)]
-        rated = next((n for n in asked if metric_family(n) == "credibility"), None)
-        if rated is not None and self.data.columns is not None and self.data.columns.rating is None:
-            raise ConfigError(f"{rated} needs ratings; expected data.columns.rating to name their column")
+        for family, column, kind in (("credibility", "rating", "ratings"), ("calibration", "categories", "categories")):
+            needy = next((n for n in asked if metric_family(n) == family), None)
+            if needy is not None and self.data.columns is not None and getattr(self.data.columns, column) is None:
+                raise ConfigError(f"{needy} needs {kind}; expected data.columns.{column} to name their column")
         if self.workers.pack > 1 and self.search.mode == "ordered":
             raise ConfigError(
                 f"workers.pack is {self.workers.pack}, but in ordered mode a search repeats itself bit for bit, and in "

@@ -178,9 +178,13 @@ def _want_token() -> None:
 def _check(config: SearchConfig, data: Dataset) -> None:
     """Refuses what the data cannot give."""
     asked = [*(o.name for o in config.objectives), *(c.metric for c in config.constraints)]
-    rated = next((name for name in asked if metric_family(name) == "credibility"), None)
-    if rated is not None and data.ratings is None:
-        raise ConfigError(f"{rated} needs ratings, and {data.name} has none; leave it out or name the ratings' column")
+    for family, given, kind in (
+        ("credibility", data.ratings, "ratings"),
+        ("calibration", data.categories, "categories"),
+    ):
+        needy = next((name for name in asked if metric_family(name) == family), None)
+        if needy is not None and given is None:
+            raise ConfigError(f"{needy} needs {kind}, and {data.name} has none; leave it out or name their column")
     if config.data.split == "temporal" and not data.timed:
         raise ConfigError(f"split temporal needs timestamps, and {data.name} has none; use leave_last_out")
     longest = max(asked, key=lambda name: parse_metric(name)[1])

@@ -14,6 +14,8 @@ Role = Literal["training", "serving"]
 
 ACCURACY = ("ndcg", "recall", "hr", "mrr", "precision")
 """The metrics that count hits: -log p(next) is the surrogate of each."""
+SURROGATED = ("ild", "novelty", "credibility", "calibration", "history_novelty", "tail", "coverage", "gini")
+"""The other metrics that training can be asked for: each has a surrogate loss, whose weight is a gene."""
 BLENDED = ("ease", "sasrec")
 """Components whose scores an entry may add to its own: each is a serving gene, its weight."""
 
@@ -175,7 +177,7 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     Accuracy metrics share one loss, whose weight is 1. The weights of the others are relative to it and on a log scale:
     a small one on novelty can cost most of the accuracy.
     """
-    lists = [o.name for o in objectives if metric_family(o.name) not in ACCURACY]
+    lists = [o.name for o in objectives if metric_family(o.name) in SURROGATED]
     weights = [Gene(f"weight.{name}", "real", low=10**-2.5, high=2.0, log=True, optional=True) for name in lists]
     training = [
         Gene("scalarisation", "choice", choices=("weighted_sum", "tchebycheff")),

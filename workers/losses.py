@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pareto_search.objective import Objective
+from pareto_search.recsys.metrics import RECENCY, SMOOTHED
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import metric_family
 from pareto_search.workers.sample import Sample
@@ -87,22 +88,72 @@ def sampled_cross_entropy(states: Tensor, vectors: Tensor, bias: Tensor, targets
     return (torch.logaddexp(own, others.logsumexp(1)) - own).mean()
 
 
-def expected_ild(p: Tensor, items: "ItemTensors") -> Tensor:
+class Histories:
+    """What some users had seen, for the list surrogates that ask.
+
+    Args:
+        owner, item: `(n,)` pairs of a user and an item, ordered by user and then by time.
+        count: how many users there are.
+        features: `(n_items, f)`, of the whole catalogue.
+    """
+
+    def __init__(self, owner: Tensor, item: Tensor, count: int, features: Tensor) -> None:
+        self._owner, self._item, self._features = owner, item, features
+        self._lengths = torch.bincount(owner, minlength=count)
+
+    def recent(self) -> Tensor:
+        """The decayed mean `(q, f)` of the features, zero for an empty history; see `metrics.history_novelty`."""
+        age = self._lengths.cumsum(0)[self._owner] - torch.arange(len(self._owner), device=self._owner.device) - 1
+        return self._mean(self._features, RECENCY ** age.to(self._features.dtype))
+
+    def shares(self) -> Tensor:
+        """The share `(q, f)` of each category; see `metrics.calibration`."""
+        liked = self._mean(self._features.square(), torch.ones_like(self._owner, dtype=self._features.dtype))
+        return liked / liked.sum(1, keepdim=True).clamp(min=1e-9)
+
+    def _mean(self, values: Tensor, weights: Tensor) -> Tensor:
+        rows = values.new_zeros(len(self._lengths), 1 + values.shape[1])
+        weighted = torch.cat([torch.ones_like(weights)[:, None], values[self._item]], 1) * weights[:, None]
+        rows.index_add_(0, self._owner, weighted)
+        return rows[:, 1:] / rows[:, :1].clamp(min=1e-9)
+
+
+def expected_ild(p: Tensor, items: "ItemTensors", _: Histories) -> Tensor:
     """pᵀDp = 1 - ‖Σ p_i f_i‖² for unit features: the expected distance of two items drawn from p."""
     return 1.0 - (p @ items.features).square().sum(1).mean()
 
 
-def expected_novelty(p: Tensor, items: "ItemTensors") -> Tensor:
+def expected_novelty(p: Tensor, items: "ItemTensors", _: Histories) -> Tensor:
     """The expected self-information of an item drawn from p."""
     return (p @ items.novelty).mean()
 
 
-def expected_credibility(p: Tensor, items: "ItemTensors") -> Tensor:
+def expected_credibility(p: Tensor, items: "ItemTensors", _: Histories) -> Tensor:
     """The expected Bayesian average rating of an item drawn from p."""
     return (p @ items.credibility).mean()
 
 
-def spread(p: Tensor, items: "ItemTensors") -> Tensor:
+def expected_tail(p: Tensor, items: "ItemTensors", _: Histories) -> Tensor:
+    """The probability that an item drawn from p is outside the short head."""
+    return (p @ items.tail).mean()
+
+
+def expected_history_novelty(p: Tensor, items: "ItemTensors", histories: Histories) -> Tensor:
+    """The expected distance of an item drawn from p from the user's own history."""
+    return 1.0 - ((p @ items.features) * histories.recent()).sum(1).mean()
+
+
+def expected_calibration(p: Tensor, items: "ItemTensors", histories: Histories) -> Tensor:
+    """The metric with the expected shares of an item drawn from p in place of those of a list."""
+    liked, shown = histories.shares(), p @ items.features.square()
+    shown = shown / shown.sum(1, keepdim=True).clamp(min=1e-9)
+    mixed = (1 - SMOOTHED) * shown + SMOOTHED * liked
+    # What is 0 in p has no part, nor a slope.
+    ratio = torch.where(liked > 0, liked, 1.0) / torch.where(liked > 0, mixed, 1.0)
+    return (liked * ratio.log()).sum(1).mean()
+
+
+def spread(p: Tensor, items: "ItemTensors", _: Histories) -> Tensor:
     """The entropy of the batch's mean p over the largest possible: a stand-in for coverage.
 
     Of a sample's items, each stands for 1 / π of them, among which its share is divided.
@@ -112,15 +163,18 @@ def spread(p: Tensor, items: "ItemTensors") -> Tensor:
     return entropy / math.log(items.count)
 
 
-def concentration(p: Tensor, items: "ItemTensors") -> Tensor:
+def concentration(p: Tensor, items: "ItemTensors", histories: Histories) -> Tensor:
     """One less the spread: a stand-in for the Gini coefficient, lower is more even."""
-    return 1.0 - spread(p, items)
+    return 1.0 - spread(p, items, histories)
 
 
-SURROGATES: Mapping[str, Callable[[Tensor, "ItemTensors"], Tensor]] = {
+SURROGATES: Mapping[str, Callable[[Tensor, "ItemTensors", Histories], Tensor]] = {
     "ild": expected_ild,
     "novelty": expected_novelty,
     "credibility": expected_credibility,
+    "calibration": expected_calibration,
+    "history_novelty": expected_history_novelty,
+    "tail": expected_tail,
     "coverage": spread,
     "gini": concentration,
 }
@@ -140,28 +194,32 @@ class ItemTensors:
         self.novelty = torch.from_numpy(items.novelty).to(device)
         credibility = items.novelty * 0 if items.credibility is None else items.credibility
         self.credibility = torch.from_numpy(credibility).to(device)
+        self.tail = torch.from_numpy(items.tail.astype(items.novelty.dtype)).to(device)
         self.log_inclusion = torch.zeros_like(self.novelty)
 
     def of(self, sample: Sample) -> "ItemTensors":
         """The statistics of a sample's items, which stand for the whole catalogue."""
         some = copy(self)
-        some.features, some.novelty, some.credibility = (
-            x[sample.items] for x in (self.features, self.novelty, self.credibility)
+        some.features, some.novelty, some.credibility, some.tail = (
+            x[sample.items] for x in (self.features, self.novelty, self.credibility, self.tail)
         )
         some.log_inclusion = sample.log_inclusion
         return some
 
 
-def list_values(logits: Tensor, items: ItemTensors, objectives: Sequence[Objective]) -> dict[str, Tensor]:
+def list_values(
+    logits: Tensor, items: ItemTensors, histories: Histories, objectives: Sequence[Objective]
+) -> dict[str, Tensor]:
     """The expected value of each objective that has a surrogate.
 
     Args:
         logits: `(q, n_items)`, -inf for items already seen.
         items: of these n_items; where they are a sample, expectations over the catalogue are estimated from them.
+        histories: of the q users.
     """
     p = (logits - items.log_inclusion).softmax(1)
     families = {o.name: metric_family(o.name) for o in objectives}
-    return {name: SURROGATES[family](p, items) for name, family in families.items() if family in SURROGATES}
+    return {name: SURROGATES[family](p, items, histories) for name, family in families.items() if family in SURROGATES}
 
 
 class Scalariser:

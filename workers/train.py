@@ -21,6 +21,7 @@ from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import Adapter, LoraShape, Targets, fresh, inherit, placed
 from pareto_search.workers.losses import (
+    Histories,
     ItemTensors,
     Scalarisation,
     Scalariser,
@@ -313,8 +314,8 @@ class _Loss:
         some = scope.of(text).detach().requires_grad_()
         accuracy, states, vectors = _forward(model, batch, scope, some, dtype)
         items = self._task.items if scope.drawn is None else self._task.items.of(scope.drawn)
-        logits = self._logits(batch, scope, states, vectors)
-        loss = self.scalarise(accuracy, list_values(logits, items, self._task.objectives))
+        logits, histories = self._logits(batch, scope, states, vectors)
+        loss = self.scalarise(accuracy, list_values(logits, items, histories, self._task.objectives))
         loss.backward()  # type: ignore[no-untyped-call]
         assert some.grad is not None
         if scope.rows is None:
@@ -323,11 +324,11 @@ class _Loss:
             gradient.index_add_(0, scope.rows, some.grad)
         return float(loss.detach())
 
-    def _logits(self, batch: Batch, scope: Scope, states: Tensor, vectors: Tensor) -> Tensor:
-        """Scores at some random places of the windows, -inf for what the user had seen by then.
+    def _logits(self, batch: Batch, scope: Scope, states: Tensor, vectors: Tensor) -> tuple[Tensor, Histories]:
+        """Scores at some random places of the windows, -inf for what the user had seen by then, and what that is.
 
         Returns:
-            `(q, n_items)`, or `(q, s)` for a sample of s items.
+            `(q, n_items)`, or `(q, s)` for a sample of s items; and q histories.
         """
         rows, places = np.nonzero(batch.targets.numpy() >= 0)
         some = self._rng.choice(len(rows), min(LISTS, len(rows)), replace=False)
@@ -339,7 +340,8 @@ class _Loss:
         logits = torch.addmm(bias, users, vectors.T)
         owner, item = (x.to(logits.device) for x in self._batches.seen(batch, rows, places))
         column = scope.columns(item)
-        return logits.index_put((owner[column >= 0], column[column >= 0]), logits.new_tensor(-torch.inf))
+        masked = logits.index_put((owner[column >= 0], column[column >= 0]), logits.new_tensor(-torch.inf))
+        return masked, Histories(owner, item, len(rows), self._task.items.features)
 
 
 class _Scopes:

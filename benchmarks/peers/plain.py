@@ -32,7 +32,7 @@ from pareto_search.workers.base import locate
 from pareto_search.workers.batches import Batches
 from pareto_search.workers.evaluate import similarity
 from pareto_search.workers.lora import ATTENTION, QUERY_VALUE
-from pareto_search.workers.losses import ItemTensors, Scalarisation, Scalariser, list_values
+from pareto_search.workers.losses import Histories, ItemTensors, Scalarisation, Scalariser, list_values
 from pareto_search.workers.recommender import Recommender, TowerScorer
 from pareto_search.workers.train import BATCH, ID_DROPOUT, LISTS, TOWER_BATCHES, DivergedError
 from pareto_search.workers.worker import Worker, Workload
@@ -178,9 +178,10 @@ class _Loss:
         accuracy = nn.functional.cross_entropy(logits, batch.targets[known])
         rows, places = np.nonzero(known.numpy())
         some = self._rng.choice(len(rows), min(LISTS, len(rows)), replace=False)
-        seen = self._batches.seen(batch, rows[some], places[some])
-        lists = logits[torch.from_numpy(some)].index_put(seen, logits.new_tensor(-torch.inf))
-        return self._scalarise(accuracy, list_values(lists, self._items, self._objectives))
+        owner, item = self._batches.seen(batch, rows[some], places[some])
+        lists = logits[torch.from_numpy(some)].index_put((owner, item), logits.new_tensor(-torch.inf))
+        histories = Histories(owner, item, len(some), self._items.features)
+        return self._scalarise(accuracy, list_values(lists, self._items, histories, self._objectives))
 
 
 def _train(encoder: _PlainEncoder, tower: Recommender, loss: _Loss, genes: Genes, steps: int) -> Iterator[int]:

@@ -105,9 +105,21 @@ class DecayedMean:
     logits = False
 
     def scores(self, history: Sequences) -> Floats:
-        age = np.repeat(history.indptr[1:], np.diff(history.indptr)) - np.arange(len(history.items)) - 1
-        weights = np.where(age < self.window, self.decay ** np.minimum(age, self.window), 0.0).astype(np.float32)
-        matrix = csr_matrix((weights, history.items, history.indptr), (len(history.indptr) - 1, len(self.vectors)))
-        users = matrix @ self.vectors
-        totals = np.add.reduceat(weights, history.indptr[:-1]) if len(weights) else np.ones(0)
-        return np.asarray(users / totals[:, None] @ self.vectors.T, np.float32)
+        users = decayed_means(history, self.vectors, self.decay, self.window)
+        return np.asarray(users @ self.vectors.T, np.float32)
+
+
+def decayed_means(history: Sequences, vectors: Floats, decay: float, window: int = 50) -> Floats:
+    """Means `(m, d)` of the vectors of the last items of some histories; zero for an empty one.
+
+    Args:
+        vectors: `(n_items, d)`.
+        decay: the weight of an item relative to the one after it.
+        window: how many of the last items count.
+    """
+    lengths = np.diff(history.indptr)
+    age = np.repeat(history.indptr[1:], lengths) - np.arange(len(history.items)) - 1
+    weights = np.where(age < window, decay ** np.minimum(age, window), 0.0).astype(np.float32)
+    totals = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights, minlength=len(lengths))
+    matrix = csr_matrix((weights, history.items, history.indptr), (len(lengths), len(vectors)))
+    return np.asarray(matrix @ vectors / np.maximum(totals, 1e-9)[:, None].astype(np.float32))

@@ -6,17 +6,25 @@ A metric is named `NAME@K`. Per-user metrics are means over users; the others lo
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pareto_search.errors import ConfigError, nearest
+from pareto_search.recsys.baselines import decayed_means, interactions
 from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 
 Lists = NDArray[np.int32]
 PerUser = NDArray[np.float64]
+
+SMOOTHED = 0.01
+"""The part of the history's shares that is mixed into the list's, so that calibration is finite."""
+RECENCY = 0.8
+"""The weight of an item of the history relative to the one after it."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +35,26 @@ class Ranked:
         lists: `(m, k)` item indices.
         hits: `(m, k)` whether the item is a target of the user.
         n_targets: `(m,)` how many targets the user has.
+        history: of these m users, what they had before.
     """
 
     lists: Lists
     hits: NDArray[np.bool_]
     n_targets: NDArray[np.int64]
+    history: Sequences
 
     @classmethod
-    def of(cls, lists: Lists, targets: Sequences) -> "Ranked":
+    def of(cls, lists: Lists, targets: Sequences, history: Sequences) -> "Ranked":
         n_targets = np.diff(targets.indptr)
         rows = np.arange(len(lists))
         stride = 1 + max(int(lists.max(initial=0)), int(targets.items.max(initial=0)))  # makes (row, item) one number
         wanted = np.repeat(rows, n_targets) * stride + targets.items
         hits = np.isin(rows[:, None] * stride + lists, wanted)
-        return cls(lists, hits, n_targets)
+        return cls(lists, hits, n_targets, history)
 
     def at(self, k: int) -> "Ranked":
         """The first k of each list."""
-        return Ranked(self.lists[:, :k], self.hits[:, :k], self.n_targets)
+        return Ranked(self.lists[:, :k], self.hits[:, :k], self.n_targets, self.history)
 
 
 def _discounts(k: int) -> NDArray[np.float64]:
@@ -102,6 +112,34 @@ def credibility(ranked: Ranked, items: ItemStatistics) -> PerUser:
     return items.credibility[ranked.lists].mean(1, dtype=np.float64)
 
 
+def calibration(ranked: Ranked, items: ItemStatistics) -> PerUser:
+    """KL(p ‖ 0.99 q + 0.01 p) of the category shares p of the history and q of the list (Steck, RecSys 2018); lower is
+    better, and 0 for whoever's history has no categories.
+    """
+    shares = items.shares.astype(np.float64)
+    liked = _normalised(interactions(ranked.history, len(shares)) @ shares)
+    shown = _normalised(shares[ranked.lists].sum(1))
+    mixed = (1 - SMOOTHED) * shown + SMOOTHED * liked
+    return np.where(liked > 0, liked * np.log(np.where(liked > 0, liked / np.maximum(mixed, 1e-300), 1.0)), 0.0).sum(1)
+
+
+def history_novelty(ranked: Ranked, items: ItemStatistics) -> PerUser:
+    """The mean distance of the list's items from the user's own history, whose items weigh `RECENCY` times as much as
+    those after them.
+    """
+    recent = decayed_means(ranked.history, items.features, RECENCY)
+    return 1.0 - np.einsum("mkf,mf->mk", items.features[ranked.lists], recent).mean(1, dtype=np.float64)
+
+
+def tail(ranked: Ranked, items: ItemStatistics) -> PerUser:
+    """The share of the list outside the short head (APLT: Abdollahpouri et al., FLAIRS 2019)."""
+    return items.tail[ranked.lists].mean(1)
+
+
+def _normalised(rows: PerUser) -> PerUser:
+    return rows / np.maximum(rows.sum(1, keepdims=True), 1e-300)
+
+
 def coverage(exposure: NDArray[np.int64]) -> float:
     """The share of items that are in any list."""
     return float((exposure > 0).mean())
@@ -119,7 +157,7 @@ class Metric:
     """A metric without its cut-off.
 
     Attributes:
-        per_user: from ranked lists to one value a user, or None.
+        per_user: from ranked lists of m users to `(m,)` values, or None.
         overall: from the items' exposure to one value, or None.
     """
 
@@ -137,9 +175,32 @@ METRICS: Mapping[str, Metric] = {
     "ild": Metric("maximise", ild),
     "novelty": Metric("maximise", novelty),
     "credibility": Metric("maximise", credibility),
+    "calibration": Metric("minimise", calibration),
+    "history_novelty": Metric("maximise", history_novelty),
+    "tail": Metric("maximise", tail),
     "coverage": Metric("maximise", overall=coverage),
     "gini": Metric("minimise", overall=gini),
 }
+
+
+@cache
+def known_metrics() -> Mapping[str, Metric]:
+    """The metrics above, and those that installed packages add by the entry point `pareto_search.metrics`.
+
+    Raises:
+        ConfigError: an entry point gives no `Metric`, or has a name that is taken or is no name of a metric.
+    """
+    known = dict(METRICS)
+    for point in entry_points(group="pareto_search.metrics"):
+        metric = point.load()
+        if not isinstance(metric, Metric):
+            raise ConfigError(f"entry point '{point.name}' of pareto_search.metrics is {metric!r}; expected a Metric")
+        if point.name in known or not re.fullmatch("[a-z_]+", point.name):
+            raise ConfigError(
+                f"entry point '{point.name}' of pareto_search.metrics needs a name of its own of a-z and _"
+            )
+        known[point.name] = metric
+    return known
 
 
 def parse_metric(name: str) -> tuple[Metric, int]:
@@ -148,13 +209,13 @@ def parse_metric(name: str) -> tuple[Metric, int]:
     Raises:
         ConfigError: the name is not of this form, or the metric is unknown.
     """
-    match = re.fullmatch(r"([a-z_]+)@([1-9]\d{0,3})", name)
+    match, known = re.fullmatch(r"([a-z_]+)@([1-9]\d{0,3})", name), known_metrics()
     if match is None:
-        hint = f"; {nearest(name, METRICS)}" if re.fullmatch(r"[a-z_]+", name) and name not in METRICS else ""
+        hint = f"; {nearest(name, known)}" if re.fullmatch(r"[a-z_]+", name) and name not in known else ""
         raise ConfigError(f"metric '{name}' has no cut-off; write it as in 'ndcg@10'{hint}")
-    if match[1] not in METRICS:
-        raise ConfigError(f"metric '{match[1]}' is unknown; {nearest(match[1], METRICS)}")
-    return METRICS[match[1]], int(match[2])
+    if match[1] not in known:
+        raise ConfigError(f"metric '{match[1]}' is unknown; {nearest(match[1], known)}")
+    return known[match[1]], int(match[2])
 
 
 def interval(values: PerUser, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:

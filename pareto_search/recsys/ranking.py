@@ -24,8 +24,8 @@ WIDTHS = tuple(np.geomspace(0.2, 0.05, 6))
 """The spread of each round of neighbours, in units of a serving gene's range."""
 ELITE = 32
 
-_Chunk = tuple[Sequences, dict[str, NDArray[np.float32]]]
-"""The targets of some users, and the scores of each model."""
+_Chunk = tuple[Sequences, Sequences, dict[str, NDArray[np.float32]]]
+"""The history and the targets of some users, and the scores of each model."""
 
 
 class Ranking:
@@ -42,10 +42,10 @@ class Ranking:
     def tallies(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[Tally]:
         """The metrics of each setting; the scores are computed once for all of them."""
         tallies = [Tally(metrics, self._items) for _ in settings]
-        for targets, scores in self._chunks():
+        for history, targets, scores in self._chunks():
             for setting, tally in zip(settings, tallies, strict=True):
                 lists = rerank(blend(scores, setting), self._items, setting, tally.length)
-                tally.add(Ranked.of(lists, targets))
+                tally.add(Ranked.of(lists, targets, history))
         return tallies
 
     def values(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[dict[str, float]]:
@@ -67,7 +67,7 @@ class Ranking:
             history = self._part.history.rows(start, start + size)
             targets = self._part.targets.rows(start, start + size)
             seen = _seen(history, targets, n_items)
-            yield targets, {name: relevance(s, history, seen) for name, s in self._scorers.items()}
+            yield history, targets, {name: relevance(s, history, seen) for name, s in self._scorers.items()}
 
 
 def _seen(history: Sequences, targets: Sequences, n_items: int) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from pareto_search.recsys.split import Sequences
 
 Floats = NDArray[np.float32]
+
+HEAD = 0.8
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,22 @@ class ItemStatistics:
         norms = np.linalg.norm(features, axis=1, keepdims=True)
         unit = np.divide(features, norms, out=np.zeros_like(features, dtype=np.float32), where=norms > 0)
         return cls(users, novelty.astype(np.float32), _credibility(train, n_items), unit.astype(np.float32))
+
+    @property
+    def shares(self) -> Floats:
+        """`(n_items, f)` what part of an item belongs to each of its categories, alike: the squares of its features,
+        where these are categories.
+        """
+        return np.square(self.features)
+
+    @cached_property
+    def tail(self) -> NDArray[np.bool_]:
+        """`(n_items,)` what is outside the short head, the fewest items that have `HEAD` of all interactions."""
+        order = np.argsort(-self.users, kind="stable")
+        before = np.cumsum(self.users[order]) - self.users[order]
+        outside = np.empty(len(order), bool)
+        outside[order] = before >= HEAD * self.users.sum()
+        return outside
 
 
 def _credibility(train: Sequences, n_items: int) -> Floats | None:

@@ -1,14 +1,27 @@
 """Metrics against values computed by hand, by brute force or by another library."""
 
 import math
+import sys
+from collections.abc import Iterator
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
 from pareto_search.errors import ConfigError
-from pareto_search.recsys.metrics import METRICS, Ranked, Tally, coverage, gini, ild, interval, parse_metric
+from pareto_search.recsys.metrics import (
+    METRICS,
+    Ranked,
+    Tally,
+    coverage,
+    gini,
+    ild,
+    interval,
+    known_metrics,
+    parse_metric,
+)
 from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 
@@ -19,7 +32,7 @@ def sequences(*rows: list[int]) -> Sequences:
 
 
 def ranked(lists: list[list[int]], *targets: list[int]) -> Ranked:
-    return Ranked.of(np.array(lists, np.int32), sequences(*targets))
+    return Ranked.of(np.array(lists, np.int32), sequences(*targets), sequences(*targets))
 
 
 def statistics(features: np.ndarray | None = None, n_items: int = 6) -> ItemStatistics:
@@ -101,6 +114,85 @@ def test_novelty_and_credibility_are_means_over_the_list() -> None:
     assert tally.values() == pytest.approx({"novelty@2": (1 / 3 + 2 / 3) / 2, "credibility@3": (0.4 + 0.2 + 0.1) / 3})
 
 
+# Item 0 is in category a, item 1 in b, item 2 in both and item 3 in neither.
+CATEGORIES = np.array([[1, 0], [0, 1], [1 / math.sqrt(2), 1 / math.sqrt(2)], [0, 0]])
+
+
+def known(lists: list[list[int]], *histories: list[int]) -> Ranked:
+    return Ranked.of(np.array(lists, np.int32), sequences(*[[] for _ in histories]), sequences(*histories))
+
+
+def test_calibration_by_hand() -> None:
+    # Who had 0 and 2 has shares (3/4, 1/4). The list 0, 1 has (1/2, 1/2), of which .99 and .01 of the former are mixed.
+    expected = sum(p * math.log(p / (0.99 / 2 + 0.01 * p)) for p in (3 / 4, 1 / 4))
+    # Who had 0 alone and is shown 1 has the largest: log(1 / .01). With the same shares it is 0, as for whom nothing
+    # is known.
+    ranked = known([[0, 1], [1, 1], [2, 2], [0, 1], [0, 1]], [0, 2], [0], [0, 1], [], [3])
+    values = METRICS["calibration"].per_user(ranked, statistics(CATEGORIES, 4))  # type: ignore[misc]
+    assert values == pytest.approx([expected, math.log(100), 0, 0, 0], abs=1e-6)
+
+
+def test_history_novelty_by_hand() -> None:
+    # Who had 0 and then 1 has (.8, 1) / 1.8. The distance of 0 is 1 - .8 / 1.8, that of 1 is 1 - 1 / 1.8; of what
+    # has no category, and from no history, it is 1.
+    ranked = known([[0, 1], [0, 3], [0, 1]], [0, 1], [0, 1], [])
+    values = METRICS["history_novelty"].per_user(ranked, statistics(CATEGORIES, 4))  # type: ignore[misc]
+    assert values == pytest.approx([(1 / 1.8 + 0.8 / 1.8) / 2, (1 / 1.8 + 1) / 2, 1], abs=1e-6)
+
+
+def test_the_tail_is_what_the_most_popular_leave_of_the_last_fifth() -> None:
+    # Of 20 interactions, items 3 and 1 have 16, so these are the head; of equals the lower index comes first.
+    items = ItemStatistics(np.array([2, 6, 2, 10]), np.zeros(4, np.float32), None, np.eye(4, dtype=np.float32))
+    assert items.tail.tolist() == [True, False, True, False]
+    assert METRICS["tail"].per_user(known([[0, 1], [3, 1], [0, 2]], [], [], []), items).tolist() == [0.5, 0, 1]  # type: ignore[misc]
+
+
+def installed(folder: Path, line: str, code: str) -> None:
+    """A package with an entry point and a module `mine`, as if it were installed in this folder."""
+    info = folder / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[pareto_search.metrics]\n{line}\n")
+    (folder / "mine.py").write_text(code)
+
+
+CODE = """
+from pareto_search.recsys.metrics import Metric
+ODD = Metric("maximise", lambda ranked, items: (ranked.lists % 2).mean(1))
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that packages are found in."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    known_metrics.cache_clear()
+    yield tmp_path
+    known_metrics.cache_clear()
+
+
+def test_a_package_adds_a_metric_by_an_entry_point(elsewhere: Path) -> None:
+    installed(elsewhere, "odd = mine:ODD", CODE)
+    tally = Tally(["odd@2"], statistics())
+    tally.add(ranked([[3, 2, 1], [1, 5, 0]], [], []))
+    assert tally.values() == {"odd@2": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("odd = mine:CODE", "expected a Metric"),
+        ("ndcg = mine:ODD", "a name of its own"),
+        ("Odd = mine:ODD", "a-z and _"),
+    ],
+)
+def test_an_entry_point_that_does_not_fit_is_named(elsewhere: Path, line: str, problem: str) -> None:
+    installed(elsewhere, line, CODE + "CODE = 3")
+    with pytest.raises(ConfigError, match=problem):
+        parse_metric("ndcg@10")
+
+
 def test_coverage_and_gini_by_hand() -> None:
     tally = Tally(["coverage@2", "gini@2", "coverage@1"], statistics(n_items=4))
     tally.add(ranked([[0, 1], [0, 2], [0, 1]], [], [], []))
@@ -127,9 +219,9 @@ def test_chunks_of_users_add_up() -> None:
     targets = sequences(*(rng.permutation(6)[: 1 + i % 3].tolist() for i in range(20)))
     names = [f"{family}@{k}" for family in METRICS for k in (1, 3, 4)]
     whole, chunked = Tally(names, statistics()), Tally(names, statistics())
-    whole.add(Ranked.of(lists, targets))
+    whole.add(Ranked.of(lists, targets, targets))
     for start, stop in ((0, 1), (1, 8), (8, 20)):
-        chunked.add(Ranked.of(lists[start:stop], targets.rows(start, stop)))
+        chunked.add(Ranked.of(lists[start:stop], targets.rows(start, stop), targets.rows(start, stop)))
     assert chunked.values() == pytest.approx(whole.values())
     assert list(whole.values()) == names
 
@@ -158,15 +250,15 @@ def test_coverage_and_gini_have_no_value_for_a_user() -> None:
     assert list(tally.per_user()) == ["ndcg@2"]
 
 
-def test_only_gini_is_to_be_minimised() -> None:
-    assert [name for name, metric in METRICS.items() if metric.direction == "minimise"] == ["gini"]
+def test_only_calibration_and_gini_are_to_be_minimised() -> None:
+    assert [name for name, metric in METRICS.items() if metric.direction == "minimise"] == ["calibration", "gini"]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("ndgc@10", "metric 'ndgc' is unknown; did you mean 'ndcg'?"),
-        ("xyz@3", "metric 'xyz' is unknown; expected one of: coverage, "),
+        ("xyz@3", "metric 'xyz' is unknown; expected one of: calibration, "),
         ("ndcg", "metric 'ndcg' has no cut-off; write it as in 'ndcg@10'"),
         ("ndcg@0", "has no cut-off"),
         ("ndcg@-1", "has no cut-off"),

@@ -12,9 +12,12 @@ from torch.nn import functional
 from pareto_search.objective import Objective
 from pareto_search.recsys import metrics
 from pareto_search.recsys.metrics import Ranked
+from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
+from pareto_search.space import SURROGATED
 from pareto_search.workers.losses import (
     SURROGATES,
+    Histories,
     ItemTensors,
     Scalariser,
     cross_entropy,
@@ -38,9 +41,20 @@ def shares(rows: int = 3, n_items: int = 7) -> Tensor:
     return torch.randn(rows, n_items, generator=torch.Generator().manual_seed(0)).softmax(1)
 
 
+NOBODY = Sequences(np.zeros(1, np.int64), np.empty(0, np.int32), None)
+NONE = Histories(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), 3, torch.zeros(4, 2))
+SEEN = [[0, 2], [5, 6, 0, 1], [3]]
+
+
+def histories(items: ItemStatistics, count: int = 3) -> Histories:
+    pairs = [(owner, item) for owner, row in enumerate(SEEN[:count]) for item in row]
+    owner, item = torch.tensor(pairs).T
+    return Histories(owner, item, count, torch.from_numpy(items.features))
+
+
 def lists(*rows: list[int]) -> Ranked:
     array = np.array(rows, np.int32)
-    return Ranked(array, np.zeros(array.shape, bool), np.ones(len(array), np.int64))
+    return Ranked(array, np.zeros(array.shape, bool), np.ones(len(array), np.int64), NOBODY)
 
 
 @pytest.mark.parametrize("positions", [5, 512, 1300])
@@ -74,7 +88,9 @@ def test_a_mean_over_items_has_its_metrics_expectation(family: str, metric: metr
     items, p = statistics(), shares()
     alone = metric(lists(*([i] for i in range(7))), items)  # the metric of each list of one item
     expected = np.mean([sum(float(p[q, i]) * alone[i] for i in range(7)) for q in range(3)])
-    assert float(SURROGATES[family](p, ItemTensors(items, "cpu"))) == pytest.approx(expected, abs=1e-6)
+    assert float(SURROGATES[family](p, ItemTensors(items, "cpu"), histories(items))) == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_expected_ild_is_its_metrics_expectation_over_all_pairs() -> None:
@@ -84,27 +100,69 @@ def test_expected_ild_is_its_metrics_expectation_over_all_pairs() -> None:
         if i != j:  # an item is at distance 0 from itself
             distance = metrics.ild(lists([i, j]), items)[0]
             expected += float((p[:, i] * p[:, j]).mean()) * distance
-    assert float(SURROGATES["ild"](p, ItemTensors(items, "cpu"))) == pytest.approx(expected, abs=1e-6)
+    assert float(SURROGATES["ild"](p, ItemTensors(items, "cpu"), histories(items))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_surrogate_has_a_weight_among_the_genes() -> None:
+    assert sorted(SURROGATES) == sorted(SURROGATED)
+
+
+def categories() -> ItemStatistics:
+    """Seven items in one, two or three of three categories, of which the first two have most of the interactions."""
+    features = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1], [1, 0, 1]], np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    users = np.array([50, 40, 9, 1, 0, 0, 0])
+    return ItemStatistics(users, np.zeros(7, np.float32), None, features)
+
+
+def of_seen(lists: list[list[int]]) -> Ranked:
+    """These lists, shown to the users who had seen `SEEN`."""
+    array = np.array(lists, np.int32)
+    ends = np.cumsum([0, *(len(row) for row in SEEN)])
+    history = Sequences(ends, np.array([i for row in SEEN for i in row], np.int32), None)
+    return Ranked(array, np.zeros(array.shape, bool), np.ones(len(array), np.int64), history)
+
+
+@pytest.mark.parametrize("family", ["tail", "history_novelty"])
+def test_what_is_a_mean_over_the_list_has_its_metrics_expectation_for_each_user(family: str) -> None:
+    items, p = categories(), shares()
+    metric = metrics.METRICS[family].per_user
+    assert metric is not None
+    alone = np.array([metric(of_seen([[i]] * 3), items) for i in range(7)])  # `(items, users)`
+    expected = np.mean([sum(float(p[q, i]) * alone[i, q] for i in range(7)) for q in range(3)])
+    found = SURROGATES[family](p, ItemTensors(items, "cpu"), histories(items))
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_expected_calibration_is_that_of_a_list_in_which_every_item_has_its_share() -> None:
+    items = categories()
+    p = torch.tensor([[2, 1, 0, 0, 0, 0, 1], [0, 0, 0, 4, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0]]) / 4
+    shown = of_seen([[0, 0, 1, 6], [3, 3, 3, 3], [0, 1, 2, 3]])
+    expected = metrics.calibration(shown, items).mean()
+    found = SURROGATES["calibration"](p, ItemTensors(items, "cpu"), histories(items))
+    assert float(found) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_spread_is_1_where_all_items_share_alike_and_0_on_one_item() -> None:
     items = ItemTensors(statistics(4), "cpu")
     even, one = torch.full((2, 4), 0.25), torch.tensor([[0.0, 1, 0, 0]] * 2)
-    assert [float(SURROGATES["coverage"](p, items)) for p in (even, one)] == pytest.approx([1, 0], abs=1e-6)
-    assert [float(SURROGATES["gini"](p, items)) for p in (even, one)] == pytest.approx([0, 1], abs=1e-6)
+    assert [float(SURROGATES["coverage"](p, items, NONE)) for p in (even, one)] == pytest.approx([1, 0], abs=1e-6)
+    assert [float(SURROGATES["gini"](p, items, NONE)) for p in (even, one)] == pytest.approx([0, 1], abs=1e-6)
 
 
 def test_the_spread_is_that_of_the_mean_user() -> None:
     # One user on each of two of four items: the mean is even over two, with entropy log 2 of at most log 4.
     p = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0]])
-    assert float(SURROGATES["coverage"](p, ItemTensors(statistics(4), "cpu"))) == pytest.approx(0.5)
+    assert float(SURROGATES["coverage"](p, ItemTensors(statistics(4), "cpu"), NONE)) == pytest.approx(0.5)
 
 
 def test_a_seen_item_has_no_share_in_any_list_value() -> None:
     items = statistics()
     logits = torch.zeros(1, 7)
     logits[0, [0, 2, 3, 5, 6]] = -math.inf
-    values = list_values(logits, ItemTensors(items, "cpu"), [Objective("ndcg@10", "maximise", 0, 1), ILD, NOVELTY])
+    values = list_values(
+        logits, ItemTensors(items, "cpu"), histories(items, 1), [Objective("ndcg@10", "maximise", 0, 1), ILD, NOVELTY]
+    )
     assert set(values) == {"ild@10", "novelty@10"}
     assert float(values["novelty@10"]) == pytest.approx((items.novelty[1] + items.novelty[4]) / 2, abs=1e-6)
     # Both drawn from {1, 4}: different with probability 1/2.
@@ -114,14 +172,15 @@ def test_a_seen_item_has_no_share_in_any_list_value() -> None:
 def test_a_data_set_without_ratings_has_tensors_too() -> None:
     rated = statistics()
     unrated = ItemStatistics(rated.users, rated.novelty, None, rated.features)
-    assert float(SURROGATES["credibility"](shares(), ItemTensors(unrated, "cpu"))) == 0
+    assert float(SURROGATES["credibility"](shares(), ItemTensors(unrated, "cpu"), NONE)) == 0
 
 
 @pytest.mark.parametrize("family", list(SURROGATES))
 def test_the_gradient_of_each_surrogate_is_its_slope(family: str) -> None:
-    items = ItemTensors(statistics(dtype=np.float64), "cpu")
+    rows = statistics(dtype=np.float64)
+    items, known = ItemTensors(rows, "cpu"), histories(rows)
     logits = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: SURROGATES[family](x.softmax(1), items), (logits,))
+    assert torch.autograd.gradcheck(lambda x: SURROGATES[family](x.softmax(1), items, known), (logits,))
 
 
 def scalarised(kind: str, weights: dict[str, float], *steps: tuple[float, dict[str, float]]) -> float:

@@ -11,6 +11,7 @@ from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.workers.batches import Batch
 from pareto_search.workers.losses import (
     SURROGATES,
+    Histories,
     ItemTensors,
     cross_entropy,
     list_values,
@@ -113,10 +114,12 @@ def test_the_list_values_of_a_sample_estimate_those_of_the_catalogue() -> None:
     items = ItemTensors(statistics(3000), "cpu")
     objectives = [Objective(f"{family}@10", "maximise", 0, 1) for family in SURROGATES]
     logits = torch.randn(20, 3000, generator=torch.Generator().manual_seed(0))
-    whole = list_values(logits, items, objectives)
+    owner, item = torch.arange(20).repeat_interleave(5), torch.arange(100) * 7
+    histories = Histories(owner, item, 20, items.features)
+    whole = list_values(logits, items, histories, objectives)
     rng, sampler = np.random.default_rng(0), Sampler(np.arange(1.0, 3001.0), 1000)
     estimates = [
-        list_values(logits[:, sample.items], items.of(sample), objectives)
+        list_values(logits[:, sample.items], items.of(sample), histories, objectives)
         for sample in (sampler.draw(rng) for _ in range(20))
     ]
     for name, value in whole.items():
