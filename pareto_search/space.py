@@ -197,9 +197,9 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     reranking = [
         Gene(name, "real", "serving", low=low, high=high, log=True, optional=True)
         for name, family, low, high in (
-            ("diversity", "ild", 3e-5, 0.03),
-            ("novelty", "novelty", 1e-4, 0.3),
-            ("credibility", "credibility", 1e-4, 0.3),
+            ("diversity", "ild", 3e-5, 0.1),
+            ("novelty", "novelty", 1e-4, 0.5),
+            ("credibility", "credibility", 1e-4, 1.0),
         )
         if family in families
     ]
