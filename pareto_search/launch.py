@@ -38,8 +38,9 @@ CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
 """What the front is compared with: for each curve its models, with the components blended into each."""
 SQUARE = ("item-knn", "ease")
 """Baselines that grow with the square of the catalogue, and are left out where it is large."""
-CURVE_SETTINGS = 4
-"""A baseline's inner search has this many times the settings of a candidate's: it has no earlier one to start from."""
+CURVE_SETTINGS = 16
+"""A baseline's inner search has this many times the settings of a candidate's: it has no earlier one to start from,
+and what it finds for the warm start is where all candidates start."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,12 @@ CHUNK = 2_000_000
 """How many scores of each model are computed at once."""
 KEPT = 10 * CHUNK
 """Up to how many scores of each model a ranking keeps."""
-WIDTHS = tuple(np.geomspace(0.2, 0.05, 6))
-"""The spread of each round of neighbours, in units of a serving gene's range."""
+ROUNDS, ROUND = 24, 8
+"""The inner search proposes in so many rounds, but at least so many settings in each."""
+SPREAD = (0.12, 0.02)
+"""The deviation of the first round's proposals and of the last one's, in units of a serving gene's range."""
+STEP = 0.6
+"""How far a proposal goes, at most, from one good setting towards another."""
 ELITE = 32
 
 _Chunk = tuple[Sequences, Sequences, dict[str, NDArray[np.float32]]]
@@ -90,13 +94,14 @@ def search_settings(
 ) -> list[tuple[Genes, Values]]:
     """The inner search: serving settings of one model that together cover most hypervolume.
 
-    First come the model alone and the known settings, or a Sobol sequence where none are known; then rounds of ever
-    closer neighbours of the settings that add most hypervolume so far.
+    First come the model alone and the known settings, or a Sobol sequence where none are known; then rounds of settings
+    between two of those that add most hypervolume so far, with ever less noise: good settings lie near a surface, and
+    what is between two of them is near it too.
 
     Args:
         evaluate: from settings to their values on validation.
         space: serving genes only.
-        constraints: neighbours are sought of settings that keep these, if any does.
+        constraints: what is good keeps these, if any setting does.
         count: how many settings to evaluate beside the model alone.
         known: settings that served a similar model well.
 
@@ -108,17 +113,18 @@ def search_settings(
     known = [k for k in known if k][:count]
     vectors = [np.array([space.to_unit(k) for k in known]).reshape(len(known), len(genes))]
     if not known and genes:
-        vectors.append(qmc.Sobol(len(genes), rng=rng).random_base2(max(0, int(count / 4).bit_length() - 1))[:count])
+        vectors.append(qmc.Sobol(len(genes), rng=rng).random_base2(max(0, int(count / 8).bit_length() - 1))[:count])
     tried = np.concatenate([np.zeros((1, len(genes))), *vectors])
     settings: list[Genes] = [{}, *(space.from_unit(list(v)) for v in tried[1:])]
     values = evaluate(settings)
-    per_round = -(-(count + 1 - len(settings)) // len(WIDTHS))
-    for width in WIDTHS if genes else ():
+    left = count + 1 - len(settings)
+    rounds = min(ROUNDS, -(-left // ROUND)) if genes else 0
+    for number, spread in enumerate(np.geomspace(*SPREAD, rounds)):
         kept = [i for i, v in enumerate(values) if is_feasible(v, objectives, constraints)] or list(range(len(values)))
-        elite = [kept[i] for i in choose([values[i] for i in kept], objectives, ELITE)]
-        centres = tried[elite or [0]]
-        size = min(per_round, count + 1 - len(settings))
-        near = centres[np.arange(size) % len(centres)] + rng.normal(0.0, width, (size, len(genes)))
+        good = tried[[kept[i] for i in choose([values[i] for i in kept], objectives, ELITE)] or [0]]
+        size = left * (number + 1) // rounds - left * number // rounds
+        one, other = good[rng.integers(len(good), size=(2, size))]
+        near = one + rng.uniform(0.0, STEP, (size, 1)) * (other - one) + rng.normal(0.0, spread, (size, len(genes)))
         near = np.clip(near, 0.0, np.nextafter(1.0, 0.0))
         proposed = [space.from_unit(list(v)) for v in near]
         tried = np.concatenate([tried, near])
