@@ -1,5 +1,4 @@
 import fcntl
-import itertools
 import math
 import os
 import random
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from postgres import server
 
 from pareto_search import database
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Leg, candidate_id
@@ -30,30 +28,6 @@ ONE, TWO = (Candidate(candidate_id(n), {"rank": 8 * n, "alpha": 0.1, "bias": Tru
 
 def scores(attempt: Attempt, *, steps: int = 40, setting: int = 0, value: float = 0.5) -> Evaluation:
     return Evaluation(attempt.candidate.id, attempt.number, steps, setting, {"blend": 0.25}, {"ndcg@10": value})
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    with server() as url:
-        yield url
-
-
-databases = itertools.count()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place that holds nothing yet."""
-    if request.param == "sqlite":
-        return str(tmp_path / "search.db")
-    url, name = request.getfixturevalue("postgresql"), f"test{next(databases)}"
-    engine = sa.create_engine(
-        url.replace("postgresql:", "postgresql+psycopg:") + "/postgres", isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return f"{url}/{name}"
 
 
 @pytest.fixture
@@ -329,13 +303,6 @@ def test_a_name_is_taken_once(store: Store, where: str) -> None:
     with pytest.raises(RunError, match="has a search 'movielens'; resume it or choose another name"):
         Store.create(where, SEARCH)
     assert len(store.candidates()) == 2
-
-
-def test_another_version_of_the_record_is_refused(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Store.create(where, SEARCH).close()
-    monkeypatch.setattr(database, "SCHEMA_VERSION", 3)
-    with pytest.raises(RunError, match="of version 2, expected 3"):
-        Store.open(where)
 
 
 def test_tables_of_others_are_not_taken_for_ours(where: str) -> None:

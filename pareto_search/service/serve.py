@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -46,7 +47,7 @@ def serve(settings: Settings) -> None:
     token, own = _token(settings.host)
     with ExitStack() as stack:
         stack.enter_context(only_service(settings.root))
-        record = Record(settings.store or settings.root / "service.db")
+        record = Record(settings.store or settings.root / "service.db", partial(click.echo, err=True))
         stack.callback(record.close)
         catalogue = Catalogue(settings.root.resolve(), record, settings.data, settings.bases)
         jobs = Jobs(settings.root.resolve(), record, catalogue, settings.address, settings.searches)
