@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Index, Integer, String, UniqueConstraint
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, StatementError
 
-from pareto_search.errors import RunError
+from pareto_search.errors import AbsentError, RunError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -218,11 +218,12 @@ class Database:
         """Makes sure that these are our tables.
 
         Raises:
-            RunError: they are not, or those of another release.
+            AbsentError: there are none.
+            RunError: they are others, or those of another release.
         """
         found = self._version(connection)
         if not found:
-            raise self._foreign()
+            raise AbsentError(self._foreign())
         if found < self._schema.version:
             raise RunError(
                 f"{self.place}: of version {found}, and this release reads {self._schema.version}; "
@@ -247,10 +248,10 @@ class Database:
             return version
         if there.isdisjoint(schema.tables.tables):
             return 0
-        raise self._foreign()
+        raise RunError(self._foreign())
 
-    def _foreign(self) -> RunError:
-        return RunError(f"{self.place}: a database, but not the record of a search; name another one")
+    def _foreign(self) -> str:
+        return f"{self.place}: a database, but not the record of a search; name another one"
 
     def close(self) -> None:
         """Gives back files and connections."""

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from pareto_search import database as db
 from pareto_search.candidate import Attempt, Candidate, Deed, Evaluation, Leg
-from pareto_search.errors import ParetoSearchError, RunError
+from pareto_search.errors import AbsentError, ParetoSearchError, RunError
 
 State = Literal["running", "finished", "failed", "lost"]
 
@@ -119,10 +119,11 @@ class Store:
             upgraded: given by the one writer, who may upgrade the record of an older release: is told so in one line.
 
         Raises:
-            RunError: it is not there, cannot be read, or is of another release and not to be upgraded.
+            AbsentError: it is not there.
+            RunError: it cannot be read, or is of another release and not to be upgraded.
         """
         if not db.is_url(where) and not Path(where).is_file():
-            raise RunError(f"{where}: not there; expected the record of a search, which 'pareto-search run' starts")
+            raise AbsentError(f"{where}: not there; expected the record of a search, which 'pareto-search run' starts")
         database = db.Database(where)
         if upgraded is not None:
             with database.writing() as connection:
@@ -135,7 +136,7 @@ class Store:
         chosen = [row for row in found if name is None or row.name == name]
         if len(chosen) != 1:
             names = ", ".join(sorted(row.name for row in found)) or "no search"
-            raise RunError(f"{database.place}: holds {names}; expected {name or 'one search, or the name of one'}")
+            raise AbsentError(f"{database.place}: holds {names}; expected {name or 'one search, or the name of one'}")
         return cls(database, chosen[0].id)
 
     def close(self) -> None:

@@ -124,9 +124,10 @@ class Record:
         """Gives back files and connections."""
         self._database.close()
 
-    def searches(self) -> list[Job]:
-        """All of them, in the order in which they were submitted."""
-        return [Job(*row) for row in self._rows(_searches, Job)]
+    def searches(self, state: State | None = None) -> list[Job]:
+        """All of them, or those in a state, in the order in which they were submitted."""
+        where = [] if state is None else [_searches.c.state == state]
+        return [Job(*row) for row in self._rows(_searches, Job, *where)]
 
     def search(self, name: str) -> Job:
         """The search of that id.
