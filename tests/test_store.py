@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from pareto_search import database
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Leg, candidate_id
-from pareto_search.errors import RunError
+from pareto_search.errors import AbsentError, RunError
 from pareto_search.store import LateResultError, Record, SearchRecord, Store, lock
 
 SEARCH = SearchRecord("movielens", "id", "name: movielens\n", 2**40, "d" * 64, "s" * 64, "minilm", "b" * 64, lanes=2)
@@ -297,6 +297,43 @@ def test_searches_share_a_database_without_mixing(store: Store, where: str) -> N
     with pytest.raises(RunError, match="holds books, movielens; expected films"):
         Store.open(where, "films")
     other.close()
+
+
+def test_a_search_that_is_removed_leaves_the_others_and_its_name(store: Store, where: str) -> None:
+    other = Store.create(where, replace(SEARCH, name="books"))
+    with store.transaction() as record:
+        record.started(Attempt(ONE), "w")
+        record.finished(Attempt(ONE), [scores(Attempt(ONE))], 1.0)
+        record.put_fact("x", 1)
+    store.remove()
+    assert other.search.name == "books"
+    with pytest.raises(AbsentError):
+        Store.open(where, "movielens")
+    again = Store.create(where, SEARCH)
+    assert (again.candidates(), again.evaluations(), again.fact("x")) == ([], [], None)
+    again.close()
+    other.close()
+
+
+def test_the_revision_changes_with_every_transaction_that_is_kept(store: Store) -> None:
+    before = store.revision
+    with store.transaction() as record:
+        record.started(Attempt(ONE), "w")
+    assert store.revision == before + 1
+    with pytest.raises(ValueError, match="does not follow"), store.transaction() as record:
+        record.started(Attempt(TWO, 7), "w")
+    assert store.revision == before + 1
+
+
+def test_evaluations_after_a_position_are_those_that_have_come_since(store: Store) -> None:
+    position, none = store.evaluations_after(0)
+    for attempt in (Attempt(ONE), Attempt(TWO)):
+        with store.transaction() as record:
+            record.started(attempt, "w")
+            record.finished(attempt, [scores(attempt)], 1.0)
+        position, news = store.evaluations_after(position)
+        assert news == [scores(attempt)]
+    assert (none, store.evaluations_after(position)) == ([], (position, []))
 
 
 def test_a_name_is_taken_once(store: Store, where: str) -> None:
