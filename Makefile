@@ -29,6 +29,8 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.driver --candidates 1000
 	$(BIN)/python -m benchmarks.limit --layers 2
 	$(BIN)/python -m benchmarks.growth --items 1000 10000
+	$(BIN)/python -m benchmarks.load --seconds 20
+	$(BIN)/python -m benchmarks.fuzz --requests 1000
 	$(BIN)/python -m benchmarks.simulate --seeds 3
 	$(BIN)/python -m benchmarks.ablations --minutes 2 --variants 'as it is' 'without merging'
 

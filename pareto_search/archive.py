@@ -4,7 +4,6 @@ Pure functions over evaluations and their values, which keep their raw direction
 number of objectives. Hypervolume and non-dominated sorting are moocore's.
 """
 
-import heapq
 from collections.abc import Sequence
 
 import moocore
@@ -68,38 +67,37 @@ def choose(values: Sequence[Values], objectives: Sequence[Objective], k: int = 3
 
     Gains equal up to rounding are a tie, which the lowest index wins. The choice ends early when no point adds
     anything. Hypervolume is submodular, so a gain measured against fewer points bounds the present one from above, and
-    most points need no second look (lazy greedy: Minoux, 1978); the result is that of measuring every point each time.
+    so does what a point has for itself beside any one chosen point: most points need no second look (lazy greedy:
+    Minoux, 1978). The result is that of measuring every point each time.
 
     Returns:
         Indices into `values`, in the order chosen.
     """
     candidates = non_dominated(values, objectives)
     points = _normalised([values[i] for i in candidates], objectives)
-    above = np.flatnonzero((points > 0).all(axis=1))
-    alone = points[above].prod(axis=1)
+    points, above = points[(points > 0).all(axis=1)], np.flatnonzero((points > 0).all(axis=1))
+    alone = points.prod(axis=1)
     tie = _ROUNDING * float(alone.max(initial=0.0))
-    bounds = [(-float(gain), int(i)) for gain, i in zip(alone, above, strict=True)]
-    heapq.heapify(bounds)
+    bounds = alone.copy()
     chosen: list[int] = []
     covered = 0.0
-    while bounds and len(chosen) < k:
-        gains: list[tuple[float, int]] = []
+    while len(chosen) < min(k, len(points)):
+        gains: dict[int, float] = {}
         best = 0.0
+        waiting = bounds.copy()
         # All points whose gain may reach the best, ties included; the others keep their old bounds.
-        while bounds and -bounds[0][0] >= best - tie:
-            _, i = heapq.heappop(bounds)
-            gain = _volume(points[[*chosen, i]]) - covered
-            gains.append((gain, i))
-            best = max(best, gain)
+        while waiting[i := int(waiting.argmax())] >= best - tie:
+            gains[i] = bounds[i] = _volume(points[[*chosen, i]]) - covered
+            best = max(best, gains[i])
+            waiting[i] = -np.inf
         if best <= tie:
             break
-        winner = min(i for gain, i in gains if gain >= best - tie)
-        for gain, i in gains:
-            if i != winner:
-                heapq.heappush(bounds, (-gain, i))
+        winner = min(i for i, gain in gains.items() if gain >= best - tie)
         chosen.append(winner)
         covered = _volume(points[chosen])
-    return [candidates[i] for i in chosen]
+        bounds = np.minimum(bounds, alone - np.minimum(points, points[winner]).prod(axis=1))
+        bounds[winner] = -np.inf
+    return [candidates[above[i]] for i in chosen]
 
 
 def _normalised(values: Sequence[Values], objectives: Sequence[Objective]) -> NDArray[np.float64]:
@@ -128,4 +126,5 @@ def _best(raw: NDArray[np.float64], among: NDArray[np.int_], objectives: Sequenc
 
 def _volume(points: NDArray[np.float64]) -> float:
     """The volume between the origin and points `(n, d)`, all positive."""
-    return float(moocore.hypervolume(points, ref=0.0, maximise=True)) if len(points) else 0.0
+    # Turned round here: to maximise, moocore takes three times as long over so few points.
+    return float(moocore.hypervolume(-points, ref=0.0)) if len(points) else 0.0

@@ -317,7 +317,7 @@ def deploy(*, run: Path, names: tuple[str, ...], host: str, port: int, replicas:
 @click.option("--base", multiple=True, metavar="NAME=MODEL", help="A folder, or OWNER/MODEL@REVISION.")
 @click.option("--name", multiple=True, metavar="HOST", help="Another name under which it is reached.")
 @ADDRESS
-@click.option("--store", metavar="URL", help="PostgreSQL for the service's record, in place of a file in its folder.")
+@click.option("--store", metavar="URL", help="PostgreSQL for the records of service and searches, in place of files.")
 @click.option("--searches", default=1, show_default=True, type=click.IntRange(min=1), help="How many run at once.")
 def serve(
     *,

@@ -1,24 +1,25 @@
 """The database behind the record: its tables, how it is reached, and what it says in plain words.
 
-SQLite and PostgreSQL run the same statements; what differs between them is in `Database`.
+SQLite and PostgreSQL run the same statements; what differs between them is in `Database`. Alembic's migrations, in
+`migrations/`, make today's tables of those of an older release, and of none.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Index, Integer, String, UniqueConstraint
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, StatementError
 
-from pareto_search.errors import RunError
+from pareto_search.errors import AbsentError, RunError
 
-SCHEMA_VERSION = 2
-"""Counts the changes to the tables."""
+MIGRATIONS = Path(__file__).with_name("migrations")
 
 BUSY_SECONDS = 30
 """How long a writer waits for another one."""
@@ -54,8 +55,9 @@ search = sa.Table(
     Column("name", String, nullable=False, unique=True),
     *_filled(String, "identity", "config", "data_sha256", "split_sha256", "base_id", "base_sha256"),
     *_filled(BigInteger, "seed"),
-    *_filled(Integer, "lanes", "test_evaluations", "schema_version"),
+    *_filled(Integer, "lanes", "test_evaluations"),
     *_filled(Float, "created", "elapsed_seconds"),
+    Column("revision", Integer, nullable=False, server_default="0"),
 )
 candidate = sa.Table(
     "candidate",
@@ -90,6 +92,7 @@ evaluation = sa.Table(
     *_filled(JSON, "serving", "values"),
     UniqueConstraint("search", "candidate", "attempt", "steps", "setting"),
     ForeignKeyConstraint(["search", "candidate", "attempt"], ["attempt.search", "attempt.candidate", "attempt.number"]),
+    Index("evaluation_in_order", "search", "position"),
 )
 journal = sa.Table(
     "journal",
@@ -111,6 +114,31 @@ fact = sa.Table(
 )
 
 
+@dataclass(frozen=True)
+class Schema:
+    """Tables, and the migrations that lead to them.
+
+    Attributes:
+        name: the folder of the migrations; their latest is kept in a table of this name and `_version`.
+        tables: what the latest migration leaves.
+        version: the latest migration.
+        unversioned: the version of tables from before versions were kept, and the table and column that show it.
+    """
+
+    name: str
+    tables: sa.MetaData
+    version: int
+    unversioned: tuple[int, str, str]
+
+    @property
+    def version_table(self) -> str:
+        """Alembic's table; a search's record and the service's may lie in one database."""
+        return f"{self.name}_version"
+
+
+SEARCH = Schema("search", tables, version=3, unversioned=(2, "search", "schema_version"))
+
+
 class Database:
     """A way to the tables in a file, or in a database named `postgresql://USER@HOST/NAME`.
 
@@ -118,16 +146,16 @@ class Database:
         place: the name to show for it, without any password.
     """
 
-    def __init__(self, where: str | Path, tables: sa.MetaData = tables) -> None:
+    def __init__(self, where: str | Path, schema: Schema = SEARCH) -> None:
         """Connects to nothing yet.
 
         Args:
-            tables: a search's, or the service's.
+            schema: a search's, or the service's.
 
         Raises:
             RunError: the URL is of another kind, or PostgreSQL's driver is not installed.
         """
-        self._tables = tables
+        self._schema = schema
         url, self.place = sa.URL.create("sqlite", database=str(Path(where).absolute())), str(where)
         if is_url(where):
             url = _postgresql(str(where))
@@ -160,23 +188,70 @@ class Database:
         with self._in_plain_words(), self._writer.begin() as connection:
             yield connection
 
-    def create(self, connection: sa.Connection) -> None:
-        """Makes the tables where there are none; raises as `check`."""
-        if self._tables.tables.keys().isdisjoint(sa.inspect(connection).get_table_names()):
-            self._tables.create_all(connection)
-        self.check(connection)
+    def upgrade(self, connection: sa.Connection) -> str | None:
+        """Makes the tables where there are none, and today's tables of those that an older release has left.
+
+        Returns:
+            One line about an upgrade, where there were older ones.
+
+        Raises:
+            RunError: there are other tables, or those of a newer release.
+        """
+        if connection.dialect.name == "postgresql":  # two searches may begin at once; SQLite has one writer anyway
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(self._schema.version_table))))
+        found = self._version(connection)
+        if found == self._schema.version:
+            return None
+        from alembic.migration import MigrationContext  # only now: most records are of today
+        from alembic.operations import Operations
+        from alembic.script import ScriptDirectory
+
+        scripts = ScriptDirectory(str(MIGRATIONS), version_locations=[str(MIGRATIONS / self._schema.name)])
+        context = MigrationContext.configure(connection, opts={"version_table": self._schema.version_table})
+        with Operations.context(context):
+            for script in reversed(list(scripts.iterate_revisions("head", str(found) if found else "base"))):
+                script.module.upgrade()
+        context.stamp(scripts, "head")
+        return f"Upgraded {self.place} from version {found} to {self._schema.version}." if found else None
 
     def check(self, connection: sa.Connection) -> None:
         """Makes sure that these are our tables.
 
         Raises:
-            RunError: they are not.
+            AbsentError: there are none.
+            RunError: they are others, or those of another release.
         """
-        inspector = sa.inspect(connection)
-        for table in self._tables.sorted_tables:
-            there = inspector.get_columns(table.name) if inspector.has_table(table.name) else []
-            if {column["name"] for column in there} != set(table.columns.keys()):
-                raise RunError(f"{self.place}: a database, but not the record of a search; name another one")
+        found = self._version(connection)
+        if not found:
+            raise AbsentError(self._foreign())
+        if found < self._schema.version:
+            raise RunError(
+                f"{self.place}: of version {found}, and this release reads {self._schema.version}; "
+                "'pareto-search resume' on its run folder upgrades it"
+            )
+
+    def _version(self, connection: sa.Connection) -> int:
+        """Of the tables that are there; 0 where there are none. Raises as `upgrade`."""
+        schema, inspector = self._schema, sa.inspect(connection)
+        there = set(inspector.get_table_names())
+        if schema.version_table in there:
+            said = sa.select(sa.column("version_num", String)).select_from(sa.table(schema.version_table))
+            found = int(connection.execute(said).scalar_one())
+            if found > schema.version:
+                raise RunError(
+                    f"{self.place}: of version {found}, from a newer release, and this one knows {schema.version}; "
+                    "upgrade pareto-search"
+                )
+            return found
+        version, table, column = schema.unversioned
+        if table in there and column in {c["name"] for c in inspector.get_columns(table)}:
+            return version
+        if there.isdisjoint(schema.tables.tables):
+            return 0
+        raise RunError(self._foreign())
+
+    def _foreign(self) -> str:
+        return f"{self.place}: a database, but not the record of a search; name another one"
 
     def close(self) -> None:
         """Gives back files and connections."""

@@ -27,6 +27,10 @@ class RunError(UserError):
     """A run folder, its record or a name in it does not fit."""
 
 
+class AbsentError(RunError):
+    """The place for a record holds no such search; it may come yet."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, torn or changed, or its base model is not there."""
 

@@ -82,7 +82,7 @@ def run_search(
         for reason, number in data.dropped.items():
             watcher.notice(f"Left out {reason}: {number}.")
         parts = split(data, config.data.split, config.data.tie_seed)
-        store = _open(config, run, data, parts)
+        store = _open(config, run, data, parts, watcher)
         try:
             search = Search(config, store, run)
             if search.is_over and not retrain and (run / results.FRONT).is_file():
@@ -193,13 +193,13 @@ def _check(config: SearchConfig, data: Dataset) -> None:
         raise ConfigError(f"{longest} needs more items than the {len(data.item_ids)} of {data.name}; lower its cut-off")
 
 
-def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split) -> Store:
+def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher: Watcher) -> Store:
     """The record, begun if it is not there yet; search.yaml comes first, so that a kill in between can be mended."""
     base = locate(config.model.base, config.model.revision)
     write_whole(run / "search.yaml", config.to_yaml())
     where = config.store or run / "search.db"
     try:
-        store = Store.open(where, config.name)
+        store = Store.open(where, config.name, watcher.notice)
     except RunError as error:
         record = SearchRecord(
             name=config.name,

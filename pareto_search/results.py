@@ -16,6 +16,9 @@ FRONT = "front.json"
 ENTRIES = 32
 """How many entries every hypervolume that is reported stands for."""
 
+MOMENTS = 100
+"""How many points a curve over time has at most."""
+
 Document = dict[str, Any]
 """A parsed front.json."""
 Scores = Mapping[str, Mapping[str, float]]
@@ -95,17 +98,25 @@ def entry(evaluation: Evaluation, candidate: Candidate, lineage: int, seconds: f
 def moments(
     store: Store, objectives: Sequence[Objective], constraints: Sequence[Constraint], steps: int
 ) -> list[tuple[float, float, str]]:
-    """How the front's hypervolume on validation grew: seconds since the start, hypervolume, candidate."""
+    """How the front's hypervolume on validation grew: seconds since the start, hypervolume, candidate.
+
+    One moment for each attempt that finished; of many attempts `MOMENTS`, evenly spread, the last among them.
+    """
     began = store.search.created
     ended = sorted((a.ended or began, a.candidate, a.number) for a in store.attempts() if a.state == "finished")
-    evaluations = store.evaluations()
+    mine: dict[tuple[str, int], list[Evaluation]] = {}
+    for evaluation in store.evaluations():
+        mine.setdefault((evaluation.candidate, evaluation.attempt), []).append(evaluation)
+    shown = {len(ended) * n // MOMENTS - 1 for n in range(1, MOMENTS + 1)} if len(ended) > MOMENTS else None
     front: list[Evaluation] = []
+    news: list[Evaluation] = []
     points: list[tuple[float, float, str]] = []
-    for end, name, number in ended:
-        mine = [e for e in evaluations if (e.candidate, e.attempt) == (name, number)]
-        front = archive.front([*front, *mine], objectives, constraints, steps)
-        values: list[Values] = [e.values for e in chosen(front, objectives)]
-        points.append((end - began, archive.hypervolume(values, objectives), name))
+    for number, (end, name, attempt) in enumerate(ended):
+        news += mine.get((name, attempt), [])
+        if shown is None or number in shown:
+            front, news = archive.front([*front, *news], objectives, constraints, steps), []
+            values: list[Values] = [e.values for e in chosen(front, objectives)]
+            points.append((end - began, archive.hypervolume(values, objectives), name))
     return points
 
 

@@ -6,7 +6,7 @@ Replay is the only resume: asked and told again in the journal's order, a fresh 
 import fcntl
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from pareto_search import database as db
 from pareto_search.candidate import Attempt, Candidate, Deed, Evaluation, Leg
-from pareto_search.errors import ParetoSearchError, RunError
+from pareto_search.errors import AbsentError, ParetoSearchError, RunError
 
 State = Literal["running", "finished", "failed", "lost"]
 
@@ -32,8 +32,9 @@ _END = sa.update(db.attempt).where(_THIS)
 _SEARCH = db.search.c.id == sa.bindparam("this")
 _ADD = {
     column: sa.update(db.search).where(_SEARCH).values({column: column + sa.bindparam("by")})
-    for column in (db.search.c.elapsed_seconds, db.search.c.test_evaluations)
+    for column in (db.search.c.elapsed_seconds, db.search.c.test_evaluations, db.search.c.revision)
 }
+_REVISION = sa.select(db.search.c.revision).where(_SEARCH)
 
 
 class LateResultError(ParetoSearchError):
@@ -104,31 +105,38 @@ class Store:
         """
         database = db.Database(where)
         with database.writing() as connection:
-            database.create(connection)
+            database.upgrade(connection)
             if search.name in connection.scalars(sa.select(db.search.c.name)).all():
                 raise RunError(f"{database.place}: has a search '{search.name}'; resume it or choose another name")
-            row = sa.insert(db.search).values(schema_version=db.SCHEMA_VERSION, **asdict(search))
+            row = sa.insert(db.search).values(**asdict(search))
             return cls(database, connection.execute(row.returning(db.search.c.id)).scalar_one())
 
     @classmethod
-    def open(cls, where: str | Path, name: str | None = None) -> Self:
+    def open(cls, where: str | Path, name: str | None = None, upgraded: Callable[[str], None] | None = None) -> Self:
         """Opens a record; where a database holds several searches, the one of that name.
 
+        Args:
+            upgraded: given by the one writer, who may upgrade the record of an older release: is told so in one line.
+
         Raises:
-            RunError: it is not there, cannot be read, or was written by another version of this project.
+            AbsentError: it is not there.
+            RunError: it cannot be read, or is of another release and not to be upgraded.
         """
         if not db.is_url(where) and not Path(where).is_file():
-            raise RunError(f"{where}: not there; expected the record of a search, which 'pareto-search run' starts")
+            raise AbsentError(f"{where}: not there; expected the record of a search, which 'pareto-search run' starts")
         database = db.Database(where)
+        if upgraded is not None:
+            with database.writing() as connection:
+                line = database.upgrade(connection)
+            if line:
+                upgraded(line)
         with database.reading() as connection:
             database.check(connection)
             found = connection.execute(sa.select(db.search)).all()
         chosen = [row for row in found if name is None or row.name == name]
         if len(chosen) != 1:
             names = ", ".join(sorted(row.name for row in found)) or "no search"
-            raise RunError(f"{database.place}: holds {names}; expected {name or 'one search, or the name of one'}")
-        if (version := chosen[0].schema_version) != db.SCHEMA_VERSION:
-            raise RunError(f"{database.place}: of version {version}, expected {db.SCHEMA_VERSION}; use its own release")
+            raise AbsentError(f"{database.place}: holds {names}; expected {name or 'one search, or the name of one'}")
         return cls(database, chosen[0].id)
 
     def close(self) -> None:
@@ -144,6 +152,13 @@ class Store:
         """
         with self._database.writing() as connection:
             yield Record(connection, self._search)
+            connection.execute(_ADD[db.search.c.revision], {"this": self._search, "by": 1})
+
+    @property
+    def revision(self) -> int:
+        """How many transactions there were: while it stays the same, so does all else here."""
+        with self._database.reading() as connection:
+            return connection.execute(_REVISION, {"this": self._search}).scalar_one()
 
     @property
     def search(self) -> SearchRecord:
@@ -168,8 +183,16 @@ class Store:
 
     def evaluations(self) -> list[Evaluation]:
         """The evaluation of each (candidate, steps, setting) by the latest attempt that made it, in the order made."""
-        rows = self._rows(db.evaluation, *Evaluation.__dataclass_fields__)
-        return list({(e.candidate, e.steps, e.setting): e for e in (Evaluation(*row) for row in rows)}.values())
+        return list({(e.candidate, e.steps, e.setting): e for e in self.evaluations_after(0)[1]}.values())
+
+    def evaluations_after(self, position: int) -> tuple[int, list[Evaluation]]:
+        """Every evaluation that came after a position, 0 for all, and the position of the last of them."""
+        table = db.evaluation.c
+        columns = [table[name] for name in ("position", *Evaluation.__dataclass_fields__)]
+        query = sa.select(*columns).where(table.search == self._search, table.position > position)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(table.position)).all()
+        return rows[-1].position if rows else position, [Evaluation(*row[1:]) for row in rows]
 
     def unfinished(self) -> list[Attempt]:
         """What a resume starts: the next attempt of each candidate whose latest neither finished nor failed."""
@@ -183,6 +206,13 @@ class Store:
     def fact(self, key: str) -> Any:
         """What was noted under the key, as JSON gives it; None where nothing was."""
         return dict(self._rows(db.fact, "key", "value")).get(key)
+
+    def remove(self) -> None:
+        """Forgets the search, for a database that holds others: nothing can be read or written any more."""
+        with self._database.writing() as connection:
+            for table in reversed(db.tables.sorted_tables):
+                column = table.c.id if table is db.search else table.c.search
+                connection.execute(sa.delete(table).where(column == self._search))
 
     def _rows(self, table: sa.Table, *columns: str) -> Sequence[Any]:
         query = sa.select(*(table.c[name] for name in columns)).where(table.c.search == self._search)

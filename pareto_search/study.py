@@ -1,9 +1,13 @@
 """The archive of a search as an Optuna study, which Optuna's dashboard opens."""
 
+import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy as sa
 
 from pareto_search.candidate import Candidate, Evaluation, GeneValue
 from pareto_search.errors import ConfigError, RunError
@@ -51,24 +55,69 @@ def write_study(
     genes = {c.id: c for c in candidates}
     rows = [_parameters(genes[e.candidate], e) for e in evaluations]
     kinds = _distributions(rows, optuna.distributions)
-    study.add_trials(
-        [
-            optuna.trial.create_trial(
-                params=row,
-                distributions={gene: kinds[gene] for gene in row},
-                values=[evaluation.values[o.name] for o in objectives],
-                user_attrs={
-                    "entry": evaluation.entry,
-                    "candidate": evaluation.candidate,
-                    "kind": genes[evaluation.candidate].kind,
-                    "steps": evaluation.steps,
-                },
-            )
-            for row, evaluation in zip(rows, evaluations, strict=True)
-        ]
-    )
+    notes = [
+        {"entry": e.entry, "candidate": e.candidate, "kind": genes[e.candidate].kind, "steps": e.steps}
+        for e in evaluations
+    ]
+    _insert(new, rows, kinds, [[e.values[o.name] for o in objectives] for e in evaluations], notes)
     new.replace(path)
     return len(rows)
+
+
+def _insert(
+    path: Path,
+    rows: Sequence[Mapping[str, GeneValue]],
+    kinds: Mapping[str, Any],
+    values: Sequence[Sequence[float]],
+    notes: Sequence[Mapping[str, object]],
+) -> None:
+    """Fills Optuna's tables at once: its own way takes some 50 ms a trial, ten minutes for 10,000 of them."""
+    from optuna.distributions import distribution_to_json
+
+    described = {name: distribution_to_json(kind) for name, kind in kinds.items()}
+    now = datetime.now()
+    engine = sa.create_engine(f"sqlite:///{path}")
+    tables = sa.MetaData()
+    with engine.begin() as connection:
+        tables.reflect(connection)
+        study = connection.execute(sa.select(tables.tables["studies"].c.study_id)).scalar_one()
+
+        def fill(name: str, content: Iterable[Mapping[str, Any]]) -> None:
+            if listed := list(content):
+                connection.execute(sa.insert(tables.tables[name]), listed)
+
+        trial = {"study_id": study, "state": "COMPLETE", "datetime_start": now, "datetime_complete": now}
+        fill("trials", ({**trial, "trial_id": n + 1, "number": n} for n in range(len(rows))))
+        fill(
+            "trial_values",
+            (
+                {"trial_id": n + 1, "objective": objective, "value": value, "value_type": "FINITE"}
+                for n, several in enumerate(values)
+                for objective, value in enumerate(several)
+            ),
+        )
+        fill(
+            "trial_params",
+            (
+                {
+                    "trial_id": n + 1,
+                    "param_name": name,
+                    "param_value": kinds[name].to_internal_repr(value),
+                    "distribution_json": described[name],
+                }
+                for n, row in enumerate(rows)
+                for name, value in row.items()
+            ),
+        )
+        fill(
+            "trial_user_attributes",
+            (
+                {"trial_id": n + 1, "key": key, "value_json": json.dumps(value)}
+                for n, note in enumerate(notes)
+                for key, value in note.items()
+            ),
+        )
+    engine.dispose()
 
 
 def _parameters(candidate: Candidate, evaluation: Evaluation) -> dict[str, GeneValue]:

@@ -6,12 +6,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from postgres import server
 
 from pareto_search import checkpoint
 from pareto_search.candidate import Attempt, Candidate
@@ -26,6 +28,27 @@ WORDS = ("red", "green", "blue", "old", "young", "river", "mountain", "city", "w
 GENRES = {"comedy": 2, "drama": 3, "war": 5}
 DIGITS = [str(d) for d in range(10)]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *WORDS, *GENRES, *DIGITS, *(f"##{d}" for d in DIGITS)]
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a server, without a database's name."""
+    with server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for a record that holds nothing yet, in either database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "record.db")
+    url = f"{request.getfixturevalue('postgresql')}/postgres"
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")  # quicker than another database
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,17 @@ def test_the_front_grows_when_a_candidate_reaches_the_full_rung_and_not_before(s
     assert seconds == sorted(seconds)
 
 
+def test_of_many_attempts_the_moments_are_evenly_spread_and_those_of_the_whole_curve(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(10):
+        finish(store, Candidate(f"c{n:04d}", {}), 1, 40, (0.1 + n / 20, 0.9 - n / 20), (0.05, n / 20))
+    whole = results.moments(store, OBJECTIVES, (), 40)
+    assert len(whole) == 10
+    monkeypatch.setattr(results, "MOMENTS", 4)
+    assert results.moments(store, OBJECTIVES, (), 40) == [whole[n] for n in (1, 4, 6, 9)]
+
+
 def test_an_entry_says_what_its_candidate_cost_and_what_is_in_it() -> None:
     candidate = Candidate("c0003", {"weight.ild@10": 0.5, "rank": 8}, ("c0001", "c0002"))
     evaluation = Evaluation("c0003", 1, 40, 2, {"diversity": 0.3}, {"ndcg@10": 0.1, "ild@10": 0.8})

@@ -1,5 +1,4 @@
 import fcntl
-import itertools
 import math
 import os
 import random
@@ -17,11 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from postgres import server
 
 from pareto_search import database
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Leg, candidate_id
-from pareto_search.errors import RunError
+from pareto_search.errors import AbsentError, RunError
 from pareto_search.store import LateResultError, Record, SearchRecord, Store, lock
 
 SEARCH = SearchRecord("movielens", "id", "name: movielens\n", 2**40, "d" * 64, "s" * 64, "minilm", "b" * 64, lanes=2)
@@ -30,30 +28,6 @@ ONE, TWO = (Candidate(candidate_id(n), {"rank": 8 * n, "alpha": 0.1, "bias": Tru
 
 def scores(attempt: Attempt, *, steps: int = 40, setting: int = 0, value: float = 0.5) -> Evaluation:
     return Evaluation(attempt.candidate.id, attempt.number, steps, setting, {"blend": 0.25}, {"ndcg@10": value})
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    with server() as url:
-        yield url
-
-
-databases = itertools.count()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place that holds nothing yet."""
-    if request.param == "sqlite":
-        return str(tmp_path / "search.db")
-    url, name = request.getfixturevalue("postgresql"), f"test{next(databases)}"
-    engine = sa.create_engine(
-        url.replace("postgresql:", "postgresql+psycopg:") + "/postgres", isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return f"{url}/{name}"
 
 
 @pytest.fixture
@@ -325,17 +299,47 @@ def test_searches_share_a_database_without_mixing(store: Store, where: str) -> N
     other.close()
 
 
+def test_a_search_that_is_removed_leaves_the_others_and_its_name(store: Store, where: str) -> None:
+    other = Store.create(where, replace(SEARCH, name="books"))
+    with store.transaction() as record:
+        record.started(Attempt(ONE), "w")
+        record.finished(Attempt(ONE), [scores(Attempt(ONE))], 1.0)
+        record.put_fact("x", 1)
+    store.remove()
+    assert other.search.name == "books"
+    with pytest.raises(AbsentError):
+        Store.open(where, "movielens")
+    again = Store.create(where, SEARCH)
+    assert (again.candidates(), again.evaluations(), again.fact("x")) == ([], [], None)
+    again.close()
+    other.close()
+
+
+def test_the_revision_changes_with_every_transaction_that_is_kept(store: Store) -> None:
+    before = store.revision
+    with store.transaction() as record:
+        record.started(Attempt(ONE), "w")
+    assert store.revision == before + 1
+    with pytest.raises(ValueError, match="does not follow"), store.transaction() as record:
+        record.started(Attempt(TWO, 7), "w")
+    assert store.revision == before + 1
+
+
+def test_evaluations_after_a_position_are_those_that_have_come_since(store: Store) -> None:
+    position, none = store.evaluations_after(0)
+    for attempt in (Attempt(ONE), Attempt(TWO)):
+        with store.transaction() as record:
+            record.started(attempt, "w")
+            record.finished(attempt, [scores(attempt)], 1.0)
+        position, news = store.evaluations_after(position)
+        assert news == [scores(attempt)]
+    assert (none, store.evaluations_after(position)) == ([], (position, []))
+
+
 def test_a_name_is_taken_once(store: Store, where: str) -> None:
     with pytest.raises(RunError, match="has a search 'movielens'; resume it or choose another name"):
         Store.create(where, SEARCH)
     assert len(store.candidates()) == 2
-
-
-def test_another_version_of_the_record_is_refused(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Store.create(where, SEARCH).close()
-    monkeypatch.setattr(database, "SCHEMA_VERSION", 3)
-    with pytest.raises(RunError, match="of version 2, expected 3"):
-        Store.open(where)
 
 
 def test_tables_of_others_are_not_taken_for_ours(where: str) -> None:

@@ -130,14 +130,14 @@ def _page_routes() -> APIRouter:
 
 
 def _told(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, _STATUS.get(type(error), 400))
+    return _refusal(str(error), _STATUS.get(type(error), 400))
 
 
 def _misfit(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    return JSONResponse({"error": f"{place}: {first['msg']}; /v1/openapi.json says what is expected"}, 422)
+    return _refusal(f"{place}: {first['msg']}; /v1/openapi.json says what is expected", 422)
 
 
 def _refused(_: Request, error: Exception) -> JSONResponse:
@@ -146,6 +146,11 @@ def _refused(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(
         {"error": nothing if error.status_code == 404 else error.detail}, error.status_code, error.headers
     )
+
+
+def _refusal(error: str, status: int) -> JSONResponse:
+    """The line may quote what was asked, and JSON has halves of characters that UTF-8 does not have."""
+    return JSONResponse({"error": error.encode(errors="backslashreplace").decode()}, status)
 
 
 def _mistake(_: Request, __: Exception) -> JSONResponse:

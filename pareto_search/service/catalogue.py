@@ -1,5 +1,6 @@
 """What a submitted config may name: the data sets and base models of the service. Nothing in a config is a path."""
 
+import json
 import re
 import secrets
 import shutil
@@ -53,6 +54,10 @@ class Catalogue:
             ConfigError: it names something by another way than by a registered name.
             MissingError: a name is not registered.
         """
+        try:
+            json.dumps(config, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ConfigError("the config has half of a character, which UTF-8 does not have; leave it out") from None
         data, model = (_mapping(config, key) for key in ("data", "model"))
         name = data.get("source")
         wrong = next((k for k in ("interactions", "items", "columns") if k in data), None)

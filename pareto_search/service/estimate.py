@@ -24,7 +24,7 @@ def _by(config: SearchConfig, run: Path) -> tuple[float | None, str]:
     """In proportion to candidates, steps and workers; what comes before the first candidate is taken as it was."""
     try:
         before = SearchConfig.load(run / "search.yaml")
-        store = Store.open(run / "search.db", before.name)
+        store = Store.open(before.store or run / "search.db", before.name)
     except RunError:
         return None, "nothing like it has come far enough here yet"
     record, attempts, candidates = store.search, store.attempts(), store.candidates()

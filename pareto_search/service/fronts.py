@@ -14,7 +14,7 @@ from pareto_search import checkpoint, entry, plots
 from pareto_search.candidate import Evaluation
 from pareto_search.service import answers
 from pareto_search.service.jobs import Jobs
-from pareto_search.service.view import View, compare
+from pareto_search.service.view import Views, compare
 
 PAGE = 1000
 """The most evaluations on a page of the archive."""
@@ -25,21 +25,22 @@ Kind = Literal["pair", "pairwise", "parallel", "timeline"]
 def routes(jobs: Jobs) -> APIRouter:
     """All of them, over one service's searches."""
     router = APIRouter(prefix="/v1", tags=["fronts"])
+    view = Views(jobs)
 
     @router.get("/compare")
     def compare_searches(search: Annotated[list[str], Query(min_length=2, max_length=8)]) -> dict[str, Any]:
         """The fronts of several searches and their hypervolumes, by the objectives that they share."""
-        return compare({name: View(jobs.run(name)).front() for name in dict.fromkeys(search)})
+        return compare({name: view(name).front() for name in dict.fromkeys(search)})
 
-    @router.get("/searches/{search}/front")
-    def front(search: str) -> dict[str, Any]:
+    @router.get("/searches/{search}/front", response_model=dict[str, Any])
+    def front(search: str) -> Response:
         """The content of front.json; while the search goes on, what is known of it (`final` is false)."""
-        return View(jobs.run(search)).front()
+        return Response(view(search).front_json(), media_type="application/json")
 
     @router.get("/searches/{search}/baselines")
     def baselines(search: str) -> dict[str, Any]:
         """What the front must beat: single models, and the curves of the practitioner and of the warm start."""
-        known = View(jobs.run(search)).front()
+        known = view(search).front()
         return {"baselines": known["baselines"], "curves": known["curves"]}
 
     @router.get("/searches/{search}/archive")
@@ -49,13 +50,13 @@ def routes(jobs: Jobs) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=PAGE)] = 100,
     ) -> answers.Archive:
         """Every evaluation, page by page."""
-        total, found = View(jobs.run(search)).archive(offset, limit)
+        total, found = view(search).archive(offset, limit)
         return answers.Archive(total=total, offset=offset, evaluations=[_evaluation(e) for e in found])
 
     @router.get("/searches/{search}/candidates/{candidate}")
     def candidate(search: str, candidate: str) -> dict[str, Any]:
         """A candidate: genes, attempts, evaluations and ancestors."""
-        return View(jobs.run(search)).candidate(candidate)
+        return view(search).candidate(candidate)
 
     @router.get("/searches/{search}/plots/{kind}")
     def plot(
@@ -66,13 +67,13 @@ def routes(jobs: Jobs) -> APIRouter:
         part: plots.Part = "validation",
     ) -> Response:
         """A figure as Plotly's JSON."""
-        figure = View(jobs.run(search)).plot(kind, x, y, part)
+        figure = view(search).plot(kind, x, y, part)
         return Response(figure.to_json(), media_type="application/json")
 
     @router.post("/searches/{search}/select")
     def select(search: str, wish: answers.Select) -> answers.Selection:
         """One entry of the front, chosen by its validation scores, and why."""
-        found, reason, kept = View(jobs.run(search)).select(wish.prefer, wish.where, wish.best)
+        found, reason, kept = view(search).select(wish.prefer, wish.where, wish.best)
         return answers.Selection(entry=found, reason=reason, kept=kept)
 
     @router.get("/searches/{search}/entries/{name}/zip", response_class=FileResponse)

@@ -61,7 +61,7 @@ class Guard:
         if _name(f"//{headers.get('host', '')}") not in self._hosts:
             return _refused(400, "this is not the host's name; use the address that the service printed, or --name it")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers["host"]:
+        if origin is not None and origin.partition("://")[2] != headers["host"]:
             return _refused(403, "a page of another site asks; open the service's own page")
         if scope["path"] in self._public and scope["method"] in ("GET", "HEAD"):
             return None

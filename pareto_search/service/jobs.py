@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from pareto_search.config import SearchConfig
-from pareto_search.errors import RunError, UserError
+from pareto_search.errors import AbsentError, RunError, UserError
 from pareto_search.results import write_whole
 from pareto_search.service.catalogue import Catalogue
 from pareto_search.service.record import ConflictError, Job, Record
 from pareto_search.service.runner import CONFIG, LOCK, RUN, STATUS, STOP
+from pareto_search.store import Store
 
 TRASH = "trash"
 EVERY = 0.5
@@ -39,11 +40,21 @@ class Jobs:
         root: the service's folder.
         address: of the Ray cluster that searches use; None lets each start its own.
         most: how many run at the same time.
+        store: the URL of a database for the records of new searches; None leaves each in its run folder.
     """
 
-    def __init__(self, root: Path, record: Record, catalogue: Catalogue, address: str | None, most: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        record: Record,
+        catalogue: Catalogue,
+        *,
+        address: str | None = None,
+        most: int,
+        store: str | None = None,
+    ) -> None:
         self._folder, self._record, self._catalogue = root, record, catalogue
-        self._address, self._most = address, most
+        self._address, self._most, self._store = address, most, store
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._asked: dict[str, float] = {}
@@ -74,15 +85,15 @@ class Jobs:
 
     def folder(self, name: str) -> Path:
         """The folder of a search that is in the record."""
-        return self._folder / "searches" / self._record.search(name).id
+        return self._folder_of(self._record.search(name))
 
     def run(self, name: str) -> Path:
         """The run folder of a search, which need not be there yet."""
         return self.folder(name) / RUN
 
-    def status(self, name: str) -> dict[str, Any]:
+    def status(self, job: Job) -> dict[str, Any]:
         """What its process has written last: notice, progress, and how it ended."""
-        return _status(self.folder(name))
+        return _status(self._folder_of(job))
 
     def pause(self, name: str) -> Job:
         """Stops it so that it can go on later.
@@ -126,6 +137,7 @@ class Jobs:
             if self._record.search(name).state == "running":
                 raise ConflictError(f"search '{name}' is running; cancel it first")
             folder, trash = self.folder(name), self._folder / TRASH / name
+            _forget(folder / RUN)
             if folder.is_dir():
                 folder.rename(trash)
             self._record.remove_search(name)
@@ -134,12 +146,10 @@ class Jobs:
     def look(self) -> None:
         """Takes notice of what has ended, and starts what waits as far as there is room."""
         with self._lock:
-            for job in self._record.searches():
-                if job.state == "running":
-                    self._follow(job)
-            running = [j for j in self._record.searches() if j.state == "running"]
-            waiting = [j for j in self._record.searches() if j.state == "queued"]
-            for job in waiting[: max(0, self._most - len(running))]:
+            for job in self._record.searches("running"):
+                self._follow(job)
+            room = self._most - len(self._record.searches("running"))
+            for job in self._record.searches("queued")[:room] if room > 0 else ():
                 self._start(job)
 
     def _keep(self) -> None:
@@ -175,10 +185,17 @@ class Jobs:
         elif time.monotonic() - asked > GRACE:
             _signal(folder, signal.SIGKILL)
 
+    def _folder_of(self, job: Job) -> Path:
+        return self._folder / "searches" / job.id
+
     def _start(self, job: Job) -> None:
-        folder = self.folder(job.id)
+        folder = self._folder_of(job)
         try:
-            config = SearchConfig.parse(self._catalogue.resolved(job.config))
+            resolved = self._catalogue.resolved(job.config)
+            # Its name in a database that many searches share; one that was begun in a file goes on there.
+            if self._store and not (folder / RUN / "search.db").is_file():
+                resolved |= {"store": self._store, "name": job.id}
+            config = SearchConfig.parse(resolved)
             folder.mkdir(parents=True, exist_ok=True)
             with _held(folder) as lock:
                 if lock:  # else it runs: the service was killed before it could note that
@@ -251,6 +268,17 @@ def _held(folder: Path) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
+
+
+def _forget(run: Path) -> None:
+    """Removes a search's record from a database that others share."""
+    if (run / "search.yaml").is_file():
+        config = SearchConfig.load(run / "search.yaml")
+        if config.store:
+            with suppress(AbsentError):
+                store = Store.open(config.store, config.name)
+                store.remove()
+                store.close()
 
 
 def _signal(folder: Path, number: int) -> bool:

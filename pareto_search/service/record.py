@@ -4,7 +4,7 @@ Users' text is never joined to a path: a name is looked up here, and what is fou
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from pareto_search.database import Database
+from pareto_search.database import Database, Schema
 from pareto_search.errors import UserError, nearest
 
 State = Literal["queued", "running", "paused", "finished", "failed", "cancelled"]
@@ -83,6 +83,7 @@ _searches = sa.Table(
     sa.Column("error", sa.String),
     sa.Column("key", sa.String, unique=True),
     sa.Column("created", sa.Float, nullable=False),
+    sa.Index("service_search_state", "state"),
 )
 _data = sa.Table(
     "service_data",
@@ -95,6 +96,8 @@ _data = sa.Table(
     sa.Column("created", sa.Float, nullable=False),
 )
 
+SERVICE = Schema("service", tables, version=2, unversioned=(1, "service_search", "body_sha256"))
+
 
 class Record:
     """The service's record, in an SQLite file or a PostgreSQL database; one service writes it, with several threads.
@@ -102,23 +105,29 @@ class Record:
     Every call is a transaction of its own. All of them raise `RunError` where the database cannot be used.
     """
 
-    def __init__(self, where: str | Path) -> None:
+    def __init__(self, where: str | Path, upgraded: Callable[[str], None] = lambda _: None) -> None:
         """Opens the record, and begins it where there is none.
 
+        Args:
+            upgraded: is told in one line of a record that an older release has left.
+
         Raises:
-            RunError: the place holds something else, or cannot be reached.
+            RunError: the place holds something else or the record of a newer release, or cannot be reached.
         """
-        self._database = Database(where, tables)
+        self._database = Database(where, SERVICE)
         with self._database.writing() as connection:
-            self._database.create(connection)
+            line = self._database.upgrade(connection)
+        if line:
+            upgraded(line)
 
     def close(self) -> None:
         """Gives back files and connections."""
         self._database.close()
 
-    def searches(self) -> list[Job]:
-        """All of them, in the order in which they were submitted."""
-        return [Job(*row) for row in self._rows(_searches, Job)]
+    def searches(self, state: State | None = None) -> list[Job]:
+        """All of them, or those in a state, in the order in which they were submitted."""
+        where = [] if state is None else [_searches.c.state == state]
+        return [Job(*row) for row in self._rows(_searches, Job, *where)]
 
     def search(self, name: str) -> Job:
         """The search of that id.

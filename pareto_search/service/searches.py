@@ -148,7 +148,7 @@ def control(record: Record, jobs: Jobs) -> APIRouter:
 
 
 def _summary(jobs: Jobs, job: Job) -> answers.Search:
-    status = jobs.status(job.id)
+    status = jobs.status(job)
     told = {"notice": status["notice"], "progress": status["progress"]}
     return answers.Search.model_validate({**asdict(job), **told})
 

@@ -7,11 +7,13 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
 import uvicorn
 
+from pareto_search.database import is_url
 from pareto_search.errors import ConfigError, RunError
 from pareto_search.service import app
 from pareto_search.service.catalogue import Catalogue
@@ -46,10 +48,12 @@ def serve(settings: Settings) -> None:
     token, own = _token(settings.host)
     with ExitStack() as stack:
         stack.enter_context(only_service(settings.root))
-        record = Record(settings.store or settings.root / "service.db")
+        record = Record(settings.store or settings.root / "service.db", partial(click.echo, err=True))
         stack.callback(record.close)
         catalogue = Catalogue(settings.root.resolve(), record, settings.data, settings.bases)
-        jobs = Jobs(settings.root.resolve(), record, catalogue, settings.address, settings.searches)
+        shared = settings.store if is_url(settings.store or "") else None
+        root = settings.root.resolve()
+        jobs = Jobs(root, record, catalogue, address=settings.address, most=settings.searches, store=shared)
         listener = stack.enter_context(_listen(settings.host, settings.port))
         stack.enter_context(jobs.kept())
         hosts = {*LOOPBACK, settings.host, *settings.names}

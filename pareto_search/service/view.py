@@ -1,64 +1,150 @@
 """What can be seen of a search from its run folder, while it goes on and afterwards."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from pareto_search import archive, decide, plots, results
-from pareto_search.candidate import Evaluation
+from pareto_search.candidate import Candidate, Evaluation
 from pareto_search.config import SearchConfig
-from pareto_search.errors import ConfigError
+from pareto_search.errors import AbsentError, ConfigError
 from pareto_search.objective import Constraint, Objective
 from pareto_search.results import Document
+from pareto_search.service.jobs import Jobs
 from pareto_search.service.record import ConflictError, MissingError
 from pareto_search.store import Store
 
+KEPT = 16
+"""How many searches are kept in mind."""
+
+
+class Views:
+    """Looks at the searches of a service, kept from request to request: what was read of a record is not read again."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._lock = threading.Lock()
+        self._kept: dict[str, View] = {}
+
+    def __call__(self, search: str) -> "View":
+        """The look at a search.
+
+        Raises:
+            MissingError: there is no such search.
+            ConflictError: it has not begun.
+        """
+        run = self._jobs.run(search)
+        with self._lock:
+            view = self._kept.pop(search, None) or View(run)
+            self._kept[search] = view
+            while len(self._kept) > KEPT:  # the one that nobody has looked at for longest
+                self._kept.pop(next(iter(self._kept))).close()
+        return view
+
 
 class View:
-    """A look at a run folder.
-
-    Raises:
-        ConflictError: the search has not begun; every method does then.
-    """
+    """A look at a run folder, for several threads; documents that it returns are not to be changed."""
 
     def __init__(self, run: Path) -> None:
-        self._run = run
-        if not (run / "search.db").is_file():
-            raise ConflictError("the search has not begun to record anything; look again in a moment")
-        self._config = SearchConfig.load(run / "search.yaml")
+        """Opens nothing yet.
+
+        Raises:
+            ConflictError: the search has not begun; every method does then.
+        """
+        if not (run / "search.yaml").is_file():
+            raise _not_begun()
+        self._run, self._config = run, SearchConfig.load(run / "search.yaml")
+        self._lock = threading.Lock()
+        self._revision, self._position = -1, 0
+        self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
+        self._front: list[Evaluation] = []
+        self._candidates: dict[str, Candidate] = {}
+        self._told: tuple[object, Document, bytes] = (None, {}, b"")
+        self._moments: tuple[int, list[tuple[float, float, str]]] = (-1, [])
+
+    def close(self) -> None:
+        """Gives back files and connections."""
+        if "_store" in vars(self):
+            self._store.close()
 
     def front(self) -> Document:
         """The content of front.json; of a search that goes on, what is known: no test scores, perhaps no baselines."""
-        if (self._run / results.FRONT).is_file():
-            return {**results.load_front(self._run), "final": True}
-        with self._store() as store:
-            config, record, candidates = self._config, store.search, {c.id: c for c in store.candidates()}
-            front = archive.front(store.evaluations(), config.objectives, config.constraints, config.search.steps)
-            entries = [
-                results.entry(e, candidates[e.candidate], 0, 0.0, {}) for e in results.chosen(front, config.objectives)
-            ]
-            for entry in entries:  # known at the end only
-                del entry["lineage_steps"], entry["seconds"]
-            volume = archive.hypervolume([e["validation"] for e in entries], config.objectives)
-            return {
-                "search": record.name,
-                "seed": record.seed,
-                "objectives": [asdict(o) for o in config.objectives],
-                "hypervolume": {"validation": volume},
-                "front": entries,
-                "baselines": store.fact("baselines") or [],
-                "curves": store.fact("curves") or {},
-                "final": False,
-            }
+        return self._tell()[1]
+
+    def front_json(self) -> bytes:
+        """The same as JSON."""
+        return self._tell()[2]
+
+    @cached_property
+    def _store(self) -> Store:
+        try:
+            return Store.open(self._config.store or self._run / "search.db", self._config.name)
+        except AbsentError:
+            raise _not_begun() from None
+
+    def _tell(self) -> tuple[object, Document, bytes]:
+        """The front as a document and as JSON, made anew when what it is made of has changed."""
+        with self._lock:
+            try:
+                file = (self._run / results.FRONT).stat()
+                state: object = (file.st_ino, file.st_mtime_ns, file.st_size)
+            except FileNotFoundError:
+                state = self._read()
+            if self._told[0] != state:
+                final = isinstance(state, tuple)
+                document = {**results.load_front(self._run), "final": True} if final else self._growing()
+                self._told = (state, document, json.dumps(document).encode())
+            return self._told
+
+    def _read(self) -> int:
+        """Takes in what has been recorded since; the record's revision, which is asked for first and so never late."""
+        revision = self._store.revision
+        if revision != self._revision:
+            self._position, news = self._store.evaluations_after(self._position)
+            found = {(e.candidate, e.steps, e.setting): e for e in news}
+            again = not self._evaluations.keys().isdisjoint(found)  # a retry replaces what an attempt has scored
+            self._evaluations |= found
+            among = self._evaluations.values() if again else [*self._front, *found.values()]
+            config = self._config
+            self._front = archive.front(list(among), config.objectives, config.constraints, config.search.steps)
+            self._revision = revision
+        return revision
+
+    def _growing(self) -> Document:
+        store, config = self._store, self._config
+        chosen = results.chosen(self._front, config.objectives)
+        if any(e.candidate not in self._candidates for e in chosen):
+            self._candidates = {c.id: c for c in store.candidates()}
+        entries = [results.entry(e, self._candidates[e.candidate], 0, 0.0, {}) for e in chosen]
+        for entry in entries:  # known at the end only
+            del entry["lineage_steps"], entry["seconds"]
+        record = store.search
+        return {
+            "search": record.name,
+            "seed": record.seed,
+            "objectives": [asdict(o) for o in config.objectives],
+            "hypervolume": {"validation": archive.hypervolume([e["validation"] for e in entries], config.objectives)},
+            "front": entries,
+            "baselines": store.fact("baselines") or [],
+            "curves": store.fact("curves") or {},
+            "final": False,
+        }
+
+    def _seen(self) -> list[Evaluation]:
+        """Every evaluation, in the order in which they came."""
+        with self._lock:
+            self._read()
+            return list(self._evaluations.values())
 
     def archive(self, offset: int, limit: int) -> tuple[int, list[Evaluation]]:
         """How many evaluations there are, and some of them in the order in which they came."""
-        with self._store() as store:
-            evaluations = store.evaluations()
+        evaluations = self._seen()
         return len(evaluations), list(islice(evaluations, offset, offset + limit))
 
     def candidate(self, name: str) -> Document:
@@ -67,23 +153,22 @@ class View:
         Raises:
             MissingError: there is no such candidate.
         """
-        with self._store() as store:
-            candidates = {c.id: c for c in store.candidates()}
-            if name not in candidates:
-                raise MissingError(f"candidate '{name[:80]}' is not in this search; the archive lists them")
-            line, todo = [], [*candidates[name].parents]
-            while todo:
-                parent = todo.pop(0)
-                if parent in candidates and parent not in line:
-                    line.append(parent)
-                    todo += candidates[parent].parents
-            mine = [e for e in store.evaluations() if e.candidate == name]
-            return {
-                **asdict(candidates[name]),
-                "ancestors": [asdict(candidates[parent]) for parent in line],
-                "attempts": [asdict(a) for a in store.attempts() if a.candidate == name],
-                "evaluations": [asdict(e) | {"entry": e.entry} for e in mine],
-            }
+        candidates = {c.id: c for c in self._store.candidates()}
+        if name not in candidates:
+            raise MissingError(f"candidate '{name[:80]}' is not in this search; the archive lists them")
+        line, todo = [], [*candidates[name].parents]
+        while todo:
+            parent = todo.pop(0)
+            if parent in candidates and parent not in line:
+                line.append(parent)
+                todo += candidates[parent].parents
+        mine = [e for e in self._seen() if e.candidate == name]
+        return {
+            **asdict(candidates[name]),
+            "ancestors": [asdict(candidates[parent]) for parent in line],
+            "attempts": [asdict(a) for a in self._store.attempts() if a.candidate == name],
+            "evaluations": [asdict(e) | {"entry": e.entry} for e in mine],
+        }
 
     def plot(self, kind: str, x: str | None, y: str | None, part: plots.Part) -> go.Figure:
         """A figure of the report.
@@ -129,31 +214,28 @@ class View:
         return front["front"][index], reason, [front["front"][i]["entry"] for i in kept]
 
     def _timeline(self) -> go.Figure:
-        with self._store() as store:
-            config = self._config
-            moments = results.moments(store, config.objectives, config.constraints, config.search.steps)
-            curve = (store.fact("curves") or {}).get("practitioner")
+        config, revision = self._config, self._store.revision
+        if self._moments[0] != revision:
+            found = results.moments(self._store, config.objectives, config.constraints, config.search.steps)
+            self._moments = (revision, found)
+        curve = (self._store.fact("curves") or {}).get("practitioner")
         volume = archive.hypervolume([p["validation"] for p in curve], config.objectives) if curve else None
-        return plots.timeline(moments, volume)
+        return plots.timeline(self._moments[1], volume)
 
     def _final(self) -> Document:
-        if not (self._run / results.FRONT).is_file():
+        front = self.front()
+        if not front["final"]:
             raise ConflictError(
                 "the search has not ended, and this plot needs its test scores; plot timeline meanwhile"
             )
-        return results.load_front(self._run)
+        return front
 
     def _full(self) -> list[Evaluation]:
-        with self._store() as store:
-            return [e for e in store.evaluations() if e.steps == self._config.search.steps]
+        return [e for e in self._seen() if e.steps == self._config.search.steps]
 
-    @contextmanager
-    def _store(self) -> Iterator[Store]:
-        store = Store.open(self._run / "search.db", self._config.name)
-        try:
-            yield store
-        finally:
-            store.close()
+
+def _not_begun() -> ConflictError:
+    return ConflictError("the search has not begun to record anything; look again in a moment")
 
 
 def compare(fronts: Mapping[str, Document]) -> Document:

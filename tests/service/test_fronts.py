@@ -85,13 +85,16 @@ def test_preferences_choose_among_the_entries_within_the_bounds(shared: Shared, 
     ("wish", "complaint"),
     [
         ({"prefer": {"ndgc@5": 1}}, "did you mean 'ndcg@5'?"),
+        ({"prefer": {"\ud800": 1}}, r"'\ud800' is no objective"),
         ({"where": ["ndcg@5>=2"]}, "no entry keeps ndcg@5 >= 2"),
         ({"where": ["ndcg@5"]}, "is not of the form"),
         ({"best": "ild@5", "prefer": {"ild@5": 1}}, "give one of them"),
     ],
 )
 def test_a_wish_that_does_not_fit_gets_one_line(shared: Shared, wish: Any, complaint: str) -> None:
-    answer = shared.client.post(f"/v1/searches/{shared.search}/select", json=wish)
+    # As ASCII, in which JSON writes also what UTF-8 does not have.
+    content, headers = json.dumps(wish), {"Content-Type": "application/json"}
+    answer = shared.client.post(f"/v1/searches/{shared.search}/select", content=content, headers=headers)
     assert answer.status_code == 400
     assert complaint in answer.json()["error"]
 

@@ -11,6 +11,7 @@ from postgres import server
 from running import eventually
 from serving import begun, ended, material, runners, serving
 
+from pareto_search.errors import AbsentError
 from pareto_search.store import Store
 
 Material = tuple[list[str | Path], dict[str, Any]]
@@ -109,6 +110,24 @@ def test_fifty_submissions_under_one_key_are_one_search(small: Material, store: 
             "/v1/searches", json={**config, "name": "other"}, headers={"Idempotency-Key": "one and the same"}
         )
         assert (other.status_code, "another config" in other.json()["error"]) == (409, True)
+
+
+def test_a_services_database_has_the_records_of_its_searches_until_they_are_deleted(
+    small: Material, postgresql: str, tmp_path: Path
+) -> None:
+    options, config = small
+    url = f"{postgresql}/postgres"
+    with serving(tmp_path / "root", *options, "--store", url) as service, service.client() as client:
+        search = submit(client, config, candidates=2)
+        assert ended(client, search)["state"] == "finished"
+        record = Store.open(url, search)
+        assert client.get(f"/v1/searches/{search}/archive").json()["total"] == len(record.evaluations()) > 0
+        record.close()
+        assert not list((tmp_path / "root" / "searches").rglob("search.db"))
+        assert client.get(f"/v1/searches/{search}").json()["config"]["name"] == config["name"]
+        assert client.delete(f"/v1/searches/{search}").status_code == 204
+        with pytest.raises(AbsentError):
+            Store.open(url, search)
 
 
 def test_a_search_that_cannot_go_on_says_why(shared: Shared) -> None:

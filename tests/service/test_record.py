@@ -1,0 +1,68 @@
+"""What the service remembers, on both databases."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from pareto_search.service.record import ConflictError, DataSet, Job, MissingError, Record
+
+ONE = Job("one-1", "one", "films", "minilm", {"name": "one", "search": {"candidates": 3}}, key="first", created=1.5)
+TWO = Job("two-2", "two", "films", "tiny", {"name": "two", "ü": [1, 0.1, None]}, created=2.5)
+
+
+@pytest.fixture
+def record(where: str) -> Iterator[Record]:
+    record = Record(where)
+    assert record.add_search(ONE)
+    assert record.add_search(TWO)
+    yield record
+    record.close()
+
+
+def test_searches_come_back_in_order_to_another_service(record: Record, where: str) -> None:
+    again = Record(where)
+    assert again.searches() == [ONE, TWO]
+    assert again.search("two-2") == TWO
+    again.close()
+
+
+def test_what_has_changed_is_found_by_its_state(record: Record) -> None:
+    record.change("one-1", state="failed", error="why")
+    failed = replace(ONE, state="failed", error="why")
+    assert record.search("one-1") == failed
+    assert (record.searches("failed"), record.searches("queued"), record.searches("running")) == ([failed], [TWO], [])
+
+
+def test_a_key_is_used_once_and_many_searches_have_none(record: Record) -> None:
+    assert not record.add_search(replace(TWO, id="three-3", key="first"))
+    assert record.add_search(replace(TWO, id="three-3"))
+    assert record.submitted("first") == ONE
+    assert record.submitted("second") is None
+    assert [job.id for job in record.searches()] == ["one-1", "two-2", "three-3"]
+
+
+def test_of_many_at_once_under_one_key_one_is_added(record: Record) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        added = list(threads.map(lambda n: record.add_search(replace(TWO, id=f"n-{n}", key="same")), range(16)))
+    assert sum(added) == 1
+    assert len(record.searches()) == 3
+
+
+def test_a_search_that_is_removed_is_missing(record: Record) -> None:
+    record.remove_search("one-1")
+    with pytest.raises(MissingError, match="there is no search 'one-1'"):
+        record.search("one-1")
+    assert record.searches() == [TWO]
+
+
+def test_data_sets_have_one_name_each(record: Record) -> None:
+    films = DataSet("films", "upload", {"source": "x"}, {"users": 4}, 1.5)
+    record.add_data(films)
+    with pytest.raises(ConflictError, match="data set 'films' is there already"):
+        record.add_data(replace(films, origin="operator"))
+    assert (record.data_set("films"), record.data_sets()) == (films, [films])
+    record.remove_data("films")
+    with pytest.raises(MissingError, match="data set 'films' is not registered"):
+        record.data_set("films")
