@@ -104,7 +104,7 @@ def test_nouns_import_only_nouns() -> None:
     ("part", "allowed"),
     [
         ("recsys", {*NOUNS, "recsys"}),
-        ("workers", {*NOUNS, "recsys", "decide", "entry", "executor", "results", "workers"}),
+        ("workers", {*NOUNS, "recsys", "decide", "entry", "executor", "question", "results", "workers"}),
     ],
 )
 def test_a_part_imports_only_what_lies_below_it(part: str, allowed: set[str]) -> None:
@@ -129,6 +129,7 @@ def test_the_service_looks_at_searches_and_leaves_running_them_to_a_process_of_t
         "decide",
         "entry",
         "plots",
+        "question",
         "results",
         "store",
     }
