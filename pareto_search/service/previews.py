@@ -10,7 +10,7 @@ from typing import Any
 from pareto_search.errors import ConfigError, RunError
 from pareto_search.question import Question
 
-IDLE, PATIENCE = 300.0, 120.0
+IDLE, PATIENCE = 300.0, 300.0
 """Seconds until the process ends where nobody asks any more, and where it does not answer."""
 
 

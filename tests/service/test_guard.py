@@ -19,14 +19,17 @@ PUBLIC = {
         for name in (
             "api.js",
             "app.js",
+            "brushes.js",
             "charts.js",
             "comparison.js",
+            "deployments.js",
             "dom.js",
             "entries.js",
             "home.js",
             "icon.svg",
             "index.html",
             "plotly.min.js",
+            "recommend.js",
             "search.js",
             "style.css",
         )
