@@ -126,7 +126,10 @@ class Desk:
     def _history(self, question: Question) -> NDArray[np.int32]:
         if question.user is not None:
             if question.user not in self._histories:
-                raise DataError(f"user '{question.user}' is not in the data; give a history for a new user")
+                known = next(iter(self._histories))
+                raise DataError(
+                    f"user '{question.user}' is not in the data; expected one such as '{known}', or give a history"
+                )
             return self._histories[question.user]
         return self._indices(question.history or ())
 

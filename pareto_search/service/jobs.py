@@ -161,7 +161,7 @@ def only_service(root: Path) -> Iterator[None]:
         RunError: another one has it, or it cannot be written.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds tokens of deployments
         file = (root / "service.lock").open("w")
     except OSError as error:
         raise RunError(f"{root} cannot be written ({error.strerror}); give --root a folder that can") from None

@@ -128,7 +128,7 @@ def test_a_swap_changes_who_answers_and_a_bad_one_nothing(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("question", "complaint"),
     [
-        ({"user": "99"}, "user '99' is not in the data; give a history for a new user"),
+        ({"user": "99"}, "user '99' is not in the data; expected one such as '0', or give a history"),
         ({"history": ["1", "99"]}, "item '99' is not in the data"),
         ({"user": "1", "exclude": ["99"]}, "item '99' is not in the data"),
         ({"user": "1", "k": 20}, "k is 20, but only 11 items are left; lower it or filter less"),

@@ -100,7 +100,7 @@ def test_a_user_and_a_history_get_items_with_titles_and_scores(deployment: Deplo
 @pytest.mark.parametrize(
     ("body", "status", "detail"),
     [
-        (b'{"user": "99"}', 422, "user '99' is not in the data; give a history for a new user"),
+        (b'{"user": "99"}', 422, "user '99' is not in the data; expected one such as '0', or give a history"),
         (b'{"user": "1", "k": 0}', 422, "k: Input should be greater than or equal to 1"),
         (b"{}", 422, "the request: give either user or history"),
         (b"[", 422, "the request: Invalid JSON"),

@@ -8,44 +8,55 @@ const STILL = 4; // pixels: whoever moves less has clicked
 export class Brushes {
   constructor(onbound, onpick) {
     Object.assign(this, { onbound, onpick });
+    this.strips = new Map();
     this.element = h("div", { className: "brushes", "aria-hidden": true });
   }
 
   // `axes` have name, left, top and height in pixels, and `band`, the bounds as shares or null.
   place(axes) {
-    if (this.dragging) return;
-    this.element.replaceChildren(...axes.map((axis) => this.strip(axis)));
+    for (const { name, left, top, height, band } of axes) {
+      if (!this.strips.has(name)) {
+        this.strips.set(name, new Strip(name, this.onbound, this.onpick));
+        this.element.append(this.strips.get(name).element);
+      }
+      const strip = this.strips.get(name);
+      Object.assign(strip.element.style, { left: `${left}px`, top: `${top}px`, height: `${height}px` });
+      strip.draw(band);
+    }
   }
+}
 
-  strip({ name, left, top, height, band }) {
-    const shown = h("div", { className: "band", hidden: !band });
-    const draw = ([low, high]) => Object.assign(shown.style, { top: `${(1 - high) * height}px`, height: `${(high - low) * height}px` });
-    if (band) draw(band);
-    const strip = h("div", { className: "brush", title: `${name}: drag for bounds, double-click for none` }, shown);
-    Object.assign(strip.style, { left: `${left}px`, top: `${top}px`, height: `${height}px` });
-    const share = (event) => Math.min(1, Math.max(0, 1 - (event.clientY - strip.getBoundingClientRect().top) / height));
+// One axis; it stays the same element, or there would be no double click on it.
+class Strip {
+  constructor(name, onbound, onpick) {
+    this.band = h("div", { className: "band", hidden: true });
+    this.element = h("div", { className: "brush", title: `${name}: drag for bounds, double-click for none` }, this.band);
     let from = null;
-    strip.addEventListener("pointerdown", (event) => {
-      strip.setPointerCapture(event.pointerId);
-      from = share(event);
-      this.dragging = true;
+    const span = (event) => [from, this.share(event)].sort((a, b) => a - b);
+    const isFar = (event) => Math.abs(this.share(event) - from) * this.element.clientHeight > STILL;
+    const on = (type, hear) => this.element.addEventListener(type, hear);
+    on("pointerdown", (event) => {
+      this.element.setPointerCapture(event.pointerId);
+      from = this.share(event);
     });
-    const span = (event) => [from, share(event)].sort((a, b) => a - b);
-    const far = (event) => Math.abs(share(event) - from) * height > STILL;
-    strip.addEventListener("pointermove", (event) => {
-      if (from == null || !far(event)) return;
-      shown.hidden = false;
-      draw(span(event));
-    });
-    strip.addEventListener("pointerup", (event) => {
+    on("pointermove", (event) => from != null && isFar(event) && this.draw(span(event)));
+    on("pointerup", (event) => {
       if (from == null) return;
-      this.dragging = false;
-      if (far(event)) this.onbound(name, ...span(event));
-      else this.onpick(name, from);
+      if (isFar(event)) onbound(name, ...span(event));
+      else onpick(name, from);
       from = null;
     });
-    strip.addEventListener("pointercancel", () => (this.dragging = false, from = null));
-    strip.addEventListener("dblclick", () => this.onbound(name, null, null));
-    return strip;
+    on("pointercancel", () => (from = null));
+    on("dblclick", () => onbound(name, null, null));
+  }
+
+  share(event) {
+    const { top, height } = this.element.getBoundingClientRect();
+    return Math.min(1, Math.max(0, 1 - (event.clientY - top) / height));
+  }
+
+  draw(band) {
+    this.band.hidden = !band;
+    if (band) Object.assign(this.band.style, { top: `${(1 - band[1]) * 100}%`, height: `${(band[1] - band[0]) * 100}%` });
   }
 }

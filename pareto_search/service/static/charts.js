@@ -155,7 +155,8 @@ export function drawParallel(element, front, view, onclick) {
   const { line: rule } = ink();
   const axes = metrics.map((_, i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line: { color: rule, width: 2 } }));
   // On the paper: what lies outside the axes' range would not be shown.
-  const note = (i, y, text, anchor) => ({ x: i, y, yref: "paper", text, showarrow: false, yanchor: anchor, font: { size: 12 } });
+  const size = element.clientWidth < 480 ? 10 : 12;
+  const note = (i, y, text, anchor) => ({ x: i, y, yref: "paper", text, showarrow: false, yanchor: anchor, font: { size } });
   const notes = scales.flatMap(({ foot, top }, i) => [note(i, 1.02, `<b>${escaped(metrics[i])}</b><br>${short(top)}`, "bottom"), note(i, -0.02, short(foot), "top")]);
   const plan = layout({
     height: 330,

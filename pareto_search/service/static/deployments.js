@@ -56,7 +56,7 @@ class Card {
           h("div", { className: "wide" }, h("table", {}, h("thead", {}, h("tr", {}, ["entry", "answers to", "so far"].map((t) => h("th", { scope: "col" }, t)))), this.served)),
           this.trial,
           this.doing,
-          h("details", { ontoggle: (event) => event.target.open && this.reveal(deployment) }, h("summary", {}, "From elsewhere"), this.curl),
+          h("details", { ontoggle: (event) => event.target.open && this.reveal(deployment) }, h("summary", {}, "Ask it with curl"), this.curl),
         ),
         h("div", {}, h("h3", {}, "Try it"), this.tried, this.answer),
       ),

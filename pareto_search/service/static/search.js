@@ -1,6 +1,6 @@
 // One search: its progress, its front, and the way to one entry of it.
 
-import { download, get, post, remove, watch } from "./api.js";
+import { download, get, post, put, remove, watch } from "./api.js";
 import { Brushes } from "./brushes.js";
 import { drawFigure, drawFront, drawParallel, scale } from "./charts.js";
 import { compareTable, entryTable, genealogy } from "./entries.js";
@@ -62,20 +62,19 @@ function title(search, again) {
     location.hash = "#/";
   });
   const active = ["queued", "running"].includes(state);
+  const deeds = h(
+    "div",
+    { className: "row" },
+    active && h("button", { onclick: tell("pause") }, "Pause"),
+    (active || state === "paused") && h("button", { onclick: tell("cancel") }, "Cancel"),
+    ["paused", "failed", "finished"].includes(state) &&
+      h("details", { className: "inline" }, h("summary", {}, "Go on"), h("div", { className: "row" }, field("up to candidates", more), field("and minutes", minutes), h("button", { onclick: resume }, "Go on"))),
+    state !== "running" && h("button", { onclick: erase }, "Delete"),
+    h("details", { className: "inline" }, h("summary", {}, "Config"), h("pre", {}, JSON.stringify(search.config, null, 1))),
+  );
   return [
-    h("h1", {}, search.name, " ", h("span", { className: `state ${state}`, id: "state" }, stateOf(search))),
-    h("p", {}, h("small", {}, `${id}, on ${search.data} with ${search.base}`)),
+    h("div", { className: "heading" }, h("h1", {}, search.name, " ", h("span", { className: `state ${state}`, id: "state" }, stateOf(search))), h("small", {}, `${id}, on ${search.data} with ${search.base}`), deeds),
     standing(search),
-    h(
-      "div",
-      { className: "row" },
-      active && h("button", { onclick: tell("pause") }, "Pause"),
-      (active || state === "paused") && h("button", { onclick: tell("cancel") }, "Cancel"),
-      ["paused", "failed", "finished"].includes(state) &&
-        h("details", { className: "inline" }, h("summary", {}, "Go on"), h("div", { className: "row" }, field("up to candidates", more), field("and minutes", minutes), h("button", { onclick: resume }, "Go on"))),
-      state !== "running" && h("button", { onclick: erase }, "Delete"),
-      h("details", { className: "inline" }, h("summary", {}, "Config"), h("pre", {}, JSON.stringify(search.config, null, 1))),
-    ),
   ];
 }
 
@@ -109,6 +108,7 @@ class Explorer {
     const first = this.front === null;
     this.front = front;
     this.archive = await this.evaluations();
+    this.deployed = (await get("/deployments")).deployments.filter((d) => d.search === this.id);
     const names = front.objectives.map((o) => o.name);
     if (first) Object.assign(this.view, { x: names[0], y: names[1] });
     // Made anew, unless it is there and somebody may be moving a slider.
@@ -162,8 +162,7 @@ class Explorer {
       h("h2", {}, "Entries"),
       h("p", {}, h("small", {}, "Those that together cover the most hypervolume stand for the whole front.")),
       this.table,
-      this.side,
-      this.front.final && this.previews.element,
+      h("div", { className: "together" }, this.side, this.front.final && this.previews.element),
       this.family,
       h("details", { ontoggle: (event) => event.target.open && this.drawTimeline() }, h("summary", {}, "How the hypervolume grew"), this.timeline),
     );
@@ -303,7 +302,7 @@ class Explorer {
       h("p", { className: "reason" }, this.reason),
       h("p", {}, h("small", { id: "kept" }, kept)),
       h("div", { className: "row" }, front.final && this.deployer(entry.entry), h("button", { onclick: () => this.toggle(entry.entry), id: "compare-selected" }, view.compared.has(entry.entry) ? "Do not compare" : "Compare")),
-      front.final ? this.packer(entry.entry) : h("p", {}, h("small", {}, "can be deployed and downloaded when the search has ended")),
+      front.final ? [this.trials(entry.entry), this.packer(entry.entry)] : h("p", {}, h("small", {}, "can be deployed and downloaded when the search has ended")),
     );
   }
 
@@ -315,6 +314,17 @@ class Explorer {
       location.hash = `#/deployments/${made.id}`;
     });
     return h("button", { className: "primary", onclick: deploy, id: "deploy" }, others.length ? `Deploy with ${count(others.length, "compared one")}` : "Deploy");
+  }
+
+  // A button for each deployment of this search that another entry answers for.
+  trials(entry) {
+    const tryOut = (id) =>
+      doing(async () => {
+        await put(`/deployments/${id}/canary`, { entry, share: 0.1 });
+        location.hash = `#/deployments/${id}`;
+      });
+    const open = this.deployed.filter((d) => d.entries[0] !== entry && d.state !== "deleting");
+    return open.length ? h("div", { className: "row" }, open.map((d) => h("button", { onclick: tryOut(d.id) }, `Try out on 10 % in ${d.id}`))) : null;
   }
 
   packer(entry) {
