@@ -27,15 +27,15 @@ def main(link: str, search: str) -> None:
             executable_path="/usr/bin/chromium", args=["--no-sandbox", "--enable-unsafe-swiftshader"]
         )
         with opened(browser, link, WIDE) as page:
-            page.wait_for_timeout(1000)
-            shot(page, "launch")
             page.goto(f"{service}#/search/{search}")
             page.wait_for_selector("#selected")
             page.locator("#weight-1").press("End")
             for _ in range(40):
                 page.locator("#bound-0").press("ArrowRight")
+            page.wait_for_timeout(1000)
             page.click("#compare-selected")
             page.locator("#entries tbody input").first.check()
+            show(page, "body")
             shot(page, "select")
             page.fill("#previews [name=user]", USER)
             page.click("#preview")
@@ -48,6 +48,7 @@ def main(link: str, search: str) -> None:
             page.wait_for_selector(".deployment .state:text-is('serving')")
             page.click(".try")
             page.wait_for_selector("tr:has-text('a canary')")
+            page.wait_for_selector(".deployment .state:text-is('serving')")
             page.fill(".deployment [name=user]", USER)
             page.click(".ask")
             page.wait_for_selector(".deployment ol.items")

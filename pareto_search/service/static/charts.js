@@ -4,7 +4,7 @@ const BLUE = "#2a85c7", ORANGE = "#dd8a12", GREEN = "#0f9d78", GREY = "#78818d";
 const PALETTE = [BLUE, ORANGE, GREEN, "#b0559f", "#8a6d3b", "#5b67c9", "#c9485b", "#3b8a8a"];
 const CURVES = { "warm-start": GREEN, practitioner: ORANGE };
 const SYMBOLS = ["diamond", "square", "triangle-up", "cross", "x", "triangle-down", "star", "pentagon"];
-const SYMBOLS_3D = ["diamond", "square", "cross", "x"];
+const SYMBOLS_3D = ["diamond-open", "square-open", "cross", "x"]; // all that there are in three dimensions
 const OPTIONS = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 const escaped = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
@@ -78,7 +78,7 @@ export function drawFront(element, front, archive, view, onclick) {
       traces.push(trace(`${name} curve`, points, { color: colour, size: size(6), symbol: "circle-open" }, { hovertext: points.map((p) => hover(p.name, p, metrics)) }));
   }
   front.baselines.filter((b) => b[part]).forEach((b, i) => {
-    const symbol = z ? `${SYMBOLS_3D[i % 4]}-open` : `${SYMBOLS[i % 8]}-open`;
+    const symbol = z ? SYMBOLS_3D[i % 4] : `${SYMBOLS[i % 8]}-open`;
     traces.push(trace(b.name, [b], { color: GREY, size: size(10), symbol, line: { width: 1.8 } }, { hovertext: [hover(b.name, b, metrics)] }));
   });
   const inside = front.front.filter((e) => kept.has(e.entry)), outside = front.front.filter((e) => !kept.has(e.entry));
