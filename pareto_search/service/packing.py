@@ -3,15 +3,14 @@
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 from pathlib import Path
 
 from pareto_search import results
 from pareto_search.errors import ConfigError, RunError
+from pareto_search.service.turns import Turns
 
-_one = threading.Lock()
-"""One at a time: each has a base model in memory."""
+_turns = Turns()
 
 
 def packed(run: Path, name: str, form: str) -> Path:
@@ -23,12 +22,13 @@ def packed(run: Path, name: str, form: str) -> Path:
     Raises:
         RunError: the front has no such entry, or the process has ended over it.
         ConfigError: what the export complains about.
+        ConflictError: too many wait for theirs.
     """
     results.find_entry(results.load_front(run), name)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "export")
         command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "export", str(run), name]
-        with _one:
+        with _turns.taken():
             ended = subprocess.run(
                 [*command, "--to", str(folder), "--format", form],
                 capture_output=True,

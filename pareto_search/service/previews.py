@@ -9,6 +9,7 @@ from typing import Any
 
 from pareto_search.errors import ConfigError, RunError
 from pareto_search.question import Question
+from pareto_search.service.turns import Turns
 
 IDLE, PATIENCE = 300.0, 300.0
 """Seconds until the process ends where nobody asks any more, and where it does not answer."""
@@ -18,7 +19,7 @@ class Previews:
     """The one process, started by the first question."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._child: subprocess.Popen[str] | None = None
         self._end: threading.Timer | None = None
 
@@ -31,9 +32,10 @@ class Previews:
         Raises:
             ConfigError: the entry or the question does not fit.
             RunError: the process has ended over it.
+            ConflictError: too many wait for theirs.
         """
         asked = {"run": str(run), "entry": entry, "question": question.model_dump(mode="json")}
-        with self._lock:
+        with self._turns.taken():
             child = self._started()
             assert child.stdin is not None
             assert child.stdout is not None
@@ -53,12 +55,11 @@ class Previews:
 
     def close(self) -> None:
         """Ends the process."""
-        with self._lock:
-            if self._end is not None:
-                self._end.cancel()
-            if self._child is not None:
-                self._child.kill()
-                self._child.wait()
+        if self._end is not None:
+            self._end.cancel()
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
 
     def _started(self) -> "subprocess.Popen[str]":
         if self._child is None or self._child.poll() is not None:

@@ -181,7 +181,6 @@ class Explorer {
     this.sliders = {};
     const rows = names.map((name, i) => {
       const up = this.front.objectives[i].direction === "maximise";
-      const axis = scale(this.front, this.front.objectives[i]);
       const told = h("output", {});
       const weight = h("input", { type: "range", min: 0, max: 10, step: 1, value: this.weights[name] ?? 0, id: `weight-${i}`, "aria-label": `How much ${name} matters` });
       weight.addEventListener("input", () => {
@@ -193,14 +192,14 @@ class Explorer {
       bound.addEventListener("input", () => {
         const share = (up ? Number(bound.value) : 100 - Number(bound.value)) / 100;
         const [low = null, high = null] = this.view.bounds[name] ?? [];
-        const value = share ? axis.value(share) : null;
+        const value = share ? this.axis(name).value(share) : null;
         this.bind(name, up ? value : low, up ? high : value);
       });
       this.sliders[name] = () => {
         const [low = null, high = null] = this.view.bounds[name] ?? [];
         const worse = up ? low : high;
         if (document.activeElement !== bound) {
-          const share = worse == null ? 0 : Math.round(axis.share(worse) * 100);
+          const share = worse == null ? 0 : Math.round(this.axis(name).share(worse) * 100);
           bound.value = up ? share : 100 - share;
         }
         told.textContent = low != null && high != null ? `${low} – ${high}` : low != null ? `≥ ${low}` : high != null ? `≤ ${high}` : "any";
@@ -232,6 +231,7 @@ class Explorer {
     this.choose();
   }
 
+  // The front grows while the search goes on, and its axes with it.
   axis = (name) => scale(this.front, this.front.objectives.find((o) => o.name === name));
 
   // A band that reaches an end of its axis leaves that end open.
@@ -306,14 +306,14 @@ class Explorer {
     );
   }
 
-  // With the entries that it is compared with, for preferences to choose among.
+  // With the entries that it is compared with, for preferences to choose among; it is the first of them.
   deployer(entry) {
     const others = [...this.view.compared].filter((name) => name !== entry);
     const deploy = doing(async () => {
       const made = await post("/deployments", { search: this.id, entries: [entry, ...others] });
       location.hash = `#/deployments/${made.id}`;
     });
-    return h("button", { className: "primary", onclick: deploy, id: "deploy" }, others.length ? `Deploy with ${count(others.length, "compared one")}` : "Deploy");
+    return h("button", { className: "primary", onclick: deploy, id: "deploy" }, ["Deploy", "Deploy both"][others.length] ?? `Deploy all ${others.length + 1}`);
   }
 
   // A button for each deployment of this search that another entry answers for.
