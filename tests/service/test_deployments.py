@@ -1,8 +1,10 @@
 """Deployments over HTTP, on one that all tests of this module share."""
 
 import json
+import shutil
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +15,10 @@ from serving import deployers, serving
 
 from pareto_search import decide
 from pareto_search.objective import Objective
+from pareto_search.service.catalogue import Catalogue
+from pareto_search.service.fleet import MOST, Fleet
+from pareto_search.service.jobs import Jobs
+from pareto_search.service.record import ConflictError, DataSet, Deployment, Job, Record
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +185,7 @@ def test_what_cannot_be_deployed_or_tried_out_gets_one_line(shared: Shared, depl
     status, error = refused("", {"search": search, "entries": names[:1]})
     assert (status, "has not ended" in error) == (409, True)
     client.post(f"/v1/searches/{search}/cancel")
+    eventually(lambda: client.delete(f"/v1/searches/{search}").status_code == 204)  # it may have begun
     assert refused(f"/{deployment}/canary", {"entry": names[2], "share": 2}, "PUT")[0] == 422
     status, error = refused(f"/{deployment}/canary", {"entry": names[0], "share": 0.5}, "PUT")
     assert (status, "answers already" in error) == (400, True)
@@ -202,11 +209,25 @@ def test_an_entry_recommends_without_a_deployment_as_with_one(
     assert previewed(prefer={"ild@5": 2})["entry"] == names[decide.prefer(values, objectives, {"ild@5": 2}).index]
 
 
+def test_there_are_only_so_many_and_their_data_stays(tmp_path: Path) -> None:
+    record = Record(tmp_path / "service.db")
+    catalogue = Catalogue(tmp_path, record, [], [])
+    record.add_data(DataSet("mine", "upload", {"source": str(tmp_path / "nowhere")}))
+    record.add_search(Job("films-1", "films", "mine", "minilm", {}))
+    for n in range(MOST):
+        record.add_deployment(Deployment(f"films-{n}", "films-0", "mine", ["c0000-s00"], 1 + n, "token"))
+    fleet = Fleet(tmp_path, record, Jobs(tmp_path, record, catalogue, None, 1))
+    with pytest.raises(ConflictError, match="delete one first"):
+        fleet.deploy("films-1", ["c0000-s00"])
+    record.remove_search("films-1")
+    with pytest.raises(ConflictError, match="is used by 'films-0'"):
+        catalogue.remove("mine")
+    record.close()
+
+
 def test_it_survives_a_kill_of_the_service_and_of_itself_and_the_end_of_its_search(
     shared: Shared, names: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    import shutil
-
     root = tmp_path_factory.mktemp("other") / "root"
     folder = shared.service.root.parent / "small"
     options = ["--data", f"small={folder / 'search.yaml'}", "--base", f"tiny={folder / 'base'}"]
