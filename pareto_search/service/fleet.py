@@ -215,8 +215,8 @@ class Fleet:
 
     def _keep(self, deployment: Deployment, names: Sequence[str]) -> None:
         """Copies entries of the search's front with all that they need, unless they are there."""
-        kept = self._folder_of(deployment) / RUN
-        held = self.front(deployment)["front"] if kept.is_dir() else []
+        own = self._folder_of(deployment) / RUN
+        held = self.front(deployment)["front"] if own.is_dir() else []
         new = [name for name in dict.fromkeys(names) if name not in {e["entry"] for e in held}]
         if not new:
             return
@@ -225,9 +225,9 @@ class Fleet:
         entries = [results.find_entry(front, name) for name in new]
         for folder in {e["checkpoint"] for e in entries} | {"components"}:
             if (run / folder).is_dir():
-                shutil.copytree(run / folder, kept / folder, dirs_exist_ok=True)
-        shutil.copy2(run / "search.yaml", kept)
-        results.save({**front, "front": [*held, *entries]}, kept)
+                shutil.copytree(run / folder, own / folder, dirs_exist_ok=True)
+        shutil.copy2(run / "search.yaml", own)
+        results.save({**front, "front": [*held, *entries]}, own)
 
     def _folder_of(self, deployment: Deployment) -> Path:
         return self._folder / "deployments" / deployment.id
