@@ -18,6 +18,7 @@ from pareto_search.config import SearchConfig, read
 from pareto_search.errors import ConfigError, ParetoSearchError
 from pareto_search.objective import Constraint, Objective
 from pareto_search.plots import pairwise
+from pareto_search.question import Canary
 from pareto_search.recsys import fetch
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.render import write
@@ -276,11 +277,21 @@ def recommend(
 @cli.command()
 @RUN
 @click.argument("names", metavar="ENTRY...", nargs=-1, required=True)
+@click.option("--canary", metavar="ENTRY=SHARE", help="Another entry for a share of the users, such as c0009-s07=0.1.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--replicas", default=1, show_default=True, type=click.IntRange(1), help="Processes that share the port.")
 @ADDRESS
-def deploy(*, run: Path, names: tuple[str, ...], host: str, port: int, replicas: int, address: str | None) -> None:
+def deploy(
+    *,
+    run: Path,
+    names: tuple[str, ...],
+    canary: str | None,
+    host: str,
+    port: int,
+    replicas: int,
+    address: str | None,
+) -> None:
     """Recommendations over HTTP by Ray Serve. On a running cluster, a second call swaps the served entries.
 
     The token is PARETO_SEARCH_TOKEN, or one of its own that it prints.
@@ -297,7 +308,8 @@ def deploy(*, run: Path, names: tuple[str, ...], host: str, port: int, replicas:
             "a deployment on a cluster outlives this command; set PARETO_SEARCH_TOKEN, and keep it for swaps"
         )
     token = given or secrets.token_urlsafe(32)
-    launch.deploy(run, names, token=token, host=host, port=port, replicas=replicas, address=address)
+    trial = Canary.parse(canary) if canary else None
+    launch.deploy(run, names, token=token, canary=trial, host=host, port=port, replicas=replicas, address=address)
     click.echo(f"Serving {', '.join(names)} at http://{host}:{port}/recommend")
     if not given:
         click.echo(f"Token: {token}")

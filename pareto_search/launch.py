@@ -15,6 +15,7 @@ from pareto_search.candidate import Evaluation
 from pareto_search.config import SearchConfig
 from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
 from pareto_search.objective import is_feasible
+from pareto_search.question import Canary
 from pareto_search.recsys.dataset import Dataset, load
 from pareto_search.recsys.metrics import parse_metric
 from pareto_search.recsys.split import Split, split
@@ -116,6 +117,7 @@ def deploy(
     names: Sequence[str],
     *,
     token: str,
+    canary: Canary | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     replicas: int = 1,
@@ -127,7 +129,7 @@ def deploy(
         UserError: an entry, the data, the port or the cluster does not fit.
     """
     front = results.load_front(run)
-    for name in names:
+    for name in [*names, canary.entry] if canary else names:
         results.find_entry(front, name)
     if address is None:
         _want_token()
@@ -137,7 +139,9 @@ def deploy(
         raise ConfigError(f"deploy needs {error.name}: pip install 'pareto-search[deploy]'") from None
 
     data = load(**load_config(run).data.arguments())
-    serving.deploy(run, names, data, token=token, host=host, port=port, replicas=replicas, address=address)
+    serving.deploy(
+        run, names, data, token=token, canary=canary, host=host, port=port, replicas=replicas, address=address
+    )
 
 
 def load_config(run: Path) -> SearchConfig:

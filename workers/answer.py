@@ -1,62 +1,27 @@
 """What a deployment answers: several entries of one run at work over one base model, without Ray and HTTP."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from pareto_search import decide
 from pareto_search.entry import of_run
 from pareto_search.errors import ConfigError, DataError, ParetoSearchError, nearest
-from pareto_search.objective import Objective
+from pareto_search.objective import Objective, Values
+from pareto_search.question import Canary, Question
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.recsys.rerank import POOL, arrange, blend, choose, relevance
+from pareto_search.recsys.rerank import arrange, blend, choose, relevance
 from pareto_search.results import find_entry, load_front
 from pareto_search.workers.recommend import Serving, sequences
 
 KNOWN = 100_000
 """How many lists of known users are kept for each entry, at most."""
-
-
-class Question(BaseModel):
-    """A request: who, how many items, of which kind, and by which entry.
-
-    Attributes:
-        user, history: one of them; a user of the data set, or items, oldest first.
-        k: how many items.
-        exclude: items that must not be shown, beside those of the history.
-        least: `credibility` or `novelty` -> the least that an item must have, 0..1.
-        entry: the name of a served one; or else:
-        prefer: objective -> weight, which pick the nearest of the served entries; without both, the first one answers.
-        explain: whether to give reasons.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    user: str | None = None
-    history: tuple[str, ...] | None = None
-    k: Annotated[int, Field(ge=1, le=POOL)] = 10
-    exclude: tuple[str, ...] = ()
-    least: dict[str, FiniteFloat] = {}
-    entry: str | None = None
-    prefer: dict[str, FiniteFloat] | None = None
-    explain: bool = False
-
-    @model_validator(mode="after")
-    def _is_one_wish(self) -> "Question":
-        if (self.user is None) == (self.history is None):
-            raise ValueError("give either user or history")
-        if self.entry is not None and self.prefer is not None:
-            raise ValueError("give either entry or prefer")
-        if unknown := self.least.keys() - {"credibility", "novelty"}:
-            raise ValueError(f"least has '{min(unknown)}'; expected credibility or novelty")
-        return self
 
 
 @dataclass(frozen=True)
@@ -80,38 +45,42 @@ class Desk:
     """Answers questions from the entries that it serves; another choice of them takes the place of the old at once.
 
     Args:
+        names: of entries, the one first that answers who names none.
         base: where the base model is, if not where it was in the search.
+        canary: an entry on trial; preferences do not lead to it unless it is among `names` too.
 
     Raises:
         RunError: the front has no such entry.
         UserError: an entry's files, data or base model do not fit.
     """
 
-    def __init__(self, run: Path, names: Sequence[str], data: Dataset, base: str | None = None) -> None:
+    def __init__(
+        self, run: Path, names: Sequence[str], data: Dataset, base: str | None = None, canary: Canary | None = None
+    ) -> None:
         self._run = run
-        self._front = load_front(run)
-        self._objectives = [Objective(**o) for o in self._front["objectives"]]
         self._place = {item: i for i, item in enumerate(data.item_ids)}
         first = Serving(of_run(run, names[0]), data, base)
         self._serving = first
         self._histories = first.histories()
-        self._shelf = self._shelve([first, *(first.beside(of_run(run, name)) for name in names[1:])])
+        self._shelf = self._shelve({first.entry.name: first}, names, canary)
 
-    def swap(self, names: Sequence[str]) -> None:
+    def swap(self, names: Sequence[str], canary: Canary | None = None) -> None:
         """Serves these entries from now on; questions meanwhile are answered by those served before.
 
         Raises:
             UserError: as for the class; the old ones stay.
         """
-        held = self._shelf
-        self._shelf = self._shelve(
-            [held.entries[n] if n in held.entries else self._serving.beside(of_run(self._run, n)) for n in names]
-        )
+        self._shelf = self._shelve(self._shelf.entries, names, canary)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The entries that are served, the default first."""
+        """The entries that are served, the default first, the canary last unless it is one of the others."""
         return tuple(self._shelf.entries)
+
+    @property
+    def canary(self) -> Canary | None:
+        """The entry on trial."""
+        return self._shelf.canary
 
     def known(self, question: Question) -> Answer | None:
         """The answer to a question that was computed for its user before, if nothing in it asks for more."""
@@ -148,15 +117,20 @@ class Desk:
                     answers[number] = error
         return answers
 
-    def _shelve(self, entries: Iterable[Serving]) -> "_Shelf":
-        served = {serving.entry.name: serving for serving in entries}
-        values = [find_entry(self._front, name)["validation"] for name in served]
-        return _Shelf(served, values, self._objectives)
+    def _shelve(self, held: Mapping[str, Serving], names: Sequence[str], canary: Canary | None) -> "_Shelf":
+        front = load_front(self._run)  # which may have been written since
+        served = dict.fromkeys([*names, canary.entry] if canary else names)
+        entries = {n: held[n] if n in held else self._serving.beside(of_run(self._run, n)) for n in served}
+        values = {name: find_entry(front, name)["validation"] for name in names}
+        return _Shelf(entries, values, [Objective(**o) for o in front["objectives"]], canary)
 
     def _history(self, question: Question) -> NDArray[np.int32]:
         if question.user is not None:
             if question.user not in self._histories:
-                raise DataError(f"user '{question.user}' is not in the data; give a history for a new user")
+                known = next(iter(self._histories))
+                raise DataError(
+                    f"user '{question.user}' is not in the data; expected one such as '{known}', or give a history"
+                )
             return self._histories[question.user]
         return self._indices(question.history or ())
 
@@ -219,15 +193,19 @@ class _Shelf:
     """One choice of entries with what has been computed by them; never changed but for its memory."""
 
     def __init__(
-        self, entries: Mapping[str, Serving], values: Sequence[Mapping[str, float]], objectives: Sequence[Objective]
+        self,
+        entries: Mapping[str, Serving],
+        values: Mapping[str, Values],
+        objectives: Sequence[Objective],
+        canary: Canary | None,
     ) -> None:
-        self.entries = dict(entries)
+        self.entries, self.canary = dict(entries), canary
         self.lists: dict[str, OrderedDict[str, _List]] = {name: OrderedDict() for name in entries}
-        names = list(entries)
+        names = list(values)
 
         @lru_cache(maxsize=1024)  # people do not prefer in many ways
         def preferred(weights: tuple[tuple[str, float], ...]) -> str:
-            return names[decide.prefer(values, objectives, dict(weights)).index]
+            return names[decide.prefer(list(values.values()), objectives, dict(weights)).index]
 
         self._preferred = preferred
 
@@ -240,7 +218,8 @@ class _Shelf:
         if question.prefer is not None:
             return self._preferred(tuple(sorted(question.prefer.items())))
         if question.entry is None:
-            return next(iter(self.entries))
+            on_trial = self.canary is not None and _lot(question, self.canary.entry) < self.canary.share
+            return self.canary.entry if self.canary and on_trial else next(iter(self.entries))
         if question.entry not in self.entries:
             raise ConfigError(f"entry '{question.entry}' is not served; {nearest(question.entry, self.entries)}")
         return question.entry
@@ -252,3 +231,9 @@ class _Shelf:
             lists[user] = found
         if len(lists) > KNOWN:
             lists.popitem(last=False)
+
+
+def _lot(question: Question, canary: str) -> float:
+    """0 to 1, even over people and always the same for one of them; another canary draws anew, and so do others."""
+    who = repr((canary, question.user, question.history))
+    return int.from_bytes(blake2b(who.encode(), digest_size=8).digest()) / 2**64

@@ -1,7 +1,7 @@
 """Ray Serve: recommendations of a run's entries over HTTP.
 
-    POST /recommend   an `answer.Question` as JSON
-    GET  /entries     what is served
+    POST /recommend   a `Question` as JSON
+    GET  /entries     what is served, the canary, and how many questions each entry has answered
     GET  /metrics     for Prometheus
     GET  /healthz     the only one without a token, which says nothing but that it is there
 
@@ -33,8 +33,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pareto_search.errors import ClusterError, ConfigError, ParetoSearchError
+from pareto_search.question import Canary, Question
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.workers.answer import Answer, Desk, Question
+from pareto_search.workers.answer import Answer, Desk
 from pareto_search.workers.pool import connect
 
 NAME = "pareto-search"
@@ -60,6 +61,11 @@ class Counted:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
         )
 
+    def by_entry(self) -> dict[str, int]:
+        """How many questions each entry has answered."""
+        samples = [s for metric in self.answers.collect() for s in metric.samples if s.name.endswith("_total")]
+        return {s.labels["entry"]: int(s.value) for s in samples}
+
 
 class Replica:
     """One process that answers; Serve calls `reconfigure` whenever it is to serve other entries."""
@@ -75,16 +81,17 @@ class Replica:
         self._server: uvicorn.Server | None = None
 
     async def reconfigure(self, wish: dict[str, Any]) -> None:
-        """Serves `wish["entries"]` to whoever has the token of which `wish["token_sha256"]` is the hash.
+        """Serves `entries` and `canary` of the wish to whoever has the token of which `token_sha256` is the hash.
 
         The new entries are loaded beside the old ones, which answer until then.
         """
         self._digest = bytes.fromhex(wish["token_sha256"])
+        canary = Canary(**wish["canary"]) if wish["canary"] else None
         if self._desk is None:
-            self._desk = await asyncio.to_thread(Desk, self._run, wish["entries"], self._data, self._base)
+            self._desk = await asyncio.to_thread(Desk, self._run, wish["entries"], self._data, self._base, canary)
             self._listen()
         else:
-            await asyncio.to_thread(self._desk.swap, wish["entries"])
+            await asyncio.to_thread(self._desk.swap, wish["entries"], canary)
         self._counted.entries.set(len(self._desk.names))
 
     def check_health(self) -> None:
@@ -183,7 +190,13 @@ class Replica:
 
     async def _entries(self, _: Request) -> Response:
         assert self._desk is not None
-        return JSONResponse({"entries": self._desk.names})
+        canary = self._desk.canary
+        content = {
+            "entries": self._desk.names,
+            "canary": canary and asdict(canary),
+            "answers": self._counted.by_entry(),
+        }
+        return JSONResponse(content)
 
     async def _metrics(self, _: Request) -> Response:
         return Response(generate_latest(self._counted.registry), media_type=CONTENT_TYPE_LATEST)
@@ -199,6 +212,7 @@ def deploy(
     data: Dataset,
     *,
     token: str,
+    canary: Canary | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     replicas: int = 1,
@@ -207,6 +221,7 @@ def deploy(
     """Serves entries of a run; where the same run is served already, its replicas change over to these entries.
 
     Args:
+        canary: an entry on trial beside them.
         address: of a running Ray cluster, whose nodes see the run folder; None starts a local Ray.
         replicas: processes; those of one machine share the port.
 
@@ -222,7 +237,11 @@ def deploy(
     deployment = serve.deployment(Replica).options(
         num_replicas=replicas,
         max_ongoing_requests=8,
-        user_config={"entries": list(names), "token_sha256": hashlib.sha256(token.encode()).hexdigest()},
+        user_config={
+            "entries": list(names),
+            "canary": canary and asdict(canary),
+            "token_sha256": hashlib.sha256(token.encode()).hexdigest(),
+        },
         ray_actor_options={"num_cpus": 0.5},
         # Where nothing but user_config differs, Serve reconfigures its replicas in place; it would take code without
         # a version for new code, and replace them.

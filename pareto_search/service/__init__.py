@@ -1,1 +1,1 @@
-"""The HTTP service: launch, watch, compare and select, in a browser or over HTTP."""
+"""The HTTP service: launch, watch, compare, select and deploy, in a browser or over HTTP."""

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from pareto_search.service.fleet import State as FleetState
 from pareto_search.service.record import NAME, Origin, State
 
 Name = Annotated[str, Field(pattern=NAME)]
@@ -107,6 +108,67 @@ class Selection(BaseModel):
     entry: dict[str, Any]
     reason: str
     kept: list[str]
+
+
+class Canary(Asked):
+    """Another entry of the front, and the share of the users that it answers, 0..1."""
+
+    entry: Annotated[str, Field(max_length=200)]
+    share: Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+class Deploy(Asked):
+    """Entries of a search that has ended; the first one answers who names none."""
+
+    search: str
+    entries: Annotated[list[Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=16)]
+
+
+class Deployment(BaseModel):
+    """Entries that recommend over HTTP.
+
+    `endpoint` listens on the service's machine only. `answers` has how many questions each entry has answered since the
+    process began, `earlier` how many promotions can be rolled back; `created` is a Unix time.
+    """
+
+    id: str
+    search: str
+    state: FleetState
+    error: str | None
+    entries: list[str]
+    canary: Canary | None
+    earlier: int
+    endpoint: str
+    answers: dict[str, int]
+    created: float
+
+
+class DeploymentDetail(Deployment):
+    """With the token of its endpoint, and the objectives that a question may prefer."""
+
+    token: str
+    objectives: list[str]
+
+
+class Deployments(BaseModel):
+    deployments: list[Deployment]
+
+
+class Item(BaseModel):
+    """An item that is recommended: `score` is in standard deviations above the user's average item, and `because` has
+    titles of the history without which it would be lowest, where reasons are asked for."""
+
+    item: str
+    title: str
+    score: float
+    because: list[str] | None = None
+
+
+class Recommendations(BaseModel):
+    """Items, the best first, and the entry that chose them."""
+
+    entry: str
+    items: list[Item]
 
 
 class Archive(BaseModel):

@@ -13,10 +13,12 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from pareto_search.errors import ConfigError, UserError
-from pareto_search.service import answers, fronts, searches
+from pareto_search.service import answers, deployments, fronts, searches
 from pareto_search.service.catalogue import Catalogue
+from pareto_search.service.fleet import Fleet
 from pareto_search.service.guard import Guard
 from pareto_search.service.jobs import Jobs
+from pareto_search.service.previews import Previews
 from pareto_search.service.record import ConflictError, MissingError, Record
 
 STATIC = Path(__file__).parent / "static"
@@ -41,12 +43,14 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create(record: Record, catalogue: Catalogue, jobs: Jobs, token: str, hosts: set[str]) -> Guard:
+def create(
+    record: Record, catalogue: Catalogue, jobs: Jobs, fleet: Fleet, previews: Previews, *, token: str, hosts: set[str]
+) -> Guard:
     """The ASGI application of a service, behind its guard."""
     app = FastAPI(
         title="pareto-search",
         version=version("pareto-search"),
-        description="Launch, watch, compare and select: the trade-offs of an LLM-based recommender.",
+        description="Launch, watch, compare, select and deploy: the trade-offs of an LLM-based recommender.",
         openapi_url="/v1/openapi.json",
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
@@ -55,7 +59,8 @@ def create(record: Record, catalogue: Catalogue, jobs: Jobs, token: str, hosts: 
     )
     app.include_router(searches.routes(record, catalogue, jobs))
     app.include_router(searches.control(record, jobs))
-    app.include_router(fronts.routes(jobs))
+    app.include_router(fronts.routes(jobs, previews))
+    app.include_router(deployments.routes(record, fleet))
     app.include_router(_data_routes(record, catalogue))
     app.include_router(_page_routes())
     app.add_exception_handler(UserError, _told)
@@ -137,7 +142,8 @@ def _misfit(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    return _refusal(f"{place}: {first['msg']}; /v1/openapi.json says what is expected", 422)
+    reason = first["msg"].removeprefix("Value error, ")
+    return _refusal(f"{place}: {reason}; /v1/openapi.json says what is expected", 422)
 
 
 def _refused(_: Request, error: Exception) -> JSONResponse:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pareto_search.config import MINILM, ColumnsSection, DataSection, SearchConfig
 from pareto_search.errors import ConfigError, DataError, RunError, nearest
 from pareto_search.recsys.dataset import MOVIELENS, load
-from pareto_search.service.record import NAME, ConflictError, DataSet, Record
+from pareto_search.service.record import NAME, ConflictError, DataSet, Deployment, Job, Record
 
 UNPACKED = 1 << 30
 """The most bytes that an uploaded archive may unpack to."""
@@ -120,14 +120,14 @@ class Catalogue:
 
         Raises:
             MissingError: there is none.
-            ConflictError: it is the operator's, or a search uses it.
+            ConflictError: it is the operator's, or a search or a deployment uses it.
         """
         data = self._record.data_set(name)
         if data.origin == "operator":
             raise ConflictError(f"data set '{name}' is the operator's; only uploads can be deleted")
-        user = next((job.id for job in self._record.searches() if job.data == name), None)
-        if user:
-            raise ConflictError(f"data set '{name}' is used by search '{user}'; delete that first")
+        users: list[Job | Deployment] = [*self._record.searches(), *self._record.deployments()]
+        if user := next((u.id for u in users if u.data == name), None):
+            raise ConflictError(f"data set '{name}' is used by '{user}'; delete that first")
         self._record.remove_data(name)
         files = data.section.get("interactions")
         shutil.rmtree(Path(files).parent if files else data.section["source"], ignore_errors=True)

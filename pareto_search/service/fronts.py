@@ -1,28 +1,28 @@
 """The routes that look at a search: its front, archive and plots, what is selected and what is downloaded."""
 
-import tempfile
-import zipfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
-from pareto_search import checkpoint, entry, plots
+from pareto_search import plots
 from pareto_search.candidate import Evaluation
-from pareto_search.service import answers
+from pareto_search.question import Question
+from pareto_search.service import answers, packing
 from pareto_search.service.jobs import Jobs
+from pareto_search.service.previews import Previews
 from pareto_search.service.view import Views, compare
 
 PAGE = 1000
 """The most evaluations on a page of the archive."""
 
 Kind = Literal["pair", "pairwise", "parallel", "timeline"]
+Form = Literal["adapter", "merged", "sentence-transformers", "onnx"]
 
 
-def routes(jobs: Jobs) -> APIRouter:
+def routes(jobs: Jobs, previews: Previews) -> APIRouter:
     """All of them, over one service's searches."""
     router = APIRouter(prefix="/v1", tags=["fronts"])
     view = Views(jobs)
@@ -76,11 +76,24 @@ def routes(jobs: Jobs) -> APIRouter:
         found, reason, kept = view(search).select(wish.prefer, wish.where, wish.best)
         return answers.Selection(entry=found, reason=reason, kept=kept)
 
+    @router.post("/searches/{search}/recommend")
+    def recommend(search: str, question: Question) -> answers.Recommendations:
+        """What an entry of the front would recommend, undeployed; without entry and preferences it is the knee.
+
+        The first question takes seconds, in which the base model is loaded.
+        """
+        run = jobs.finished(search)
+        name = question.entry or view(search).select(question.prefer or {}, [], None)[0]["entry"]
+        return answers.Recommendations.model_validate(previews.recommend(run, name, question))
+
     @router.get("/searches/{search}/entries/{name}/zip", response_class=FileResponse)
-    def download(search: str, name: str) -> FileResponse:
-        """An entry with all it needs, as one zip archive: as `pareto-search export` writes it."""
-        packed = _packed(entry.of_run(jobs.run(search), name))
-        file_name = f"{search}-{name}.zip"
+    def download(search: str, name: str, form: Annotated[Form, Query(alias="format")] = "adapter") -> FileResponse:
+        """An entry with all it needs, as one zip archive: as `pareto-search export --format` writes it.
+
+        All formats but `adapter` load the base model, and take seconds or minutes.
+        """
+        packed = packing.packed(jobs.finished(search), name, form)
+        file_name = f"{search}-{name}-{form}.zip"
         return FileResponse(
             packed, filename=file_name, media_type="application/zip", background=BackgroundTask(packed.unlink)
         )
@@ -90,16 +103,3 @@ def routes(jobs: Jobs) -> APIRouter:
 
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
     return asdict(evaluation) | {"entry": evaluation.entry}
-
-
-def _packed(found: entry.Entry) -> Path:
-    """A temporary zip archive of an exported entry."""
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint.write(Path(scratch, found.name), found.to_files())
-        with (
-            tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as packed,
-            zipfile.ZipFile(packed, "w") as archive,
-        ):
-            for file in sorted(Path(scratch, found.name).iterdir()):
-                archive.write(file, f"{found.name}/{file.name}")
-    return Path(packed.name)

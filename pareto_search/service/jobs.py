@@ -1,36 +1,22 @@
-"""Searches as processes: some run, the others queue, and all of them outlive the service.
-
-Whether a search's process is there is a question to the system and not to memory: the process holds the lock that it
-was born with. So a service that was killed and starts again finds what goes on, and what has ended meanwhile.
-"""
+"""Searches as processes: some run, the others queue, and all of them outlive the service."""
 
 import fcntl
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pareto_search import results
 from pareto_search.config import SearchConfig
 from pareto_search.errors import AbsentError, RunError, UserError
 from pareto_search.results import write_whole
 from pareto_search.service.catalogue import Catalogue
+from pareto_search.service.processes import TRASH, Processes, kept, status_of
 from pareto_search.service.record import ConflictError, Job, Record
-from pareto_search.service.runner import CONFIG, LOCK, RUN, STATUS, STOP
+from pareto_search.service.runner import CONFIG, RUN
 from pareto_search.store import Store
-
-TRASH = "trash"
-EVERY = 0.5
-"""Seconds between two looks at the processes."""
-GRACE = 60.0
-"""Seconds that a process has to stop in; a worker may be in the middle of something."""
 
 
 class Jobs:
@@ -54,34 +40,13 @@ class Jobs:
         store: str | None = None,
     ) -> None:
         self._folder, self._record, self._catalogue = root, record, catalogue
-        self._address, self._most, self._store = address, most, store
+        self._most, self._store = most, store
+        self._processes = Processes("pareto_search.service.runner", *([address] if address else []))
         self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._asked: dict[str, float] = {}
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Looks after the processes for the length of a block; they go on after it.
-
-        Raises:
-            RunError: the root cannot be written.
-        """
-        try:
-            for name in ("searches", TRASH):
-                (self._folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self._folder} cannot be made ({error.strerror}); give --root a folder that can") from None
-        for folder in (self._folder / TRASH).iterdir():  # the service was killed while it deleted
-            shutil.rmtree(folder, ignore_errors=True)
-        self.look()
-        keeper = threading.Thread(target=self._keep, daemon=True, name="jobs")
-        keeper.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            keeper.join()
+    def kept(self) -> AbstractContextManager[None]:
+        """Looks after the processes for the length of a block; raises as `processes.kept`."""
+        return kept(self._folder, "searches", self.look)
 
     def folder(self, name: str) -> Path:
         """The folder of a search that is in the record."""
@@ -91,9 +56,20 @@ class Jobs:
         """The run folder of a search, which need not be there yet."""
         return self.folder(name) / RUN
 
+    def finished(self, name: str) -> Path:
+        """The run folder of a search that has ended with a front.
+
+        Raises:
+            MissingError: there is no such search.
+            ConflictError: it has not ended, or has gone on since.
+        """
+        if not (self.run(name) / results.FRONT).is_file():
+            raise ConflictError(f"search '{name}' has not ended; its entries are there when it has")
+        return self.run(name)
+
     def status(self, job: Job) -> dict[str, Any]:
         """What its process has written last: notice, progress, and how it ended."""
-        return _status(self._folder_of(job))
+        return {"notice": None, "progress": None, "ended": None, "error": None} | status_of(self._folder_of(job))
 
     def pause(self, name: str) -> Job:
         """Stops it so that it can go on later.
@@ -122,7 +98,7 @@ class Jobs:
                 raise ConflictError(f"search '{name}' is {job.state}; what can go on is paused, failed or finished")
             config = {**job.config, "search": {**job.config.get("search", {}), **budget}}
             SearchConfig.parse(self._catalogue.resolved(config))
-            self._record.change(name, config=config, state="queued", wish="run", error=None)
+            self._record.change_search(name, config=config, state="queued", wish="run", error=None)
         self.look()
         return self._record.search(name)
 
@@ -152,38 +128,21 @@ class Jobs:
             for job in self._record.searches("queued")[:room] if room > 0 else ():
                 self._start(job)
 
-    def _keep(self) -> None:
-        while not self._over.wait(EVERY):
-            try:
-                self.look()
-            except (UserError, OSError) as error:  # a full disk, a database that is away: it may be mended soon
-                print(f"pareto-search: {error}", file=sys.stderr, flush=True)
-
     def _follow(self, job: Job) -> None:
         """Brings the record to where the process is."""
-        folder = self.folder(job.id)
-        if (child := self._children.get(job.id)) is not None:
-            child.poll()  # else it stays behind as a zombie
-        with _held(folder) as free:
-            if free:
-                ended = _status(folder)
-                self._asked.pop(job.id, None)
-                if ended["ended"] == "finished":
-                    self._record.change(job.id, state="finished", wish="run")
-                elif job.wish != "run":
-                    self._record.change(job.id, state="paused" if job.wish == "pause" else "cancelled", wish="run")
-                else:
-                    error = ended["error"] or "its process was ended from outside, or had no memory left; resume it"
-                    self._record.change(job.id, state="failed", error=error)
-                return
-        if job.wish == "run":
+        folder = self._folder_of(job)
+        if self._processes.is_running(folder):
+            if job.wish != "run":
+                self._processes.stop(folder)
             return
-        asked = self._asked.get(job.id)
-        if asked is None:
-            if _signal(folder, STOP):
-                self._asked[job.id] = time.monotonic()
-        elif time.monotonic() - asked > GRACE:
-            _signal(folder, signal.SIGKILL)
+        ended = self.status(job)
+        if ended["ended"] == "finished":
+            self._record.change_search(job.id, state="finished", wish="run")
+        elif job.wish != "run":
+            self._record.change_search(job.id, state="paused" if job.wish == "pause" else "cancelled", wish="run")
+        else:
+            error = ended["error"] or "its process was ended from outside, or had no memory left; resume it"
+            self._record.change_search(job.id, state="failed", error=error)
 
     def _folder_of(self, job: Job) -> Path:
         return self._folder / "searches" / job.id
@@ -196,39 +155,18 @@ class Jobs:
             if self._store and not (folder / RUN / "search.db").is_file():
                 resolved |= {"store": self._store, "name": job.id}
             config = SearchConfig.parse(resolved)
-            folder.mkdir(parents=True, exist_ok=True)
-            with _held(folder) as lock:
-                if lock:  # else it runs: the service was killed before it could note that
-                    write_whole(folder / CONFIG, config.to_yaml())
-                    (folder / STATUS).unlink(missing_ok=True)
-                    os.truncate(lock, 0)
-                    self._children[job.id] = self._spawn(folder, lock)
+            self._processes.start(folder, lambda: write_whole(folder / CONFIG, config.to_yaml()))
         except (UserError, OSError) as error:
-            self._record.change(job.id, state="failed", error=str(error))
+            self._record.change_search(job.id, state="failed", error=str(error))
         else:
-            self._record.change(job.id, state="running")
-
-    def _spawn(self, folder: Path, lock: int) -> "subprocess.Popen[bytes]":
-        """The process, which inherits the lock; whoever else holds it lets go."""
-        command = [sys.executable, "-m", "pareto_search.service.runner", str(folder)]
-        kept = {k: v for k, v in os.environ.items() if k != "PARETO_SEARCH_TOKEN"}  # which is none of its business
-        with (folder / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                [*command, self._address] if self._address else command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=kept,
-                pass_fds=[lock],
-                start_new_session=True,
-            )
+            self._record.change_search(job.id, state="running")
 
     def _stop(self, name: str, wish: str, state: str, stoppable: tuple[str, ...]) -> Job:
         with self._lock:
             job = self._record.search(name)
             if job.state not in stoppable:
                 raise ConflictError(f"search '{name}' is {job.state}; there is nothing to {wish}")
-            self._record.change(name, **({"wish": wish} if job.state == "running" else {"state": state}))
+            self._record.change_search(name, **({"wish": wish} if job.state == "running" else {"state": state}))
         self.look()
         return self._record.search(name)
 
@@ -241,7 +179,7 @@ def only_service(root: Path) -> Iterator[None]:
         RunError: another one has it, or it cannot be written.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds tokens of deployments
         file = (root / "service.lock").open("w")
     except OSError as error:
         raise RunError(f"{root} cannot be written ({error.strerror}); give --root a folder that can") from None
@@ -253,23 +191,6 @@ def only_service(root: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _held(folder: Path) -> Iterator[int]:
-    """The lock of a search's process for the length of the block, a file descriptor; 0 where the process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        yield 0
-        return
-    try:
-        yield lock
-    finally:
-        os.close(lock)
-
-
 def _forget(run: Path) -> None:
     """Removes a search's record from a database that others share."""
     if (run / "search.yaml").is_file():
@@ -279,20 +200,3 @@ def _forget(run: Path) -> None:
                 store = Store.open(config.store, config.name)
                 store.remove()
                 store.close()
-
-
-def _signal(folder: Path, number: int) -> bool:
-    """To the process that holds the lock, whose id is therefore still its own; False where it has not begun."""
-    text = (folder / LOCK).read_text()
-    if text:
-        with suppress(ProcessLookupError):  # it has ended this moment
-            os.kill(int(text), number)
-    return bool(text)
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"notice": None, "progress": None, "ended": None, "error": None}
-    return content

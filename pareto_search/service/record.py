@@ -1,10 +1,10 @@
-"""What the service remembers: the searches that were submitted, and the data sets that they may name.
+"""What the service remembers: searches that were submitted, data sets that they may name, and what is deployed of them.
 
 Users' text is never joined to a path: a name is looked up here, and what is found leads to the files.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,34 @@ class DataSet:
     created: float = field(default_factory=time.time)
 
 
+@dataclass(frozen=True)
+class Deployment:
+    """Entries of a search that recommend over HTTP.
+
+    Attributes:
+        data: of the search, which may have been deleted since.
+        entries: their names, the one first that answers who names none.
+        canary: `entry` and `share` of one on trial.
+        earlier: what `entries` was before each promotion that can be rolled back, the latest last.
+        port: where it listens on 127.0.0.1, to whoever has the token.
+        wish: "delete" while its process stops.
+        error: why it does not recommend, one line.
+        created: a Unix time.
+    """
+
+    id: str
+    search: str
+    data: str
+    entries: Sequence[str]
+    port: int
+    token: str = field(repr=False)
+    canary: Mapping[str, Any] | None = None
+    earlier: Sequence[Sequence[str]] = ()
+    wish: Literal["serve", "delete"] = "serve"
+    error: str | None = None
+    created: float = field(default_factory=time.time)
+
+
 tables = sa.MetaData()
 _searches = sa.Table(
     "service_search",
@@ -95,8 +123,20 @@ _data = sa.Table(
     sa.Column("facts", sa.JSON, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
 )
+_deployments = sa.Table(
+    "service_deployment",
+    tables,
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    *(sa.Column(name, sa.String, nullable=False) for name in ("search", "data", "token", "wish")),
+    *(sa.Column(name, sa.JSON, nullable=False) for name in ("entries", "earlier")),
+    sa.Column("canary", sa.JSON),
+    sa.Column("port", sa.Integer, nullable=False, unique=True),
+    sa.Column("error", sa.String),
+    sa.Column("created", sa.Float, nullable=False),
+)
 
-SERVICE = Schema("service", tables, version=2, unversioned=(1, "service_search", "body_sha256"))
+SERVICE = Schema("service", tables, version=3, unversioned=(1, "service_search", "body_sha256"))
 
 
 class Record:
@@ -154,7 +194,7 @@ class Record:
             return False
         return True
 
-    def change(self, name: str, **values: Any) -> None:
+    def change_search(self, name: str, **values: Any) -> None:
         """Sets columns of a search."""
         with self._database.writing() as connection:
             connection.execute(sa.update(_searches).where(_searches.c.id == name).values(**values))
@@ -163,6 +203,36 @@ class Record:
         """Forgets a search."""
         with self._database.writing() as connection:
             connection.execute(sa.delete(_searches).where(_searches.c.id == name))
+
+    def deployments(self) -> list[Deployment]:
+        """All of them, in the order in which they were made."""
+        return [Deployment(*row) for row in self._rows(_deployments, Deployment)]
+
+    def deployment(self, name: str) -> Deployment:
+        """The deployment of that id.
+
+        Raises:
+            MissingError: there is none.
+        """
+        found = self._rows(_deployments, Deployment, _deployments.c.id == name)
+        if not found:
+            raise MissingError(f"there is no deployment '{name[:80]}'; GET /v1/deployments lists them")
+        return Deployment(*found[0])
+
+    def add_deployment(self, deployment: Deployment) -> None:
+        """Adds a deployment."""
+        with self._database.writing() as connection:
+            connection.execute(sa.insert(_deployments).values(**_row(deployment)))
+
+    def change_deployment(self, name: str, **values: Any) -> None:
+        """Sets columns of a deployment."""
+        with self._database.writing() as connection:
+            connection.execute(sa.update(_deployments).where(_deployments.c.id == name).values(**values))
+
+    def remove_deployment(self, name: str) -> None:
+        """Forgets a deployment."""
+        with self._database.writing() as connection:
+            connection.execute(sa.delete(_deployments).where(_deployments.c.id == name))
 
     def data_sets(self) -> list[DataSet]:
         """All of them, in the order in which they were registered."""
@@ -202,5 +272,5 @@ class Record:
             return list(connection.execute(query.order_by(table.c.position)).all())
 
 
-def _row(noun: Job | DataSet) -> dict[str, Any]:
+def _row(noun: Job | DataSet | Deployment) -> dict[str, Any]:
     return asdict(noun)

@@ -5,8 +5,6 @@ goes and how it ended, and the lock on `runner.lock`, which holds the process's 
 """
 
 import json
-import os
-import signal
 import sys
 import traceback
 from dataclasses import asdict
@@ -16,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from pareto_search.config import SearchConfig
 from pareto_search.errors import ParetoSearchError
 from pareto_search.results import write_whole
+from pareto_search.service.processes import STATUS, begin
 
 if TYPE_CHECKING:
     from pareto_search.search import Progress
 
-CONFIG, LOCK, STATUS, RUN = "config.yaml", "runner.lock", "status.json", "run"
-STOP = signal.SIGUSR1
-"""Asks it to stop: Ray has plans of its own for SIGTERM, and a process that has not begun simply ends."""
+CONFIG, RUN = "config.yaml", "run"
 
 
 class _Told:
@@ -53,14 +50,7 @@ class _Told:
 
 def main(folder: Path, address: str | None) -> None:
     """Searches to the end of the budget, or until it is told to stop."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(STOP, stop)
-    # A service that a script has started in the background ignores it, and so would Ray's workers, which need it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    (folder / LOCK).write_text(str(os.getpid()))  # from here on it can be told to stop
+    begin(folder)
     told = _Told(folder)
     from pareto_search.launch import Watcher, run_search  # torch takes seconds
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import anyio
 from fastapi import APIRouter, Body, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse
 
@@ -17,9 +16,7 @@ from pareto_search.service.catalogue import Catalogue
 from pareto_search.service.estimate import estimate
 from pareto_search.service.jobs import Jobs
 from pareto_search.service.record import ConflictError, Job, Record
-
-EVERY = 0.5
-"""Seconds between two looks on behalf of who watches."""
+from pareto_search.service.watching import changes
 
 ENDED = ("finished", "failed", "cancelled", "paused")
 
@@ -86,13 +83,8 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
     @router.get("/events", response_class=EventSourceResponse)
     async def watch_all(request: Request) -> AsyncIterator[answers.Searches]:
         """All searches as server-sent events: one at once, and one whenever something has changed."""
-        said = None
-        while not await request.is_disconnected():
-            now = await anyio.to_thread.run_sync(list_searches)
-            if now != said:
-                yield now
-                said = now
-            await anyio.sleep(EVERY)
+        async for now in changes(request, list_searches):
+            yield now
 
     return router
 
@@ -134,15 +126,10 @@ def control(record: Record, jobs: Jobs) -> APIRouter:
     @router.get("/searches/{search}/events", response_class=EventSourceResponse, dependencies=[Depends(known)])
     async def watch(search: str, request: Request) -> AsyncIterator[answers.SearchDetail]:
         """A search as server-sent events: one at once, one whenever it has changed, and the last when it has ended."""
-        said = None
-        while not await request.is_disconnected():
-            now = await anyio.to_thread.run_sync(get_search, search)
-            if now != said:
-                yield now
-                said = now
+        async for now in changes(request, lambda: get_search(search)):
+            yield now
             if now.state in ENDED:
                 return
-            await anyio.sleep(EVERY)
 
     return router
 

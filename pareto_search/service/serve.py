@@ -17,7 +17,9 @@ from pareto_search.database import is_url
 from pareto_search.errors import ConfigError, RunError
 from pareto_search.service import app
 from pareto_search.service.catalogue import Catalogue
+from pareto_search.service.fleet import Fleet
 from pareto_search.service.jobs import Jobs, only_service
+from pareto_search.service.previews import Previews
 from pareto_search.service.record import Record
 
 TOKEN = "PARETO_SEARCH_TOKEN"
@@ -40,7 +42,7 @@ class Settings:
 
 
 def serve(settings: Settings) -> None:
-    """Serves until it is stopped; searches go on without it.
+    """Serves until it is stopped; searches and deployments go on without it.
 
     Raises:
         UserError: the host wants a token, the port is taken, the root has another service, a source is not there.
@@ -56,9 +58,12 @@ def serve(settings: Settings) -> None:
         jobs = Jobs(root, record, catalogue, address=settings.address, most=settings.searches, store=shared)
         listener = stack.enter_context(_listen(settings.host, settings.port))
         stack.enter_context(jobs.kept())
+        fleet, previews = Fleet(root, record, jobs), Previews()
+        stack.enter_context(fleet.kept())
+        stack.callback(previews.close)
         hosts = {*LOOPBACK, settings.host, *settings.names}
         config = uvicorn.Config(
-            app.create(record, catalogue, jobs, token, hosts),
+            app.create(record, catalogue, jobs, fleet, previews, token=token, hosts=hosts),
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=2,  # who watches would keep it open
@@ -66,7 +71,7 @@ def serve(settings: Settings) -> None:
         place = f"[{settings.host}]" if ":" in settings.host else settings.host
         link = f"http://{place}:{listener.getsockname()[1]}/"
         click.echo(f"Open {link}#token={token}" if own else f"Serving at {link}")
-        click.echo("Ctrl-C ends the service; its searches go on.")
+        click.echo("Ctrl-C ends the service; its searches and deployments go on.")
         uvicorn.Server(config).run([listener])
 
 

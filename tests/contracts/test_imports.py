@@ -66,6 +66,15 @@ def ours(module: str) -> set[Import]:
     }
 
 
+def loaded(module: str) -> set[str]:
+    """All modules of ours that come with it when it is loaded."""
+    found, todo = set[str](), [module]
+    while todo:
+        found.add(module := todo.pop())
+        todo += [i.target for i in ours(module) if i.at_load and i.target in MODULES and i.target not in found]
+    return found
+
+
 def importers(package: str) -> set[str]:
     return {m for m in MODULES for i in imports(m) if i.target.split(".")[0] == package}
 
@@ -104,7 +113,7 @@ def test_nouns_import_only_nouns() -> None:
     ("part", "allowed"),
     [
         ("recsys", {*NOUNS, "recsys"}),
-        ("workers", {*NOUNS, "recsys", "decide", "entry", "executor", "results", "workers"}),
+        ("workers", {*NOUNS, "recsys", "decide", "entry", "executor", "question", "results", "workers"}),
     ],
 )
 def test_a_part_imports_only_what_lies_below_it(part: str, allowed: set[str]) -> None:
@@ -129,11 +138,15 @@ def test_the_service_looks_at_searches_and_leaves_running_them_to_a_process_of_t
         "decide",
         "entry",
         "plots",
+        "question",
         "results",
         "store",
     }
     beyond = {(m, target) for m, target in found if group(target) not in allowed}
-    assert beyond == {("service.runner", "launch"), ("service.runner", "search")}
+    processes = {"service.runner", "service.deployer", "service.previewer"}
+    assert {m for m, _ in beyond} == processes
+    assert {target for _, target in beyond} == {"launch", "search", "workers.answer"}
+    assert not {m for m in loaded("service.serve") if group(m) == "workers" or m in ("launch", "search")}
     assert {m for m in MODULES for i in ours(m) if group(i.target) == "service"} - {m for m, _ in found} == {"cli"}
 
 
@@ -155,12 +168,7 @@ def test_the_loop_knows_no_face_and_only_faces_know_launch() -> None:
 
 def test_words_and_commands_come_without_torch_and_ray() -> None:
     # --help must be quick: what the package and the command line load, they load without workers.
-    loaded, todo = set(), ["", "cli"]
-    while todo:
-        module = todo.pop()
-        loaded.add(module)
-        todo += [i.target for i in ours(module) if i.at_load and i.target in MODULES and i.target not in loaded]
-    assert {m for m in loaded if group(m) == "workers"} == set()
+    assert {m for m in loaded("") | loaded("cli") if group(m) == "workers"} == set()
 
 
 def test_ray_is_imported_in_the_pool_and_the_deployment_only() -> None:

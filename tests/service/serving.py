@@ -43,7 +43,7 @@ class Service:
 
 @contextmanager
 def serving(root: Path, *options: str | Path, token: str | None = TOKEN) -> Iterator[Service]:
-    """A service under way; what is left of it and of its searches is killed afterwards."""
+    """A service under way; what is left of it, of its searches and of its deployments is killed afterwards."""
     command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "serve", "--port", "0"]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PARETO_SEARCH_TOKEN"))}
     environment = inherited | ({"PARETO_SEARCH_TOKEN": token} if token else {})
@@ -63,7 +63,7 @@ def serving(root: Path, *options: str | Path, token: str | None = TOKEN) -> Iter
     finally:
         process.kill()
         process.communicate()
-        for runner in runners(root):
+        for runner in [*runners(root), *deployers(root)]:
             for child in [*runner.children(recursive=True), runner]:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
@@ -71,11 +71,20 @@ def serving(root: Path, *options: str | Path, token: str | None = TOKEN) -> Iter
 
 def runners(root: Path) -> list[psutil.Process]:
     """The processes of searches under a root."""
+    return _processes("pareto_search.service.runner", root)
+
+
+def deployers(root: Path) -> list[psutil.Process]:
+    """The processes of deployments under a root."""
+    return _processes("pareto_search.service.deployer", root)
+
+
+def _processes(module: str, root: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = " ".join(process.cmdline())
-            if "pareto_search.service.runner" in command and str(root) in command and alive(process):
+            if module in command and str(root) in command and alive(process):
                 found.append(process)
     return found
 

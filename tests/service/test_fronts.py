@@ -128,6 +128,18 @@ def test_a_download_is_the_exported_entry(shared: Shared, written: Any, tmp_path
     assert {k: v for k, v in there.files.items() if k != "manifest.json"} == dict(here.files)
 
 
+def test_a_download_in_another_format_is_what_export_writes(shared: Shared, written: Any, tmp_path: Path) -> None:
+    name = written["front"][0]["entry"]
+    answer = shared.client.get(f"/v1/searches/{shared.search}/entries/{name}/zip", params={"format": "onnx"})
+    assert answer.status_code == 200, answer.text
+    assert f'filename="{shared.search}-{name}-onnx.zip"' in answer.headers["content-disposition"]
+    found = set(zipfile.ZipFile(io.BytesIO(answer.content)).namelist())
+    assert {f"{name}/{file}" for file in ("README.md", "entry/serving.json")} <= found
+    assert any(file.endswith(".onnx") for file in found)
+    unknown = shared.client.get(f"/v1/searches/{shared.search}/entries/{name}/zip", params={"format": "exe"})
+    assert (unknown.status_code, set(unknown.json())) == (422, {"error"})
+
+
 @pytest.mark.parametrize(
     "path", ["/candidates/c9999", "/entries/c9999-s00/zip", "/entries/..%2F..%2Fservice.db/zip", "/plots/pie"]
 )

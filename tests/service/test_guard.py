@@ -20,14 +20,17 @@ PUBLIC = {
         for name in (
             "api.js",
             "app.js",
+            "brushes.js",
             "charts.js",
             "comparison.js",
+            "deployments.js",
             "dom.js",
             "entries.js",
             "home.js",
             "icon.svg",
             "index.html",
             "plotly.min.js",
+            "recommend.js",
             "search.js",
             "style.css",
         )
@@ -47,7 +50,7 @@ def stranger(shared: Shared) -> Iterator[httpx.Client]:
 def paths(shared: Shared) -> list[str]:
     """Every path of the OpenAPI document, with names that are there."""
     document = shared.client.get("/v1/openapi.json").json()
-    names = {"search": shared.search, "candidate": "c0000", "name": "small", "kind": "pair"}
+    names = {"search": shared.search, "candidate": "c0000", "name": "small", "kind": "pair", "deployment": "small-0"}
     return [re.sub(r"{(\w+)}", lambda match: names[match[1]], path) for path in document["paths"]]
 
 
@@ -56,6 +59,8 @@ def test_the_document_describes_what_is_served(shared: Shared) -> None:
 
     document = shared.client.get("/v1/openapi.json").json()
     served = {"/v1/searches", "/v1/searches/{search}/events", "/v1/data", "/v1/bases", "/v1/estimate", "/v1/compare"}
+    served |= {f"/v1/deployments/{{deployment}}/{deed}" for deed in ("canary", "promote", "rollback", "recommend")}
+    served |= {"/v1/deployments", "/v1/deployments/events", "/v1/searches/{search}/recommend"}
     assert served <= set(document["paths"])
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -156,6 +161,7 @@ def traversals() -> list[str]:
 
 def test_no_path_leads_out(shared: Shared) -> None:
     templates = ["/static/{}", "/v1/searches/{}", "/v1/searches/{}/front", "/v1/data/{}", "/{}"]
+    templates += ["/v1/deployments/{}"]
     templates += [f"/v1/searches/{shared.search}/{kind}" for kind in ("candidates/{}", "entries/{}/zip")]
     payloads = traversals()
     assert len(payloads) > 500

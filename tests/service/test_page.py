@@ -1,4 +1,5 @@
-"""The page in a real browser: from launching a search to the download of the entry that a slider selects."""
+"""The page in a real browser: from launching a search to what an entry recommends that a slider selects and that is
+deployed. Where PARETO_SEARCH_SCREENSHOTS names a folder, each step leaves a picture there."""
 
 import json
 import os
@@ -43,7 +44,7 @@ def opened(chromium: Any, shared: Shared, **options: Any) -> tuple[Any, list[str
 
 
 def shot(page: Any, name: str) -> None:
-    """A screenshot for people, where PARETO_SEARCH_SCREENSHOTS names a folder."""
+    """A screenshot for people."""
     if folder := os.environ.get("PARETO_SEARCH_SCREENSHOTS"):
         page.wait_for_timeout(500)  # until what moves has come to rest
         page.screenshot(path=Path(folder, f"{name}.png"))
@@ -107,6 +108,76 @@ def test_a_search_is_launched_watched_explored_and_downloaded(chromium: Any, sha
     assert wrong == []
 
 
+def test_bounds_are_drawn_and_the_lists_of_two_entries_stand_beside_each_other(chromium: Any, shared: Shared) -> None:
+    page, wrong = opened(chromium, shared, viewport={"width": 1280, "height": 860})
+    page.click(f"#open-{shared.search}")
+    page.wait_for_selector("#selected")
+    names = [e["entry"] for e in json.loads((shared.run / "front.json").read_text())["front"]]
+
+    def axis() -> Any:
+        found = page.locator(".brush").nth(2)
+        found.scroll_into_view_if_needed()
+        return found
+
+    box = axis().bounding_box()
+    middle = box["x"] + box["width"] / 2
+    page.mouse.move(middle, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(middle, box["y"] + box["height"] + 20, steps=3)
+    page.mouse.up()
+    page.wait_for_selector("#bound-2 + output:text-matches('^≤ ')")
+    assert 0 < page.locator("#entries tr.outside").count() < len(names)
+    axis().dblclick()
+    page.wait_for_selector("#bound-2 + output:text-is('any')")
+
+    for name in names[:2]:
+        page.check(f"#compare-{name}")
+    page.fill("#previews [name=user]", "u3")
+    page.locator("#previews [name=user]").press("Enter")
+    page.wait_for_selector("#previews ol.items >> nth=1")
+    assert page.locator("#previews h3").all_inner_texts() == names[:2]
+    assert page.locator("#previews li").count() == 20
+    page.locator("#previews").scroll_into_view_if_needed()
+    shot(page, "5-lists")
+    assert wrong == []
+
+
+def test_an_entry_is_deployed_asked_tried_against_a_canary_and_rolled_back(chromium: Any, shared: Shared) -> None:
+    page, wrong = opened(chromium, shared, viewport={"width": 1280, "height": 860})
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click(f"#open-{shared.search}")
+    page.wait_for_selector("#selected")
+    names = [e["entry"] for e in json.loads((shared.run / "front.json").read_text())["front"]]
+    chosen = page.inner_text("#selected")
+    other = next(name for name in names if name != chosen)
+
+    page.click("#deploy")
+    card = page.locator(".deployment")
+    page.wait_for_selector(".deployment .state:text-is('serving')")
+    card.locator("[name=user]").fill("u3")
+    card.locator(".ask").click()
+    page.wait_for_selector(f".deployment :text('answered by {chosen}')")
+    assert card.locator("ol.items li").count() == 10
+    shot(page, "6-deployed")
+
+    page.select_option("[aria-label=Canary]", other)
+    page.click(".try")
+    page.wait_for_selector(f"tr:has-text('{other}'):has-text('a canary, 10 % of the users')")
+    page.locator(".slider input").press("End")
+    page.wait_for_selector("tr:has-text('a canary, 100 % of the users')")
+    page.wait_for_selector(".deployment .state:text-is('serving')")
+    card.locator(".ask").click()
+    page.wait_for_selector(f".deployment :text('answered by {other}')")
+    shot(page, "7-canary")
+    page.click("text=Promote the canary")
+    page.wait_for_selector(f"tr:has-text('{other}'):has-text('everybody')")
+    page.click("text=Roll back")
+    page.wait_for_selector(f"tr:has-text('{chosen}'):has-text('everybody')")
+    page.click(".deployment button:text-is('Delete')")
+    page.wait_for_selector(".empty:has-text('Nothing is deployed')")
+    assert wrong == []
+
+
 def test_it_fits_a_phone_in_the_dark_and_tells_who_has_no_token(chromium: Any, shared: Shared) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
     page, wrong = opened(chromium, shared, **phone)
@@ -114,7 +185,10 @@ def test_it_fits_a_phone_in_the_dark_and_tells_who_has_no_token(chromium: Any, s
     page.wait_for_selector("#selected")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
-    shot(page, "5-phone")
+    shot(page, "8-phone")
+    page.click("nav >> text=Deployments")
+    page.wait_for_selector(".empty:has-text('press Deploy')")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert wrong == []
 
     stranger = chromium.new_context(**phone).new_page()

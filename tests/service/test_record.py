@@ -29,7 +29,7 @@ def test_searches_come_back_in_order_to_another_service(record: Record, where: s
 
 
 def test_what_has_changed_is_found_by_its_state(record: Record) -> None:
-    record.change("one-1", state="failed", error="why")
+    record.change_search("one-1", state="failed", error="why")
     failed = replace(ONE, state="failed", error="why")
     assert record.search("one-1") == failed
     assert (record.searches("failed"), record.searches("queued"), record.searches("running")) == ([failed], [TWO], [])

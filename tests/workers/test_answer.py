@@ -11,9 +11,10 @@ import pytest
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-from pareto_search.errors import ParetoSearchError, RunError
+from pareto_search.errors import ConfigError, ParetoSearchError, RunError
+from pareto_search.question import Canary, Question
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.workers.answer import Answer, Desk, Question
+from pareto_search.workers.answer import Answer, Desk
 
 RERANKED, ALONE = "c0000-s02", "c0000-s00"
 
@@ -125,7 +126,7 @@ def test_a_swap_changes_who_answers_and_a_bad_one_nothing(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("question", "complaint"),
     [
-        ({"user": "99"}, "user '99' is not in the data; give a history for a new user"),
+        ({"user": "99"}, "user '99' is not in the data; expected one such as '0', or give a history"),
         ({"history": ["1", "99"]}, "item '99' is not in the data"),
         ({"user": "1", "exclude": ["99"]}, "item '99' is not in the data"),
         ({"user": "1", "k": 20}, "k is 20, but only 11 items are left; lower it or filter less"),
@@ -162,3 +163,35 @@ def test_a_bad_question_spoils_no_other(desk: Desk) -> None:
 def test_a_question_that_makes_no_sense_is_refused(question: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Question(**question)
+
+
+def test_a_canary_takes_the_users_that_a_larger_share_takes_too(toy_run: Path, toy: Dataset) -> None:
+    def taken(share: float) -> set[str]:
+        desk = Desk(toy_run, [RERANKED], toy, canary=Canary(ALONE, share))
+        return {user for user in toy.user_ids if ask(desk, user=user, k=3).entry == ALONE}
+
+    none, some, more, everybody = (taken(share) for share in (0, 0.3, 0.6, 1))
+    assert (none, everybody) == (set(), set(toy.user_ids))
+    assert none < some < more < everybody
+
+
+def test_preferences_do_not_lead_to_a_canary_but_its_name_does(toy_run: Path, toy: Dataset) -> None:
+    desk = Desk(toy_run, [RERANKED], toy, canary=Canary(ALONE, 1))
+    assert ask(desk, user="1", k=3, prefer={"ndcg@5": 1}).entry == RERANKED
+    assert ask(desk, user="1", k=3, entry=ALONE).entry == ALONE
+    desk.swap([ALONE, RERANKED])
+    assert desk.canary is None
+    assert ask(desk, user="1", k=3, prefer={"ndcg@5": 1}).entry == ALONE
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_lies_within_0_and_1(share: float) -> None:
+    with pytest.raises(ConfigError, match="expected 0 to 1"):
+        Canary(ALONE, share)
+
+
+def test_a_canary_is_read_from_text() -> None:
+    assert Canary.parse("c0009-s07=0.1") == Canary("c0009-s07", 0.1)
+    for text in ("c0009-s07", "c0009-s07=", "c0009-s07=much"):
+        with pytest.raises(ConfigError, match="is not of the form"):
+            Canary.parse(text)

@@ -12,13 +12,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pareto_search.question import Canary
 from pareto_search.recsys.dataset import Dataset
 
 RERANKED, ALONE = "c0000-s02", "c0000-s00"
@@ -30,9 +31,17 @@ class Deployment:
     port: int
     order: Connection
 
-    def swap(self, *names: str) -> None:
-        self.order.send(names)
+    def swap(self, *names: str, canary: Canary | None = None) -> None:
+        self.order.send((names, canary))
         assert self.order.recv() == names
+        for _ in range(600):  # it has been asked for; until it is done the old ones answer
+            if self.served()["entries"][0] == names[0] and self.served()["canary"] == (canary and asdict(canary)):
+                return
+
+    def served(self) -> dict[str, Any]:
+        status, text = self.send("/entries")
+        assert status == 200
+        return json.loads(text)
 
     def send(self, path: str, body: bytes | None = None, token: str = f"Bearer {TOKEN}") -> tuple[int, str]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, {"Authorization": token})
@@ -53,8 +62,8 @@ def host(order: Connection, run: Path, data: Dataset, port: int) -> None:
 
     with suppress(EOFError):
         while True:
-            names = order.recv()
-            deploy(run, names, data, token=TOKEN, port=port)
+            names, canary = order.recv()
+            deploy(run, names, data, token=TOKEN, canary=canary, port=port)
             order.send(names)
 
 
@@ -91,7 +100,7 @@ def test_a_user_and_a_history_get_items_with_titles_and_scores(deployment: Deplo
 @pytest.mark.parametrize(
     ("body", "status", "detail"),
     [
-        (b'{"user": "99"}', 422, "user '99' is not in the data; give a history for a new user"),
+        (b'{"user": "99"}', 422, "user '99' is not in the data; expected one such as '0', or give a history"),
         (b'{"user": "1", "k": 0}', 422, "k: Input should be greater than or equal to 1"),
         (b"{}", 422, "the request: give either user or history"),
         (b"[", 422, "the request: Invalid JSON"),
@@ -149,23 +158,31 @@ def test_a_swap_drops_no_request_and_keeps_the_process(deployment: Deployment) -
         thread.start()
     try:
         deployment.swap(ALONE, RERANKED)
-        # The swap has been asked for; until it is done the old ones answer.
-        status, text = 0, ""
-        for _ in range(600):
-            status, text = deployment.send("/entries")
-            if json.loads(text)["entries"][0] == ALONE:
-                break
         deployment.ask(user="9", k=3)
     finally:
         stop.set()
         for thread in clients:
             thread.join()
-    assert (status, json.loads(text)) == (200, {"entries": [ALONE, RERANKED]})
+    assert deployment.served()["entries"] == [ALONE, RERANKED]
     assert {status for status, _ in seen} == {200}
     assert deployment.ask(user="0", k=3)[1]["entry"] == ALONE
     assert deployment.ask(user="0", k=3, prefer={"ild@5": 1.0})[1]["entry"] == RERANKED
     # Memory of the answers counted before says that it is the same process.
     assert re.search(rf'answers_total{{entry="{RERANKED}"}} [1-9]', deployment.send("/metrics")[1])
+
+
+def test_a_canary_answers_its_share_of_the_users_and_is_counted(deployment: Deployment) -> None:
+    deployment.swap(RERANKED, canary=Canary(ALONE, 0.5))
+    before = deployment.served()["answers"]
+    answered = {str(user): deployment.ask(user=str(user), k=3)[1]["entry"] for user in range(30)}
+    after = deployment.served()["answers"]
+    for name in (RERANKED, ALONE):
+        count = sum(entry == name for entry in answered.values())
+        assert 5 < count < 25
+        assert after[name] - before.get(name, 0) == count
+    assert {user: deployment.ask(user=user, k=3)[1]["entry"] for user in answered} == answered
+    deployment.swap(RERANKED)
+    assert {deployment.ask(user=user, k=3)[1]["entry"] for user in answered} == {RERANKED}
 
 
 def complaint(*arguments: str | Path, **environment: str) -> str:

@@ -37,10 +37,13 @@ async function ask(path, options = {}) {
 
 export const get = async (path) => (await ask(path)).json();
 
-export async function post(path, body, options = {}) {
+async function send(method, path, body, options = {}) {
   const headers = { "Content-Type": "application/json", ...options.headers };
-  return (await ask(path, { ...options, method: "POST", headers, body: JSON.stringify(body ?? null) })).json();
+  return (await ask(path, { ...options, method, headers, body: JSON.stringify(body ?? null) })).json();
 }
+
+export const post = (path, body, options) => send("POST", path, body, options);
+export const put = (path, body) => send("PUT", path, body);
 
 export const remove = (path) => ask(path, { method: "DELETE" });
 

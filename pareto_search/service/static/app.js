@@ -1,7 +1,8 @@
-// Which view is shown: the list, a search or a comparison, by the address after the #.
+// Which view is shown: the searches, one of them, a comparison or the deployments, by the address after the #.
 
 import { get, hasToken, keepToken, takeToken } from "./api.js";
 import { comparison } from "./comparison.js";
+import { deploymentsView } from "./deployments.js";
 import { fill, h, trouble } from "./dom.js";
 import { home } from "./home.js";
 import { searchView } from "./search.js";
@@ -16,9 +17,14 @@ async function show() {
   takeToken();
   if (!hasToken()) return askToken();
   const [, view = "", name = ""] = location.hash.split("/");
+  for (const link of document.querySelectorAll("nav a")) {
+    if ((link.hash === "#/deployments") === (view === "deployments")) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
   try {
     if (view === "search") await searchView(main, name, shown.signal);
     else if (view === "compare") await comparison(main, name.split(","), shown.signal);
+    else if (view === "deployments") await deploymentsView(main, name, shown.signal);
     else await home(main, shown.signal);
   } catch (error) {
     if (error.status === 401) askToken(error.message);

@@ -4,7 +4,7 @@ const BLUE = "#2a85c7", ORANGE = "#dd8a12", GREEN = "#0f9d78", GREY = "#78818d";
 const PALETTE = [BLUE, ORANGE, GREEN, "#b0559f", "#8a6d3b", "#5b67c9", "#c9485b", "#3b8a8a"];
 const CURVES = { "warm-start": GREEN, practitioner: ORANGE };
 const SYMBOLS = ["diamond", "square", "triangle-up", "cross", "x", "triangle-down", "star", "pentagon"];
-const SYMBOLS_3D = ["diamond", "square", "cross", "x"];
+const SYMBOLS_3D = ["diamond-open", "square-open", "cross", "x"]; // all that there are in three dimensions
 const OPTIONS = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 const escaped = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
@@ -78,7 +78,7 @@ export function drawFront(element, front, archive, view, onclick) {
       traces.push(trace(`${name} curve`, points, { color: colour, size: size(6), symbol: "circle-open" }, { hovertext: points.map((p) => hover(p.name, p, metrics)) }));
   }
   front.baselines.filter((b) => b[part]).forEach((b, i) => {
-    const symbol = z ? `${SYMBOLS_3D[i % 4]}-open` : `${SYMBOLS[i % 8]}-open`;
+    const symbol = z ? SYMBOLS_3D[i % 4] : `${SYMBOLS[i % 8]}-open`;
     traces.push(trace(b.name, [b], { color: GREY, size: size(10), symbol, line: { width: 1.8 } }, { hovertext: [hover(b.name, b, metrics)] }));
   });
   const inside = front.front.filter((e) => kept.has(e.entry)), outside = front.front.filter((e) => !kept.has(e.entry));
@@ -112,64 +112,78 @@ export function drawFront(element, front, archive, view, onclick) {
   });
 }
 
+// Where an objective's values lie on its axis: 0 at the foot, 1 at the best.
+export function scale(front, objective) {
+  const values = front.front.map((e) => e.validation[objective.name]);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const [foot, top] = objective.direction === "maximise" ? [low, high] : [high, low];
+  return { foot, top, share: (value) => (top === foot ? 1 : (value - foot) / (top - foot)), value: (share) => foot + (top - foot) * share };
+}
+
 // Every entry a line across the objectives; up is better. Plotly's own parallel axes would need eval.
+// Gives the axes' places in pixels.
 export function drawParallel(element, front, view, onclick) {
-  const objectives = front.objectives;
-  const range = objectives.map((o) => {
-    const values = front.front.map((e) => e.validation[o.name]);
-    return [Math.min(...values), Math.max(...values)];
+  const objectives = front.objectives, metrics = objectives.map((o) => o.name);
+  const scales = objectives.map((o) => scale(front, o));
+  // Lines that look alike are one trace with gaps: hundreds of traces would be slow.
+  const lines = (entries, style, opacity) => ({
+    type: "scatter",
+    mode: style.width > 2 ? "lines+markers" : "lines",
+    x: entries.flatMap(() => [...metrics.keys(), null]),
+    y: entries.flatMap((entry) => [...scales.map((s, i) => s.share(entry.validation[metrics[i]])), null]),
+    line: style,
+    opacity,
+    customdata: entries.flatMap((entry) => [...metrics.map(() => entry.entry), null]),
+    hoverinfo: "text",
+    hovertext: entries.flatMap((entry) => Array(metrics.length + 1).fill(hover(entry.entry, entry, metrics))),
+    showlegend: false,
   });
-  const height = (entry, i) => {
-    const [low, high] = range[i];
-    const share = high > low ? (entry.validation[objectives[i].name] - low) / (high - low) : 1;
-    return objectives[i].direction === "maximise" ? share : 1 - share;
+  const is = {
+    selected: (e) => e.entry === view.selected,
+    compared: (e) => !is.selected(e) && view.compared.has(e.entry),
+    kept: (e) => !is.selected(e) && !is.compared(e) && view.kept.has(e.entry),
+    outside: (e) => !is.selected(e) && !is.compared(e) && !view.kept.has(e.entry),
   };
-  const metrics = objectives.map((o) => o.name);
-  const line = (entry) => {
-    const mine = entry.entry === view.selected, kept = view.kept.has(entry.entry), compared = view.compared.has(entry.entry);
-    return {
-      type: "scatter",
-      mode: mine || compared ? "lines+markers" : "lines",
-      x: objectives.map((_, i) => i),
-      y: objectives.map((_, i) => height(entry, i)),
-      line: { color: mine ? ORANGE : compared ? GREEN : BLUE, width: mine ? 4 : compared ? 3 : 1.5, shape: "linear" },
-      opacity: mine || compared ? 1 : kept ? 0.45 : 0.08,
-      customdata: objectives.map(() => entry.entry),
-      hoverinfo: "text",
-      hovertext: hover(entry.entry, entry, metrics),
-      showlegend: false,
-    };
-  };
-  const rank = (e) => (e.entry === view.selected ? 2 : view.compared.has(e.entry) ? 1 : 0);
-  const traces = [...front.front].sort((a, b) => rank(a) - rank(b)).map(line);
-  const bounds = objectives.flatMap((o, i) => {
-    const bound = view.bounds[o.name];
-    if (bound == null) return [];
-    const y = height({ validation: { [o.name]: bound } }, i);
-    return [{ type: "line", x0: i - 0.06, x1: i + 0.06, y0: y, y1: y, line: { color: ORANGE, width: 4 } }];
-  });
+  const of = (kind) => front.front.filter(is[kind]);
+  const kept = of("kept"), layers = Math.min(kept.length, 16); // one upon another, so that dense places are darker
+  const traces = [
+    lines(of("outside"), { color: GREY, width: 1 }, 0.18),
+    ...Array.from({ length: layers }, (_, layer) => lines(kept.filter((_, i) => i % layers === layer), { color: BLUE, width: 1.5 }, kept.length > 100 ? 0.25 : 0.5)),
+    lines(of("compared"), { color: GREEN, width: 3 }, 1),
+    lines(of("selected"), { color: ORANGE, width: 4 }, 1),
+  ];
   const { line: rule } = ink();
-  const axes = objectives.map((_, i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line: { color: rule, width: 2 } }));
+  const axes = metrics.map((_, i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line: { color: rule, width: 2 } }));
   // On the paper: what lies outside the axes' range would not be shown.
-  const note = (i, y, text, anchor) => ({ x: i, y, yref: "paper", text, showarrow: false, yanchor: anchor, font: { size: 12 } });
-  const notes = objectives.flatMap((o, i) => {
-    const [low, high] = o.direction === "maximise" ? range[i] : [...range[i]].reverse();
-    return [note(i, 1.02, `<b>${escaped(o.name)}</b><br>${short(high)}`, "bottom"), note(i, -0.02, short(low), "top")];
-  });
+  const size = element.clientWidth < 480 ? 10 : 12;
+  const note = (i, y, text, anchor) => ({ x: i, y, yref: "paper", text, showarrow: false, yanchor: anchor, font: { size } });
+  const notes = scales.flatMap(({ foot, top }, i) => [note(i, 1.02, `<b>${escaped(metrics[i])}</b><br>${short(top)}`, "bottom"), note(i, -0.02, short(foot), "top")]);
   const plan = layout({
     height: 330,
     margin: { l: 45, r: 45, t: 55, b: 30 },
-    xaxis: { visible: false, range: [-0.15, objectives.length - 0.85], fixedrange: true },
+    xaxis: { visible: false, range: [-0.15, metrics.length - 0.85], fixedrange: true },
     yaxis: { visible: false, range: [-0.02, 1.02], fixedrange: true },
-    shapes: [...axes, ...bounds],
+    shapes: axes,
     annotations: notes,
     hovermode: "closest",
+    hoverdistance: 60,
     uirevision: "parallel",
   });
   Plotly.react(element, traces, plan, { ...OPTIONS, displayModeBar: false });
   element.removeAllListeners?.("plotly_click");
   element.on("plotly_click", (event) => onclick(event.points[0].customdata));
+  const { xaxis, yaxis } = element._fullLayout;
+  return metrics.map((name, i) => {
+    const [top, foot] = [yaxis.d2p(1), yaxis.d2p(0)], bound = view.bounds[name];
+    return { name, left: xaxis._offset + xaxis.d2p(i), top: yaxis._offset + top, height: foot - top, band: bound && ends(bound, scales[i]) };
+  });
 }
+
+// Bounds as shares of the axis, from its foot up.
+const ends = ([low, high], { share, foot, top }) => {
+  const found = [low ?? Math.min(foot, top), high ?? Math.max(foot, top)].map((value) => Math.min(1, Math.max(0, share(value))));
+  return found.sort((a, b) => a - b);
+};
 
 // A figure that the service has made, with the page's ink.
 export function drawFigure(element, figure) {

@@ -50,7 +50,7 @@ export function standing(search) {
   if (p.failed) texts.push(`${p.failed} failed`);
   if (search.state === "running" && p.left) texts.push(`about ${duration(p.left)} left`);
   if (search.state === "running" && search.notice && search.notice !== "Searching.") texts.push(search.notice);
-  return [h("progress", { max: p.total, value: done, "aria-label": "candidates" }), h("p", {}, texts.join(" · "))];
+  return [search.state !== "finished" && h("progress", { max: p.total, value: done, "aria-label": "candidates" }), h("p", {}, texts.join(" · "))];
 }
 
 async function launcher() {

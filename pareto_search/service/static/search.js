@@ -1,12 +1,15 @@
 // One search: its progress, its front, and the way to one entry of it.
 
-import { download, get, post, remove, watch } from "./api.js";
-import { drawFigure, drawFront, drawParallel } from "./charts.js";
+import { download, get, post, put, remove, watch } from "./api.js";
+import { Brushes } from "./brushes.js";
+import { drawFigure, drawFront, drawParallel, scale } from "./charts.js";
 import { compareTable, entryTable, genealogy } from "./entries.js";
 import { count, doing, field, fill, h, number, select, trouble } from "./dom.js";
 import { standing, stateOf } from "./home.js";
+import { Previews } from "./recommend.js";
 
 const ENDED = ["finished", "failed", "cancelled", "paused"];
+const FORMATS = ["adapter", "merged", "sentence-transformers", "onnx"];
 const PAGES = 5; // of a thousand evaluations: more dots behind the front would only be slow
 
 export async function searchView(main, id, signal) {
@@ -59,20 +62,19 @@ function title(search, again) {
     location.hash = "#/";
   });
   const active = ["queued", "running"].includes(state);
+  const deeds = h(
+    "div",
+    { className: "row" },
+    active && h("button", { onclick: tell("pause") }, "Pause"),
+    (active || state === "paused") && h("button", { onclick: tell("cancel") }, "Cancel"),
+    ["paused", "failed", "finished"].includes(state) &&
+      h("details", { className: "inline" }, h("summary", {}, "Go on"), h("div", { className: "row" }, field("up to candidates", more), field("and minutes", minutes), h("button", { onclick: resume }, "Go on"))),
+    state !== "running" && h("button", { onclick: erase }, "Delete"),
+    h("details", { className: "inline" }, h("summary", {}, "Config"), h("pre", {}, JSON.stringify(search.config, null, 1))),
+  );
   return [
-    h("h1", {}, search.name, " ", h("span", { className: `state ${state}`, id: "state" }, stateOf(search))),
-    h("p", {}, h("small", {}, `${id}, on ${search.data} with ${search.base}`)),
+    h("div", { className: "heading" }, h("h1", {}, search.name, " ", h("span", { className: `state ${state}`, id: "state" }, stateOf(search))), h("small", {}, `${id}, on ${search.data} with ${search.base}`), deeds),
     standing(search),
-    h(
-      "div",
-      { className: "row" },
-      active && h("button", { onclick: tell("pause") }, "Pause"),
-      (active || state === "paused") && h("button", { onclick: tell("cancel") }, "Cancel"),
-      ["paused", "failed", "finished"].includes(state) &&
-        h("details", { className: "inline" }, h("summary", {}, "Go on"), h("div", { className: "row" }, field("up to candidates", more), field("and minutes", minutes), h("button", { onclick: resume }, "Go on"))),
-      state !== "running" && h("button", { onclick: erase }, "Delete"),
-      h("details", { className: "inline" }, h("summary", {}, "Config"), h("pre", {}, JSON.stringify(search.config, null, 1))),
-    ),
   ];
 }
 
@@ -82,6 +84,7 @@ class Explorer {
     this.body = body;
     this.front = null;
     this.archive = [];
+    this.format = FORMATS[0];
     this.view = { x: null, y: null, z: "", part: "validation", kept: new Set(), compared: new Set(), selected: null, bounds: {} };
     this.weights = {};
     this.asked = 0;
@@ -105,6 +108,7 @@ class Explorer {
     const first = this.front === null;
     this.front = front;
     this.archive = await this.evaluations();
+    this.deployed = (await get("/deployments")).deployments.filter((d) => d.search === this.id);
     const names = front.objectives.map((o) => o.name);
     if (first) Object.assign(this.view, { x: names[0], y: names[1] });
     // Made anew, unless it is there and somebody may be moving a slider.
@@ -129,11 +133,13 @@ class Explorer {
     const view = this.view;
     this.chart = h("div", { className: "chart", id: "front-chart", role: "img", "aria-label": "The front; the table below has the same entries" });
     this.lines = h("div", { className: "chart", id: "parallel" });
+    this.brushes = new Brushes(this.brush, this.pickAt);
     this.timeline = h("div", { className: "chart", id: "timeline" });
     this.card = h("div", { id: "selection", "aria-live": "polite" });
     this.table = h("div", { className: "wide", id: "entries" });
     this.side = h("div", { id: "compared" });
     this.family = h("div", { id: "genealogy" });
+    this.previews = new Previews(this.id);
     const axis = (key, options, label) => field(label, select(options, view[key], (e) => ((view[key] = e.target.value), this.redraw())));
     const pairs = names.map((n) => [n, n]);
     const parts = this.front.final ? [["validation", "validation"], ["test", "test"]] : [["validation", "validation"]];
@@ -151,12 +157,12 @@ class Explorer {
         h("section", { className: "aside", "aria-label": "Selection" }, this.wishes(names), this.card),
       ),
       h("h2", {}, "Every entry across the objectives"),
-      h("p", {}, h("small", {}, "Up is better. A line is an entry: choose one by clicking it. Bounds show as orange ticks.")),
-      this.lines,
+      h("p", {}, h("small", {}, "Up is better. A line is an entry: click it to select it. Drag along an axis for bounds, double-click it for none.")),
+      h("div", { className: "brushable" }, this.lines, this.brushes.element),
       h("h2", {}, "Entries"),
       h("p", {}, h("small", {}, "Those that together cover the most hypervolume stand for the whole front.")),
       this.table,
-      this.side,
+      h("div", { className: "together" }, this.side, this.front.final && this.previews.element),
       this.family,
       h("details", { ontoggle: (event) => event.target.open && this.drawTimeline() }, h("summary", {}, "How the hypervolume grew"), this.timeline),
     );
@@ -172,28 +178,33 @@ class Explorer {
 
   // A slider of importance and one of a bound for every objective.
   wishes(names) {
+    this.sliders = {};
     const rows = names.map((name, i) => {
-      const objective = this.front.objectives[i];
-      const values = this.front.front.map((e) => e.validation[name]);
-      const [low, high] = [Math.min(...values), Math.max(...values)];
-      const up = objective.direction === "maximise";
-      const open = up ? low : high;
-      const told = h("output", {}, "any");
+      const up = this.front.objectives[i].direction === "maximise";
+      const told = h("output", {});
       const weight = h("input", { type: "range", min: 0, max: 10, step: 1, value: this.weights[name] ?? 0, id: `weight-${i}`, "aria-label": `How much ${name} matters` });
       weight.addEventListener("input", () => {
         this.weights[name] = Number(weight.value);
         this.choose();
       });
-      const bound = h("input", { type: "range", min: 0, max: 100, value: up ? 0 : 100, id: `bound-${i}`, "aria-label": `${up ? "Least" : "Most"} ${name}` });
+      const bound = h("input", { type: "range", min: 0, max: 100, id: `bound-${i}`, "aria-label": `${up ? "Least" : "Most"} ${name}` });
+      // It moves the bound on the side of the worse values; a brush may have set the other one, too.
       bound.addEventListener("input", () => {
-        const at = low + ((high - low) * Number(bound.value)) / 100;
-        // Rounded so that what the number says is what is asked for, and the best entry stays inside.
-        const value = up ? Math.floor(at * 1e4) / 1e4 : Math.ceil(at * 1e4) / 1e4;
-        if (at === open) delete this.view.bounds[name];
-        else this.view.bounds[name] = value;
-        told.textContent = at === open ? "any" : `${up ? "≥" : "≤"} ${value}`;
-        this.choose();
+        const share = (up ? Number(bound.value) : 100 - Number(bound.value)) / 100;
+        const [low = null, high = null] = this.view.bounds[name] ?? [];
+        const value = share ? this.axis(name).value(share) : null;
+        this.bind(name, up ? value : low, up ? high : value);
       });
+      this.sliders[name] = () => {
+        const [low = null, high = null] = this.view.bounds[name] ?? [];
+        const worse = up ? low : high;
+        if (document.activeElement !== bound) {
+          const share = worse == null ? 0 : Math.round(this.axis(name).share(worse) * 100);
+          bound.value = up ? share : 100 - share;
+        }
+        told.textContent = low != null && high != null ? `${low} – ${high}` : low != null ? `≥ ${low}` : high != null ? `≤ ${high}` : "any";
+      };
+      this.sliders[name]();
       return h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, weight), h("td", {}, bound, told));
     });
     const reset = () => {
@@ -212,11 +223,33 @@ class Explorer {
     return this.form;
   }
 
+  // Rounded so that what the number says is what is asked for, and what lies on the bound stays inside.
+  bind(name, low, high) {
+    if (low == null && high == null) delete this.view.bounds[name];
+    else this.view.bounds[name] = [low == null ? null : Math.floor(low * 1e4) / 1e4, high == null ? null : Math.ceil(high * 1e4) / 1e4];
+    this.sliders[name]();
+    this.choose();
+  }
+
+  // The front grows while the search goes on, and its axes with it.
+  axis = (name) => scale(this.front, this.front.objectives.find((o) => o.name === name));
+
+  // A band that reaches an end of its axis leaves that end open.
+  brush = (name, from, to) => {
+    if (from == null) return this.bind(name, null, null);
+    const values = [from > 0.01 ? this.axis(name).value(from) : null, to < 0.99 ? this.axis(name).value(to) : null];
+    this.bind(name, ...(this.front.objectives.find((o) => o.name === name).direction === "maximise" ? values : values.reverse()));
+  };
+
+  pickAt = (name, share) => {
+    const far = (entry) => Math.abs(this.axis(name).share(entry.validation[name]) - share);
+    this.pick(this.front.front.reduce((a, b) => (far(b) < far(a) ? b : a)).entry);
+  };
+
   // Lets the service select by what is wished now; an answer that comes late is dropped.
   async choose() {
     const mine = ++this.asked;
-    const directions = Object.fromEntries(this.front.objectives.map((o) => [o.name, o.direction === "maximise" ? ">=" : "<="]));
-    const where = Object.entries(this.view.bounds).map(([name, value]) => `${name}${directions[name]}${value}`);
+    const where = Object.entries(this.view.bounds).flatMap(([name, [low, high]]) => [low != null && `${name}>=${low}`, high != null && `${name}<=${high}`].filter(Boolean));
     const prefer = Object.fromEntries(Object.entries(this.weights).filter(([, weight]) => weight > 0));
     try {
       const { entry, reason, kept } = await post(`/searches/${this.id}/select`, { where, prefer });
@@ -247,12 +280,14 @@ class Explorer {
     if (!this.front || !this.chart) return;
     const { front, view } = this;
     drawFront(this.chart, front, this.archive, view, this.pick);
-    drawParallel(this.lines, front, view, this.pick);
+    this.brushes.place(drawParallel(this.lines, front, view, this.pick));
     this.describe();
     const focused = document.activeElement?.id;
     fill(this.table, entryTable(front, view, this.pick, this.toggle));
     if (focused) document.getElementById(focused)?.focus();
-    fill(this.side, compareTable(front.objectives, front.front.filter((e) => view.compared.has(e.entry))));
+    const compared = front.front.filter((e) => view.compared.has(e.entry));
+    fill(this.side, compareTable(front.objectives, compared));
+    if (front.final) this.previews.show(compared.length ? compared.map((e) => e.entry) : view.selected ? [view.selected] : []);
     this.descend();
   };
 
@@ -261,20 +296,41 @@ class Explorer {
     const entry = front.front.find((e) => e.entry === view.selected);
     const kept = `${count(view.kept.size, "entry", "entries")} of ${front.front.length} within your bounds`;
     if (!entry) return fill(this.card, h("p", { className: "bad" }, this.reason), h("p", {}, kept));
-    const fetchZip = doing(() => download(`/searches/${id}/entries/${entry.entry}/zip`, `${id}-${entry.entry}.zip`));
     fill(
       this.card,
       h("h2", {}, "Selected: ", h("span", { id: "selected" }, entry.entry)),
       h("p", { className: "reason" }, this.reason),
       h("p", {}, h("small", { id: "kept" }, kept)),
-      h(
-        "div",
-        { className: "row" },
-        h("button", { onclick: () => this.toggle(entry.entry), id: "compare-selected" }, view.compared.has(entry.entry) ? "Leave out of the comparison" : "Compare"),
-        front.final ? h("button", { className: "primary", onclick: fetchZip, id: "download" }, "Download") : h("small", {}, "can be downloaded when the search has ended"),
-      ),
-      front.final && h("details", {}, h("summary", {}, "Deploy"), h("p", {}, "Where the service runs, with its folder as ROOT:"), h("pre", {}, `pareto-search deploy ROOT/searches/${id}/run ${entry.entry}`)),
+      h("div", { className: "row" }, front.final && this.deployer(entry.entry), h("button", { onclick: () => this.toggle(entry.entry), id: "compare-selected" }, view.compared.has(entry.entry) ? "Do not compare" : "Compare")),
+      front.final ? [this.trials(entry.entry), this.packer(entry.entry)] : h("p", {}, h("small", {}, "can be deployed and downloaded when the search has ended")),
     );
+  }
+
+  // With the entries that it is compared with, for preferences to choose among; it is the first of them.
+  deployer(entry) {
+    const others = [...this.view.compared].filter((name) => name !== entry);
+    const deploy = doing(async () => {
+      const made = await post("/deployments", { search: this.id, entries: [entry, ...others] });
+      location.hash = `#/deployments/${made.id}`;
+    });
+    return h("button", { className: "primary", onclick: deploy, id: "deploy" }, ["Deploy", "Deploy both"][others.length] ?? `Deploy all ${others.length + 1}`);
+  }
+
+  // A button for each deployment of this search that another entry answers for.
+  trials(entry) {
+    const tryOut = (id) =>
+      doing(async () => {
+        await put(`/deployments/${id}/canary`, { entry, share: 0.1 });
+        location.hash = `#/deployments/${id}`;
+      });
+    const open = this.deployed.filter((d) => d.entries[0] !== entry && d.state !== "deleting");
+    return open.length ? h("div", { className: "row" }, open.map((d) => h("button", { onclick: tryOut(d.id) }, `Try out on 10 % in ${d.id}`))) : null;
+  }
+
+  packer(entry) {
+    const form = select(FORMATS.map((f) => [f, f]), this.format, (e) => (this.format = e.target.value));
+    const fetchZip = doing(() => download(`/searches/${this.id}/entries/${entry}/zip?format=${this.format}`, `${this.id}-${entry}-${this.format}.zip`));
+    return h("div", { className: "row pair" }, field("Format", form), h("button", { onclick: fetchZip, id: "download" }, "Download"));
   }
 
   async descend() {

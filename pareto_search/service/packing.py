@@ -1,0 +1,50 @@
+"""An exported entry as one zip archive; a process of its own exports it, which needs torch for most formats."""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from pareto_search import results
+from pareto_search.errors import ConfigError, RunError
+from pareto_search.service.turns import Turns
+
+_turns = Turns()
+
+
+def packed(run: Path, name: str, form: str) -> Path:
+    """A temporary zip archive of what `pareto-search export` writes.
+
+    Args:
+        run: the folder of a search that has ended.
+
+    Raises:
+        RunError: the front has no such entry, or the process has ended over it.
+        ConfigError: what the export complains about.
+        ConflictError: too many wait for theirs.
+    """
+    results.find_entry(results.load_front(run), name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "export")
+        command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "export", str(run), name]
+        with _turns.taken():
+            ended = subprocess.run(
+                [*command, "--to", str(folder), "--format", form],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        lines = ended.stderr.strip().splitlines()
+        if ended.returncode == 2 and lines:
+            raise ConfigError(lines[-1].removeprefix("pareto-search: "))
+        if ended.returncode:
+            print(ended.stderr, file=sys.stderr, flush=True)
+            raise RunError("the export has ended before its time; the service's log has more")
+        with (
+            tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as file,
+            zipfile.ZipFile(file, "w") as archive,
+        ):
+            for part in sorted(p for p in folder.rglob("*") if p.is_file()):
+                archive.write(part, Path(name, part.relative_to(folder)))
+    return Path(file.name)

@@ -1,0 +1,96 @@
+// Recommendations: the form that asks for them, and the lists that come back.
+
+import { post } from "./api.js";
+import { count, doing, field, fill, h } from "./dom.js";
+
+const ids = (text) => text.split(",").map((id) => id.trim()).filter(Boolean);
+
+// Who is asked about, how many items and of which kind; `question` raises where nobody is named.
+export function asker(extra) {
+  const text = (name, placeholder, size) => h("input", { name, placeholder, size, autocomplete: "off" });
+  const user = text("user", "such as 42", 9), history = text("history", "item ids, oldest first", 18), exclude = text("exclude", "item ids", 12);
+  const k = h("input", { type: "number", min: 1, max: 100, value: 10, name: "k" });
+  const least = (name) => h("input", { type: "number", min: 0, max: 1, step: 0.05, placeholder: "0 to 1", name });
+  const credibility = least("credibility"), novelty = least("novelty");
+  const question = () => {
+    if (!user.value.trim() && !history.value.trim()) {
+      user.focus();
+      throw new Error("Name a user of the data, or the items that somebody has liked.");
+    }
+    const floors = Object.entries({ credibility, novelty }).filter(([, input]) => input.value).map(([name, input]) => [name, Number(input.value)]);
+    return {
+      ...(history.value.trim() ? { history: ids(history.value) } : { user: user.value.trim() }),
+      k: Number(k.value) || 10,
+      exclude: ids(exclude.value),
+      least: Object.fromEntries(floors),
+      explain: true,
+    };
+  };
+  const element = [
+    h("div", { className: "row" }, field("User", user), field("or history", history), field("How many", k), extra),
+    h("details", {}, h("summary", {}, "Filters"), h("div", { className: "row" }, field("Without items", exclude), field("Least credibility", credibility), field("Least novelty", novelty))),
+  ];
+  return { element, question, isAsked: () => Boolean(user.value.trim() || history.value.trim()) };
+}
+
+// What one entry shows; items in `everywhere` are those that all entries beside it show too.
+export function listing(answer, everywhere = new Set()) {
+  const row = ({ item, title, score, because }) =>
+    h(
+      "li",
+      { className: everywhere.has(item) ? "everywhere" : "" },
+      h("span", {}, title),
+      h("small", { title: "Standard deviations above this user's average item" }, `item ${item} · score ${score.toFixed(2)}`),
+      because?.length ? h("small", { className: "because" }, `because of ${because.join(" and ")}`) : null,
+    );
+  return h("ol", { className: "items" }, answer.items.map(row));
+}
+
+// What some entries of a search that has ended would show to the same user, a column each.
+export class Previews {
+  constructor(search) {
+    this.search = search;
+    this.entries = [];
+    this.form = asker();
+    this.lists = h("div", { "aria-live": "polite" });
+    this.heading = h("h2", {}, "What it recommends");
+    this.element = h(
+      "section",
+      { id: "previews" },
+      this.heading,
+      h("form", { onsubmit: (event) => event.preventDefault() }, this.form.element, h("button", { onclick: doing(() => this.ask()), id: "preview" }, "Show")),
+      this.lists,
+    );
+  }
+
+  // Asks again where somebody has asked before and the entries are others now.
+  show(entries) {
+    if (entries.join() === this.entries.join()) return;
+    this.entries = entries;
+    this.heading.textContent = entries.length > 1 ? "What each recommends to the same user" : "What it recommends";
+    if (this.form.isAsked()) this.ask().catch((error) => this.tell(error.message, "bad"));
+    else this.tell("Name a user, or the items that somebody has liked, to see what they would be shown. The first time takes some seconds, in which the model is loaded.");
+  }
+
+  tell = (text, className = "empty") => fill(this.lists, h("p", { className }, text));
+
+  async ask() {
+    const question = this.form.question(), entries = this.entries;
+    this.tell("One moment.");
+    const answers = [];
+    try {
+      for (const entry of entries) answers.push(await post(`/searches/${this.search}/recommend`, { ...question, entry }));
+    } catch (error) {
+      if (entries === this.entries) this.tell(error.message, "bad");
+      return;
+    }
+    if (entries !== this.entries) return; // others have been chosen meanwhile
+    const shown = answers.map((a) => new Set(a.items.map((i) => i.item)));
+    const everywhere = answers.length > 1 ? new Set([...shown[0]].filter((item) => shown.every((s) => s.has(item)))) : new Set();
+    fill(
+      this.lists,
+      answers.length > 1 && h("p", {}, h("small", {}, everywhere.size ? `${count(everywhere.size, "item")} in all of the lists, in grey.` : "No item is in all of the lists.")),
+      h("div", { className: "lists" }, answers.map((answer) => h("div", {}, h("h3", {}, answer.entry), listing(answer, everywhere)))),
+    );
+  }
+}

@@ -1,0 +1,29 @@
+"""What is done one after another, because each has a base model in memory."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pareto_search.service.record import ConflictError
+
+
+class Turns:
+    """A queue that few stand in: whoever waits holds one of the service's threads."""
+
+    def __init__(self, most: int = 8) -> None:
+        self._room, self._turn = threading.BoundedSemaphore(most), threading.Lock()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """A turn for the length of the block.
+
+        Raises:
+            ConflictError: too many wait already.
+        """
+        if not self._room.acquire(blocking=False):
+            raise ConflictError("too many wait for this already; ask again in a moment")
+        try:
+            with self._turn:
+                yield
+        finally:
+            self._room.release()
