@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -116,6 +116,17 @@ class DataSection(_Section):
             return {"source": self.source}
         columns = Columns(**self.columns.model_dump())
         return {"interactions": self.interactions, "items": self.items, "columns": columns}
+
+    def at(self, place: str) -> "DataSection":
+        """The same tables or atomic files at another place, split in the same way; see `SearchConfig.refreshed`."""
+        if place.endswith((".yaml", ".yml")):
+            other = SearchConfig.load(place).data
+            return other.model_copy(update={"split": self.split, "tie_seed": self.tie_seed})
+        if self.interactions is None or self.items is None:
+            return self.model_copy(update={"source": place})
+        names = (PurePosixPath(path).name for path in (self.interactions, self.items))
+        interactions, items = (f"{place.rstrip('/')}/{name}" for name in names)
+        return self.model_copy(update={"interactions": interactions, "items": items})
 
     def resolved(self, folder: Path) -> "DataSection":
         """With paths that are relative to `folder` made absolute; URLs and known data sets stay."""
@@ -298,6 +309,23 @@ class SearchConfig(_Section):
             raise ConfigError(_line(error)) from None
         paths = {"data": config.data.resolved(Path(folder)), "model": config.model.resolved(Path(folder))}
         return config.model_copy(update=paths)
+
+    def refreshed(self, data: str, name: str | None = None) -> "SearchConfig":
+        """The same search on newer data.
+
+        Args:
+            data: a folder, or the URL of one, with files of the same names as the older data's; or a config, whose
+                section `data` is taken. The split stays.
+            name: of the newer search.
+
+        Raises:
+            ConfigError: the name or the config does not fit.
+        """
+        section = self.data.at(data)
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return self.parse(
+            content | {"data": section.model_dump(mode="json", exclude_none=True)} | ({"name": name} if name else {})
+        )
 
     def to_yaml(self) -> str:
         """The resolved config, which `load` reads back as an equal one."""

@@ -150,8 +150,13 @@ class RayPool:
         self._setup[method] = shared
         self._gather([getattr(a, method).remote(*shared) for a in self._actors.values()])
 
-    def map(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Spreads calls of a method over the workers and returns their results in order."""
+    def map(self, method: str, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
+        """Spreads calls of a method over the workers and returns their results in order.
+
+        Args:
+            shared: further arguments, the same in all calls, which are sent once.
+        """
+        same = [ray.put(s) for s in shared]
         waiting = list(enumerate(calls))[::-1]
         running: dict[Any, tuple[int, int]] = {}
         results: list[Any] = [None] * len(calls)
@@ -159,7 +164,7 @@ class RayPool:
         while waiting or running:
             while waiting and idle:
                 (place, call), number = waiting.pop(), idle.pop(0)
-                running[getattr(self._actors[number], method).remote(*call)] = place, number
+                running[getattr(self._actors[number], method).remote(*call, *same)] = place, number
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 place, number = running.pop(reference)
