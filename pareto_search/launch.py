@@ -86,7 +86,7 @@ def run_search(
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
             older = load_config(Path(refreshes))
-            for line in refreshing.take_over(Path(refreshes), older, run, data, parts, base.sha256):
+            for line in refreshing.take_over(Path(refreshes), older, run, data, parts, base_sha256=base.sha256):
                 watcher.notice(line)
         elif not (run / "search.yaml").is_file():
             refreshing.discard(run)

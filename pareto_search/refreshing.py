@@ -36,7 +36,7 @@ LEAKED = 0.01
 
 
 def take_over(
-    source: Path, config: SearchConfig, run: Path, data: Dataset, parts: Split, base_sha256: str
+    source: Path, config: SearchConfig, run: Path, data: Dataset, parts: Split, *, base_sha256: str
 ) -> list[str]:
     """Writes what `run` needs of the older search in `source`; where it is there already, nothing is done.
 
