@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pareto_search import checkpoint, refreshing, results
 from pareto_search.archive import choose
@@ -172,6 +172,26 @@ def deploy(
 
     data = load(**load_config(run).data.arguments())
     serving.deploy(run, names, data, token=token, host=host, port=port, replicas=replicas, address=address)
+
+
+def application(args: Mapping[str, Any]) -> Any:
+    """Entries of a run as an application of Ray Serve: `import_path: pareto_search.launch:application` in its config.
+
+    Args:
+        args: `run`, a folder that every node sees, and `entries`, a list. The token is PARETO_SEARCH_TOKEN.
+
+    Raises:
+        UserError: an entry, the data or the token is not there.
+    """
+    from pareto_search.workers import serving
+
+    run, token = Path(args["run"]), os.environ.get("PARETO_SEARCH_TOKEN")
+    if not token:
+        raise ConfigError("set PARETO_SEARCH_TOKEN on every node, for clients to give")
+    front = results.load_front(run)
+    for name in args["entries"]:
+        results.find_entry(front, name)
+    return serving.application(run, args["entries"], load(**load_config(run).data.arguments()), token=token)
 
 
 def load_config(run: Path) -> SearchConfig:
