@@ -23,6 +23,7 @@ from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.store import Store
+from pareto_search.track import register, tracking
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 ENTRY = click.argument("name", metavar="ENTRY")
@@ -241,7 +242,10 @@ def evaluate(
 @click.option(
     "--format", "form", default="adapter", show_default=True, help="adapter, merged, sentence-transformers or onnx."
 )
-def export(run: Path, name: str, to: Path, form: str) -> None:
+@click.option(
+    "--register", "model", metavar="MODEL", help="Also make it a new version of a model in MLflow's registry."
+)
+def export(run: Path, name: str, to: Path, form: str, model: str | None) -> None:
     """Writes an entry with all it needs into a folder of its own.
 
     Example: pareto-search export runs/demo c0007-s03 --to exported --format onnx
@@ -251,6 +255,10 @@ def export(run: Path, name: str, to: Path, form: str) -> None:
     measures = exports.export(run, name, load(**_config_of(run).data.arguments()), to, form)
     click.echo(f"Wrote {to}")
     display.show_export(measures)
+    if model is not None:
+        front = results.load_front(run)
+        version = register(model, to, front, results.find_entry(front, name))
+        click.echo(f"Registered it with MLflow as {model}, version {version}")
 
 
 @cli.command(name="export-study")
@@ -417,7 +425,6 @@ def _search(
 ) -> None:
     from pareto_search.launch import Watcher, run_search
     from pareto_search.search import Progress
-    from pareto_search.track import tracking
 
     try:
         with display.live() as shown, tracking(track, config, run) as told:
