@@ -201,7 +201,8 @@ class OptimiserSection(_Section):
             only that where absent.
         inheritance: whether a child starts from its first parent's weights, and not from the warm start.
         merging: whether front members are also averaged, which costs no training.
-        candidate_timeout: seconds.
+        candidate_timeout: seconds for a candidate alone; side by side with others (`workers.pack`) it has as many times
+            that.
     """
 
     algorithm: Literal["nsga2", "spea2"] = "nsga2"
@@ -240,7 +241,7 @@ class WorkersSection(_Section):
 
     Attributes:
         pack: how many candidates a worker trains side by side. On a CPU more than one does not pay; on a GPU each takes
-            longer, but more of them end in an hour: `search.candidate_timeout` has to leave room for that.
+            longer, but more of them end in an hour.
     """
 
     count: Count = 2

@@ -108,7 +108,7 @@ def run_search(
                 cpus=workers.cpus,
                 gpus=workers.gpus,
                 pack=workers.pack,
-                timeout=config.search.candidate_timeout,
+                timeout=config.search.candidate_timeout * workers.pack,
                 address=address,
             ) as pool:
                 launch = _Launch(run, search, pool, watcher)
