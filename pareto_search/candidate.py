@@ -32,7 +32,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Seed:
+class Forerunner:
     """A checkpoint of an older search, of whose genes and weights a candidate of a newer one is made.
 
     Attributes:

@@ -320,8 +320,10 @@ class SearchConfig(_Section):
             name: of the newer search.
 
         Raises:
-            ConfigError: the name or the config does not fit.
+            ConfigError: the config or the name does not fit, or a shared store wants another one.
         """
+        if self.store is not None and name in (None, self.name):
+            raise ConfigError(f"the store of {self.name} is shared; give the new search another name with --name")
         section = self.data.at(data)
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return self.parse(

@@ -23,7 +23,7 @@ from pymoo.core.termination import NoTermination
 from pymoo.core.variable import Binary, Choice, Integer, Real, Variable
 from pymoo.operators.selection.tournament import TournamentSelection
 
-from pareto_search.candidate import Candidate, Genes, Seed, candidate_id
+from pareto_search.candidate import Candidate, Forerunner, Genes, candidate_id
 from pareto_search.objective import Constraint, Objective, Values, violations
 from pareto_search.space import Gene, SearchSpace
 
@@ -42,7 +42,7 @@ class Evolution:
     The first `population` proposals are a random sample, which pymoo wants told together: what is told is held back
     until all of it has come back or been put off. Asking meanwhile never blocks; it gives further random points, which
     join the population as offspring do. After that every proposal is one offspring of two parents chosen by tournament.
-    Seeds take the place of the first of the sample: the genes are theirs, and they are the parents.
+    Forerunners take the place of the first of the sample: the genes are theirs, and they are the parents.
 
     The same seed and the same order of calls give the same proposals, bit for bit. No proposal equals an earlier one.
     """
@@ -56,7 +56,7 @@ class Evolution:
         algorithm: AlgorithmName,
         population: int,
         seed: int,
-        seeds: Sequence[Seed] = (),
+        forerunners: Sequence[Forerunner] = (),
     ) -> None:
         self._space = space
         self._objectives = tuple(objectives)
@@ -75,7 +75,7 @@ class Evolution:
         # A small space repeats itself in a random sample; the population then starts smaller and grows.
         distinct: dict[tuple[object, ...], tuple[Individual, tuple[str, ...]]] = {}
         for individual, parents in (
-            *((self._encode(s.genes), (s.id,)) for s in seeds),
+            *((self._encode(s.genes), (s.id,)) for s in forerunners),
             *((i, ()) for i in self._algorithm.ask()),
         ):
             distinct.setdefault(_key(self._decode(individual)), (individual, parents))

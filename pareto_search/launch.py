@@ -92,7 +92,7 @@ def run_search(
             refreshing.discard(run)
         store = _open(config, run, data, parts)
         try:
-            search = Search(config, store, run, refreshing.seeds(run))
+            search = Search(config, store, run, refreshing.forerunners(run))
             if search.is_over and not retrain and (run / results.FRONT).is_file():
                 return results.load_front(run)  # nothing new to look at, so test is not touched again
             (run / results.FRONT).unlink(missing_ok=True)  # it would speak for a search that has gone on

@@ -4,7 +4,7 @@ They lie in `old/` of the newer run folder, so that from then on nothing more is
 
     old/c0007/      a checkpoint of the front
     old/ease/       a component that entries of the front blend in
-    old/old.json    the entries, and the seeds: what the newer search's first candidates are made of
+    old/old.json    the entries, and the forerunners: what the newer search's first candidates are made of
 """
 
 import json
@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from pareto_search import checkpoint
 from pareto_search.archive import choose
-from pareto_search.candidate import Candidate, Seed
+from pareto_search.candidate import Candidate, Forerunner
 from pareto_search.config import SearchConfig
 from pareto_search.errors import CheckpointError, DataError, RunError
 from pareto_search.executor import Files
@@ -77,9 +77,9 @@ def take_over(
     for name, content in files.items():
         checkpoint.write(run / FOLDER / name, moved(content, data.item_ids, place))
     store = Store.open(config.store or source / "search.db", config.name)
-    seeds = _seeds(front, {c.id: c for c in store.candidates()})
+    forerunners = _forerunners(front, {c.id: c for c in store.candidates()})
     store.close()
-    write_whole(run / FOLDER / "old.json", json.dumps({"entries": entries, "seeds": seeds}, indent=1))
+    write_whole(run / FOLDER / "old.json", json.dumps({"entries": entries, "forerunners": forerunners}, indent=1))
     new, gone = int((place < 0).sum()), len(known) - int((place >= 0).sum())
     return [*notices, f"Of {len(data.item_ids)} items {new} are new to the old front, and {gone} of its own are gone."]
 
@@ -89,9 +89,9 @@ def discard(run: Path) -> None:
     shutil.rmtree(run / FOLDER, ignore_errors=True)
 
 
-def seeds(run: Path) -> list[Seed]:
+def forerunners(run: Path) -> list[Forerunner]:
     """What the first candidates of a run are made of, the best first; nothing where it goes back to no older one."""
-    return [Seed(**seed) for seed in _read(run)["seeds"]]
+    return [Forerunner(**content) for content in _read(run)["forerunners"]]
 
 
 def entries(run: Path) -> list[Document]:
@@ -174,10 +174,10 @@ def _compared(config: SearchConfig, front: Document, data: Dataset, parts: Split
     return [f"The old front was trained on {count} of the {held} interactions that are held out."] if count else []
 
 
-def _seeds(front: Document, candidates: Mapping[str, Candidate]) -> list[Document]:
+def _forerunners(front: Document, candidates: Mapping[str, Candidate]) -> list[Document]:
     """One for each of the genes on the front, those that add most to its hypervolume first.
 
-    A merged checkpoint has the genes of the ancestor that has most part in it.
+    A merged checkpoint has the genes of the trained ancestor that has most part in it.
     """
     entries, objectives = front["front"], objectives_of(front)
     order = choose([e["validation"] for e in entries], objectives, ENTRIES)
@@ -185,15 +185,16 @@ def _seeds(front: Document, candidates: Mapping[str, Candidate]) -> list[Documen
     for entry in (entries[i] for i in order):
         ancestor = candidates[entry["candidate"]]
         while ancestor.kind == "merged" and ancestor.parents:
-            first, second = ancestor.parents
-            ancestor = candidates[first if float(ancestor.genes["share"]) >= 0.5 else second]
+            first, second = (candidates[parent] for parent in ancestor.parents)
+            larger, smaller = (first, second) if float(ancestor.genes["share"]) >= 0.5 else (second, first)
+            ancestor = larger if larger.genes else smaller  # the warm start has none
         if ancestor.kind == "trained":
-            seed = {
+            content = {
                 "id": f"{FOLDER}/{entry['candidate']}",
                 "genes": dict(ancestor.genes),
                 "steps": entry["lineage_steps"],
             }
-            found.setdefault(ancestor.id, seed)
+            found.setdefault(ancestor.id, content)
     return list(found.values())
 
 
@@ -201,5 +202,5 @@ def _read(run: Path) -> Document:
     try:
         content: Document = json.loads((run / FOLDER / "old.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"entries": [], "seeds": []}
+        return {"entries": [], "forerunners": []}
     return content

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from pareto_search import archive
-from pareto_search.candidate import Candidate, Deed, Evaluation, Kind, Leg, Seed, candidate_id
+from pareto_search.candidate import Candidate, Deed, Evaluation, Forerunner, Kind, Leg, candidate_id
 from pareto_search.config import SearchConfig
 from pareto_search.evolution import Evolution
 from pareto_search.fidelity import Rungs
@@ -22,17 +22,17 @@ class Schedule:
     """The decisions of a search so far, and the next one.
 
     Args:
-        seeds: what the first candidates are made of, the best first.
+        forerunners: what the first candidates are made of, the best first.
 
     Attributes:
-        seeds: by id.
+        forerunners: by id.
         candidates: all of them, by id.
         legs: what was decided, in order.
         heard: the legs whose outcome was reported.
         front: of what was reported.
     """
 
-    def __init__(self, config: SearchConfig, seeds: Sequence[Seed] = ()) -> None:
+    def __init__(self, config: SearchConfig, forerunners: Sequence[Forerunner] = ()) -> None:
         self._config, self._budget = config, config.search
         self._evolution = Evolution(
             config.search_space.of("training"),
@@ -41,9 +41,9 @@ class Schedule:
             algorithm=self._budget.algorithm,
             population=self._budget.population,
             seed=self._budget.seed,
-            seeds=seeds,
+            forerunners=forerunners,
         )
-        self.seeds = {seed.id: seed for seed in seeds}
+        self.forerunners = {f.id: f for f in forerunners}
         self._rungs = Rungs(self._budget.rungs, config.objectives, config.constraints)
         self._exhausted = False
         self._began: dict[Kind, int] = {"trained": 0, "merged": 0}
@@ -112,22 +112,22 @@ class Schedule:
             self.front = front_of([*self.front, *evaluations], self._config)
 
     def sources(self, name: str) -> tuple[str, ...]:
-        """The candidates or the seed whose weights a candidate starts from; one that failed has none to pass on."""
+        """Those whose weights a candidate starts from, a forerunner perhaps; one that failed has none to pass on."""
         candidate = self.candidates[name]
         if candidate.kind == "merged":
             return candidate.parents
         alive = (parent for parent in candidate.parents if parent not in self._failed)
-        return tuple(parent for parent in alive if self._budget.inheritance or parent in self.seeds)[:1]
+        return tuple(parent for parent in alive if self._budget.inheritance or parent in self.forerunners)[:1]
 
     def lineage_steps(self, name: str) -> int:
         """The training steps of a candidate and of all whose weights are in it, each counted once."""
         lineage, new = {name}, {name}
         while new:
-            new = {source for member in new - self.seeds.keys() for source in self.sources(member)} - lineage
+            new = {source for member in new - self.forerunners.keys() for source in self.sources(member)} - lineage
             lineage |= new
-        seeds = lineage & self.seeds.keys()
-        trained = sum(self.candidates[member].kind == "trained" for member in lineage - seeds)
-        return trained * self._budget.steps + sum(self.seeds[member].steps for member in seeds)
+        older = lineage & self.forerunners.keys()
+        trained = sum(self.candidates[member].kind == "trained" for member in lineage - older)
+        return trained * self._budget.steps + sum(self.forerunners[member].steps for member in older)
 
     def _may_merge(self) -> bool:
         """Whether a merger is due, the warm start first of all, and there are two on the front to merge."""

@@ -16,7 +16,7 @@ from pareto_search.entry import Entry
 from pareto_search.errors import DataError, RunError
 from pareto_search.recsys.dataset import Columns, Dataset, load, load_tables
 from pareto_search.recsys.split import Strategy, split
-from pareto_search.refreshing import leaked, moved, seeds
+from pareto_search.refreshing import forerunners, leaked, moved
 from pareto_search.store import Store
 from pareto_search.workers import pool
 from pareto_search.workers.evaluate import similarity
@@ -82,12 +82,12 @@ def test_a_refresh_begins_with_the_old_front_and_shows_both_even_if_it_was_stopp
     assert "Old front" in (run / "report.html").read_text()
 
     config = SearchConfig.load(run / "search.yaml")
-    mine, given = trained(run), seeds(run)[: config.search.population]
-    assert [c.parents for c in mine[: len(given)]] == [(seed.id,) for seed in given]
-    assert [c.genes for c in mine[: len(given)]] == [pytest.approx(seed.genes) for seed in given]
+    mine, given = trained(run), forerunners(run)[: config.search.population]
+    assert [c.parents for c in mine[: len(given)]] == [(f.id,) for f in given]
+    assert [c.genes for c in mine[: len(given)]] == [pytest.approx(f.genes) for f in given]
     theirs = {c.id: c.genes for c in trained(tmp_path / "away")}
-    assert {Path(s.id).name for s in given} & theirs.keys()
-    assert all(theirs.get(Path(s.id).name, s.genes) == s.genes for s in given)
+    assert {Path(f.id).name for f in given} & theirs.keys()
+    assert all(theirs.get(Path(f.id).name, f.genes) == f.genes for f in given)
 
     # An entry of the old front as it would be served, with the components of its own search.
     data = load(**config.data.arguments())

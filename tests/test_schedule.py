@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from pareto_search import archive
-from pareto_search.candidate import Candidate, Deed, Evaluation, Kind, Leg, Seed
+from pareto_search.candidate import Candidate, Deed, Evaluation, Forerunner, Kind, Leg
 from pareto_search.config import SearchConfig
 from pareto_search.evolution import Evolution
 from pareto_search.objective import Values
@@ -538,7 +538,7 @@ def test_at_its_end_a_search_owes_nothing(seed: int) -> None:
 def test_what_is_made_of_a_seed_starts_from_its_weights_and_has_its_steps_in_its_lineage(inheritance: bool) -> None:
     other = schedule(seed=1)
     genes = other.candidates[decided(other, "ask").candidate].genes
-    begun = Schedule(config(merging=False, population=2, inheritance=inheritance), [Seed("old/c0007", genes, 90)])
+    begun = Schedule(config(merging=False, population=2, inheritance=inheritance), [Forerunner("old/c0007", genes, 90)])
     first, second = decided(begun, "ask"), decided(begun, "ask")
     assert begun.candidates[first.candidate].parents == begun.sources(first.candidate) == ("old/c0007",)
     assert (begun.sources(second.candidate), begun.lineage_steps(second.candidate)) == ((), FULL)
