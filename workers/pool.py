@@ -389,7 +389,7 @@ def _check(count: int, cpus: float, gpus: float, patience: float) -> None:
 def _line(error: BaseException) -> str:
     """An error in one line, with its type where the message alone says little."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    text = lines[0]
+    text = lines[0] if not lines[0].endswith(":") else f"{lines[0]} {lines[-1]}"  # a traceback follows
     if isinstance(error, RayActorError):
         # Of an actor that could not start, Ray quotes the traceback, and what went wrong is its last line. Of one that
         # died, Ray lists ids ("pid: 7") before it says why.
