@@ -198,7 +198,7 @@ def test_a_checkpoint_over_another_catalogue_scores_what_it_knows_as_before_and_
     model, old = Recommender.loaded(other), Recommender.loaded(files)
     new = here.vectors[1]
     assert torch.allclose(new, model.projection(fresh)[0])  # no embedding of its own
-    assert float(model.item_bias[1]) == pytest.approx(float(old.item_bias.mean()))
+    assert model.item_bias[1].item() == pytest.approx(old.item_bias.mean().item())
 
     weights = similarity(checkpoint.read(toy_run / "components" / "ease")).weights
     carried = similarity(moved(checkpoint.read(toy_run / "components" / "ease"), [""] * len(place), place)).weights
