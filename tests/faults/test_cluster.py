@@ -77,11 +77,11 @@ def node(folder: str, *options: str) -> Iterator[Node]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A head node with one CPU, where it is reached, and a folder for what its nodes say."""
+    """A head node with one CPU, and where it is reached: by its own machine, and from outside."""
 
     head: Node
     address: str
-    folder: Path
+    outside: str
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,10 @@ def cluster() -> Iterator[Cluster]:
     address = f"127.0.0.1:{(port := free_port())}"
     options = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     try:
-        with node(folder, *options, f"--ray-client-server-port={free_port()}") as head:
-            eventually(lambda: answers(port))
-            yield Cluster(head, address, Path(folder))
+        client = free_port()
+        with node(folder, *options, f"--ray-client-server-port={client}") as head:
+            eventually(lambda: answers(port) and answers(client))
+            yield Cluster(head, address, f"ray://127.0.0.1:{client}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -144,9 +145,11 @@ def test_a_node_killed_in_the_middle_of_a_candidate_costs_one_retry_on_another(
     assert cluster.head.process.poll() is None
 
 
-def test_more_gpus_than_the_cluster_has_are_refused(undisturbed: Finished, tmp_path: Path, cluster: Cluster) -> None:
+def test_more_gpus_than_the_cluster_has_are_refused_from_outside_too(
+    undisturbed: Finished, tmp_path: Path, cluster: Cluster
+) -> None:
     config = small.write_config(undisturbed.config.with_name("gpus.yaml"), workers={"gpus": 1})
-    ended = pareto_search("run", config, "--out", tmp_path / "run", "--address", cluster.address)
+    ended = pareto_search("run", config, "--out", tmp_path / "run", "--address", cluster.outside)
     assert "2 workers with 1 CPUs and 1 GPUs each were asked for, but the cluster has room for 0" in ended.complaint
 
 
