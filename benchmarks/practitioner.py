@@ -41,7 +41,7 @@ PerUser = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tested:
+class OnTest:
     """A search's entries and the practitioner's, user by user on test."""
 
     front: PerUser
@@ -54,7 +54,7 @@ def configured(seed: int, minutes: float) -> SearchConfig:
     return SearchConfig.parse({"name": f"tie{seed}", "data": {"source": MOVIELENS, "tie_seed": seed}, "search": search})
 
 
-def test(config: SearchConfig, run: Path, front: Any) -> Tested:
+def test(config: SearchConfig, run: Path, front: Any) -> OnTest:
     """Scores both sides again, from what the run folder keeps, and keeps each user apart."""
     data = load(**config.data.arguments())
     worker = Worker(workload(config, data, split(data, config.data.split, config.data.tie_seed)))
@@ -77,7 +77,7 @@ def test(config: SearchConfig, run: Path, front: Any) -> Tested:
     ours = [v for f, s in mine.items() for v in values(scorer(checkpoint.read(run / f), worker.encoder), s)]
     components = {name: component(checkpoint.read(run / "components" / name), worker.encoder) for name in theirs}
     others = [v for name, s in theirs.items() for v in values(components[name], s)]
-    return Tested(np.array(ours), np.array(others))
+    return OnTest(np.array(ours), np.array(others))
 
 
 def hypervolume(per_user: PerUser, users: NDArray[np.int64], objectives: Sequence[Objective]) -> float:
@@ -87,7 +87,7 @@ def hypervolume(per_user: PerUser, users: NDArray[np.int64], objectives: Sequenc
     return archive.hypervolume(points, objectives)
 
 
-def pooled(tested: Sequence[Tested], objectives: Sequence[Objective]) -> dict[str, Any]:
+def pooled(tested: Sequence[OnTest], objectives: Sequence[Objective]) -> dict[str, Any]:
     """Hypervolumes of all tie seeds, the ratio of their means, and its interval."""
     rng = np.random.default_rng(0)
 
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
 
-    tested: list[Tested] = []
+    tested: list[OnTest] = []
     for seed in range(options.seeds):
         config = configured(seed, options.minutes)
         run = options.out / f"tie{seed}"

@@ -11,16 +11,16 @@ from pareto_search.errors import ParetoSearchError, UserError
 from pareto_search.results import load_front
 
 if TYPE_CHECKING:
-    from pareto_search.launch import run_search
+    from pareto_search.launch import refresh, run_search
 
 __version__ = "0.1.0"
-__all__ = ["ParetoSearchError", "SearchConfig", "UserError", "__version__", "load_front", "run_search"]
+__all__ = ["ParetoSearchError", "SearchConfig", "UserError", "__version__", "load_front", "refresh", "run_search"]
 
 
 def __getattr__(name: str) -> Any:
     # Ray and torch are imported when a search is run, not when its words are.
-    if name == "run_search":
-        from pareto_search.launch import run_search
+    if name in ("refresh", "run_search"):
+        from pareto_search import launch
 
-        return run_search
+        return getattr(launch, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,6 +31,20 @@ class Candidate:
     kind: Kind = "trained"
 
 
+@dataclass(frozen=True)
+class Forerunner:
+    """A checkpoint of an older search, of whose genes and weights a candidate of a newer one is made.
+
+    Attributes:
+        id: its folder in the newer search's run folder: `old/c0007`.
+        steps: the training steps of it and of all whose weights are in it.
+    """
+
+    id: str
+    genes: Genes
+    steps: int
+
+
 class Leg(NamedTuple):
     """A candidate's way to a rung, from the one before or from its start: decided, executed and reported as one."""
 

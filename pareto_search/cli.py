@@ -16,7 +16,7 @@ import click
 from pareto_search import __version__, decide, display, entry, results
 from pareto_search.config import SearchConfig, read
 from pareto_search.errors import ConfigError, ParetoSearchError
-from pareto_search.objective import Constraint, Objective
+from pareto_search.objective import Constraint
 from pareto_search.plots import pairwise
 from pareto_search.question import Canary
 from pareto_search.recsys import fetch
@@ -24,6 +24,7 @@ from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.store import Store
+from pareto_search.track import register, tracking
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 ENTRY = click.argument("name", metavar="ENTRY")
@@ -100,11 +101,37 @@ def resume(
 
     Example: pareto-search resume runs/first --candidates 96
     """
-    from pareto_search.launch import load_config
+    _search(_budgeted(_config_of(run), candidates, minutes), run, address, retrain_front, track)
 
-    budget = {k: v for k, v in {"candidates": candidates, "minutes": minutes}.items() if v is not None}
-    config = load_config(run)
-    _search(_changed(config, **budget) if budget else config, run, address, retrain_front, track)
+
+@cli.command()
+@RUN
+@click.option("--data", required=True, metavar="NEW", help="A folder with files of the same names, or a config.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="NEW_RUN", help="Its run folder.")
+@click.option("--name", help="Another name for the new search, which a shared store wants.")
+@click.option("--candidates", type=int, help="Another budget of candidates.")
+@click.option("--minutes", type=float, help="Another budget of time.")
+@ADDRESS
+@RETRAIN
+@TRACK
+def refresh(
+    *,
+    run: Path,
+    data: str,
+    out: Path,
+    name: str | None,
+    candidates: int | None,
+    minutes: float | None,
+    address: str | None,
+    retrain_front: bool,
+    track: tuple[str, ...],
+) -> None:
+    """A search on newer data that begins with the old front, and both fronts on the new test part.
+
+    Example: pareto-search refresh runs/first --data data/october --out runs/october
+    """
+    config = _budgeted(_config_of(run).refreshed(data, name), candidates, minutes)
+    _search(config, out, address, retrain_front, track, refreshes=run)
 
 
 @cli.command()
@@ -155,7 +182,7 @@ def select(
     Example: pareto-search select runs/demo --where 'ndcg@10>=0.05' --best ild@10
     """
     found = results.load_front(run)
-    objectives = [Objective(**o) for o in found["objectives"]]
+    objectives = results.objectives_of(found)
     values = [e["validation"] for e in found["front"]]
     if knee + bool(prefer) + bool(bounds) > 1 or bool(bounds) != bool(best):
         raise ConfigError("give one of --knee, --prefer WEIGHTS, or --where BOUND with --best METRIC")
@@ -216,7 +243,10 @@ def evaluate(
 @click.option(
     "--format", "form", default="adapter", show_default=True, help="adapter, merged, sentence-transformers or onnx."
 )
-def export(run: Path, name: str, to: Path, form: str) -> None:
+@click.option(
+    "--register", "model", metavar="MODEL", help="Also make it a new version of a model in MLflow's registry."
+)
+def export(run: Path, name: str, to: Path, form: str, model: str | None) -> None:
     """Writes an entry with all it needs into a folder of its own.
 
     Example: pareto-search export runs/demo c0007-s03 --to exported --format onnx
@@ -226,6 +256,10 @@ def export(run: Path, name: str, to: Path, form: str) -> None:
     measures = exports.export(run, name, load(**_config_of(run).data.arguments()), to, form)
     click.echo(f"Wrote {to}")
     display.show_export(measures)
+    if model is not None:
+        front = results.load_front(run)
+        version = register(model, to, front, results.find_entry(front, name))
+        click.echo(f"Registered it with MLflow as {model}, version {version}")
 
 
 @cli.command(name="export-study")
@@ -393,11 +427,16 @@ def fetch_command(source: str) -> None:
 
 
 def _search(
-    config: SearchConfig, run: Path, address: str | None, retrain: bool = False, track: Sequence[str] = ()
+    config: SearchConfig,
+    run: Path,
+    address: str | None,
+    retrain: bool = False,
+    track: Sequence[str] = (),
+    *,
+    refreshes: Path | None = None,
 ) -> None:
     from pareto_search.launch import Watcher, run_search
     from pareto_search.search import Progress
-    from pareto_search.track import tracking
 
     try:
         with display.live() as shown, tracking(track, config, run) as told:
@@ -407,7 +446,7 @@ def _search(
                 told.progress(now)
 
             watcher = Watcher(shown.notice, progress)
-            found = run_search(config, run, address=address, retrain=retrain, watcher=watcher)
+            found = run_search(config, run, address=address, retrain=retrain, refreshes=refreshes, watcher=watcher)
             told.finished(found, run)
     except KeyboardInterrupt:
         where = f" --address {address}" if address else ""
@@ -415,6 +454,11 @@ def _search(
         sys.exit(130)
     display.show_front(found)
     click.echo(f"\nRun folder: {run}; report: {run / 'report.html'}")
+
+
+def _budgeted(config: SearchConfig, candidates: int | None, minutes: float | None) -> SearchConfig:
+    budget = {k: v for k, v in {"candidates": candidates, "minutes": minutes}.items() if v is not None}
+    return _changed(config, **budget) if budget else config
 
 
 def _changed(config: SearchConfig, **values: Any) -> SearchConfig:

@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -117,6 +117,17 @@ class DataSection(_Section):
         columns = Columns(**self.columns.model_dump())
         return {"interactions": self.interactions, "items": self.items, "columns": columns}
 
+    def at(self, place: str) -> "DataSection":
+        """The same tables or atomic files at another place, split in the same way; see `SearchConfig.refreshed`."""
+        if place.endswith((".yaml", ".yml")):
+            other = SearchConfig.load(place).data
+            return other.model_copy(update={"split": self.split, "tie_seed": self.tie_seed})
+        if self.interactions is None or self.items is None:
+            return self.model_copy(update={"source": place})
+        names = (PurePosixPath(path).name for path in (self.interactions, self.items))
+        interactions, items = (f"{place.rstrip('/')}/{name}" for name in names)
+        return self.model_copy(update={"interactions": interactions, "items": items})
+
     def resolved(self, folder: Path) -> "DataSection":
         """With paths that are relative to `folder` made absolute; URLs and known data sets stay."""
         given = {"source": self.source, "interactions": self.interactions, "items": self.items}
@@ -190,7 +201,8 @@ class OptimiserSection(_Section):
             only that where absent.
         inheritance: whether a child starts from its first parent's weights, and not from the warm start.
         merging: whether front members are also averaged, which costs no training.
-        candidate_timeout: seconds.
+        candidate_timeout: seconds for a candidate alone; side by side with others (`workers.pack`) it has as many times
+            that.
     """
 
     algorithm: Literal["nsga2", "spea2"] = "nsga2"
@@ -229,7 +241,7 @@ class WorkersSection(_Section):
 
     Attributes:
         pack: how many candidates a worker trains side by side. On a CPU more than one does not pay; on a GPU each takes
-            longer, but more of them end in an hour: `search.candidate_timeout` has to leave room for that.
+            longer, but more of them end in an hour.
     """
 
     count: Count = 2
@@ -298,6 +310,25 @@ class SearchConfig(_Section):
             raise ConfigError(_line(error)) from None
         paths = {"data": config.data.resolved(Path(folder)), "model": config.model.resolved(Path(folder))}
         return config.model_copy(update=paths)
+
+    def refreshed(self, data: str, name: str | None = None) -> "SearchConfig":
+        """The same search on newer data.
+
+        Args:
+            data: a folder, or the URL of one, with files of the same names as the older data's; or a config, whose
+                section `data` is taken. The split stays.
+            name: of the newer search.
+
+        Raises:
+            ConfigError: the config or the name does not fit, or a shared store wants another one.
+        """
+        if self.store is not None and name in (None, self.name):
+            raise ConfigError(f"the store of {self.name} is shared; give the new search another name with --name")
+        section = self.data.at(data)
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return self.parse(
+            content | {"data": section.model_dump(mode="json", exclude_none=True)} | ({"name": name} if name else {})
+        )
 
     def to_yaml(self) -> str:
         """The resolved config, which `load` reads back as an equal one."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from pareto_search.results import Document
+from pareto_search.results import COMPARED, Document
 
 if TYPE_CHECKING:
     from pareto_search import search  # loads torch, for which --help need not wait
@@ -64,9 +64,12 @@ def show_front(front: Document) -> None:
         table.add_column(column, no_wrap=True)
     for row in front["front"]:
         table.add_row(row["entry"], *_cells(row, names), _serving(row["serving"]))
-    table.add_row()
-    for row in front["baselines"]:
-        table.add_row(row["name"], *_cells(row, names), "")
+    for title, others in (("old front", front.get("curves", {}).get("old")), ("baselines", front["baselines"])):
+        if others:
+            table.add_row()
+            table.add_row(f"[italic]{title}[/]")
+            for row in others:
+                table.add_row(row["name"], *_cells(row, names), _serving(row.get("serving", {})))
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
     console.print("")
@@ -118,9 +121,9 @@ def show_recommendations(items: Sequence[_Recommended]) -> None:
 
 def _volumes(volumes: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
     yield "front", volumes
-    for name in ("practitioner", "warm-start"):
+    for name, title in COMPARED.items():
         if name in volumes:
-            yield name, volumes[name]
+            yield title, volumes[name]
 
 
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:

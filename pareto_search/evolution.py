@@ -23,7 +23,7 @@ from pymoo.core.termination import NoTermination
 from pymoo.core.variable import Binary, Choice, Integer, Real, Variable
 from pymoo.operators.selection.tournament import TournamentSelection
 
-from pareto_search.candidate import Candidate, Genes, candidate_id
+from pareto_search.candidate import Candidate, Forerunner, Genes, candidate_id
 from pareto_search.objective import Constraint, Objective, Values, violations
 from pareto_search.space import Gene, SearchSpace
 
@@ -42,6 +42,7 @@ class Evolution:
     The first `population` proposals are a random sample, which pymoo wants told together: what is told is held back
     until all of it has come back or been put off. Asking meanwhile never blocks; it gives further random points, which
     join the population as offspring do. After that every proposal is one offspring of two parents chosen by tournament.
+    Forerunners take the place of the first of the sample: the genes are theirs, and they are the parents.
 
     The same seed and the same order of calls give the same proposals, bit for bit. No proposal equals an earlier one.
     """
@@ -55,6 +56,7 @@ class Evolution:
         algorithm: AlgorithmName,
         population: int,
         seed: int,
+        forerunners: Sequence[Forerunner] = (),
     ) -> None:
         self._space = space
         self._objectives = tuple(objectives)
@@ -71,9 +73,14 @@ class Evolution:
         )
         self._algorithm.setup(problem, termination=NoTermination(), seed=seed)
         # A small space repeats itself in a random sample; the population then starts smaller and grows.
-        distinct = {_key(self._decode(i)): i for i in self._algorithm.ask()}
-        self._unasked = deque(distinct.values())
-        self._founders = {candidate_id(n + 1) for n in range(len(distinct))}
+        distinct: dict[tuple[object, ...], tuple[Individual, tuple[str, ...]]] = {}
+        for individual, parents in (
+            *((self._encode(s.genes), (s.id,)) for s in forerunners),
+            *((i, ()) for i in self._algorithm.ask()),
+        ):
+            distinct.setdefault(_key(self._decode(individual)), (individual, parents))
+        self._unasked = deque(list(distinct.values())[:population])
+        self._founders = {candidate_id(n + 1) for n in range(len(self._unasked))}
         self._awaited = set(self._founders)
         self._held: dict[str, Individual] = {}  # what was told before the population was founded
         self._begun = False
@@ -131,7 +138,7 @@ class Evolution:
     def _proposals(self) -> Iterator[tuple[Individual, tuple[str, ...]]]:
         """Individuals with their parents' ids, from the best source to the last resort; some may be known already."""
         while self._unasked:
-            yield self._unasked.popleft(), ()
+            yield self._unasked.popleft()
         if self._begun:
             for _ in range(_TRIES):
                 yield self._offspring()
@@ -174,6 +181,10 @@ class Evolution:
         pairs = mating.selection(algorithm.problem, algorithm.pop, 1, 2, **context)
         (child,) = mating.do(algorithm.problem, pairs, 1, parents=True, **context)
         return child, tuple(dict.fromkeys(parent.get("candidate") for parent in pairs[0]))
+
+    def _encode(self, genes: Genes) -> Individual:
+        chosen = {g.name: g.choices.index(genes[g.name]) for g in self._space.genes if g.kind == "choice"}
+        return Individual(X=self._space.encode(genes) | chosen)
 
     def _decode(self, individual: Individual) -> Genes:
         encoded = {g.name: individual.X[g.name] for g in self._space.genes}

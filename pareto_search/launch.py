@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from pareto_search import checkpoint, results
+from pareto_search import checkpoint, refreshing, results
 from pareto_search.archive import choose
 from pareto_search.candidate import Evaluation
 from pareto_search.config import SearchConfig
@@ -23,7 +23,7 @@ from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.results import Document, write_whole
 from pareto_search.search import Progress, Search
-from pareto_search.space import metric_family
+from pareto_search.space import BLENDED, metric_family
 from pareto_search.store import SearchRecord, Store, lock
 from pareto_search.workers.base import locate
 from pareto_search.workers.worker import Workload
@@ -63,6 +63,7 @@ def run_search(
     *,
     address: str | None = None,
     retrain: bool = False,
+    refreshes: str | Path | None = None,
     watcher: Watcher | None = None,
 ) -> Document:
     """Runs a search to the end of its budget, or resumes it, and returns the content of its `front.json`.
@@ -71,6 +72,7 @@ def run_search(
         run: the run folder; a new one, or one of a search with the same config but for budget and workers.
         address: of a running Ray cluster; None starts a local Ray.
         retrain: whether entries that inherited weights are also trained from scratch, as a control.
+        refreshes: the run folder of an older search, from whose front a new search begins; see `refresh`.
 
     Raises:
         UserError: the data, the base model, the run folder or the cluster does not fit.
@@ -83,9 +85,16 @@ def run_search(
         for reason, number in data.dropped.items():
             watcher.notice(f"Left out {reason}: {number}.")
         parts = split(data, config.data.split, config.data.tie_seed)
+        if refreshes is not None:
+            base = locate(config.model.base, config.model.revision)
+            older = load_config(Path(refreshes))
+            for line in refreshing.take_over(Path(refreshes), older, run, data, parts, base_sha256=base.sha256):
+                watcher.notice(line)
+        elif not (run / "search.yaml").is_file():
+            refreshing.discard(run)
         store = _open(config, run, data, parts, watcher)
         try:
-            search = Search(config, store, run)
+            search = Search(config, store, run, refreshing.forerunners(run))
             if search.is_over and not retrain and (run / results.FRONT).is_file():
                 return results.load_front(run)  # nothing new to look at, so test is not touched again
             (run / results.FRONT).unlink(missing_ok=True)  # it would speak for a search that has gone on
@@ -101,7 +110,7 @@ def run_search(
                 cpus=workers.cpus,
                 gpus=workers.gpus,
                 pack=workers.pack,
-                timeout=config.search.candidate_timeout,
+                timeout=config.search.candidate_timeout * workers.pack,
                 address=address,
             ) as pool:
                 launch = _Launch(run, search, pool, watcher)
@@ -110,6 +119,32 @@ def run_search(
                 return launch.finish(retrain)
         finally:
             store.close()
+
+
+def refresh(
+    run: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    address: str | None = None,
+    retrain: bool = False,
+    watcher: Watcher | None = None,
+) -> Document:
+    """Searches newer data from the front of an older search, and shows both fronts on the newer test part.
+
+    Args:
+        run: the older search's folder, of which nothing is changed.
+        data: as for `SearchConfig.refreshed`.
+        out: the newer search's folder; `run_search` and `resume` go on with it.
+        name: of the newer search, which a shared store wants to be another one.
+        address, retrain, watcher: as for `run_search`.
+
+    Raises:
+        UserError: the data, the base model, a run folder or the cluster does not fit.
+    """
+    config = load_config(Path(run)).refreshed(data, name)
+    return run_search(config, out, address=address, retrain=retrain, refreshes=run, watcher=watcher)
 
 
 def deploy(
@@ -144,6 +179,26 @@ def deploy(
     )
 
 
+def application(args: Mapping[str, Any]) -> Any:
+    """Entries of a run as an application of Ray Serve: `import_path: pareto_search.launch:application` in its config.
+
+    Args:
+        args: `run`, a folder that every node sees, and `entries`, a list. The token is PARETO_SEARCH_TOKEN.
+
+    Raises:
+        UserError: an entry, the data or the token is not there.
+    """
+    from pareto_search.workers import serving
+
+    run, token = Path(args["run"]), os.environ.get("PARETO_SEARCH_TOKEN")
+    if not token:
+        raise ConfigError("set PARETO_SEARCH_TOKEN on every node, for clients to give")
+    front = results.load_front(run)
+    for name in args["entries"]:
+        results.find_entry(front, name)
+    return serving.application(run, args["entries"], load(**load_config(run).data.arguments()), token=token)
+
+
 def load_config(run: Path) -> SearchConfig:
     """The config of a run folder.
 
@@ -166,7 +221,9 @@ def _claim(run: Path, config: SearchConfig) -> None:
             raise RunError(f"{run} holds a search of another config; give --out another folder")
         if held.store != config.store:
             raise RunError(f"the record of {run} is in another store; give the config that it was begun with")
-    elif run.exists() and not all(p.name.lstrip(".").startswith("search.") for p in run.iterdir()):
+    elif run.exists() and not all(
+        p.name == refreshing.FOLDER or p.name.lstrip(".").startswith("search.") for p in run.iterdir()
+    ):
         raise RunError(f"{run} is not empty and holds no search; give --out a new folder")
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -300,8 +357,9 @@ class _Launch:
             self._watcher.notice("Training what inherited weights from scratch, as a control.")
             self._retrain(entries)
         baselines, curves = self._store.fact("baselines"), self._store.fact("curves")
-        for points in (baselines, *curves.values()):
+        for points in (baselines, *(points for name, points in curves.items() if name != "old")):
             self._test(points)
+        self._score_old("test", curves.get("old", []))
         front = results.document(self._store.search, self._config.objectives, entries, baselines, curves)
         config = self._config
         moments = results.moments(self._store, config.objectives, config.constraints, config.search.steps)
@@ -339,6 +397,14 @@ class _Launch:
             name: self._shortlist([point for call in several for point in points[call]])
             for name, several in models.items()
         }
+        old = [
+            {"name": e["entry"], **{k: e[k] for k in ("candidate", "serving")}} for e in refreshing.entries(self._run)
+        ]
+        if old:
+            self._score_old("validation", old)
+            best = self._config.objectives[0]
+            kept = self._shortlist(old)
+            curves["old"] = sorted(kept, key=lambda p: -best.normalise(p["validation"][best.name]))
         with self._store.transaction() as record:
             record.put_fact("baselines", [{"name": n, "validation": v} for n, v in zip(names, values, strict=True)])
             record.put_fact("curves", curves)
@@ -369,6 +435,19 @@ class _Launch:
             for (name, several), tested in zip(mine.items(), self._pool.map("test", calls), strict=True)
             for evaluation, scores in zip(several, tested, strict=True)
         ]
+
+    def _score_old(self, part: Literal["validation", "test"], points: Sequence[Document]) -> None:
+        """Adds the scores on a part to an older front's entries, which blend in the components of their own search."""
+        mine: dict[str, list[Document]] = {}
+        for point in points:
+            mine.setdefault(point["candidate"], []).append(point)
+        folder = self._run / refreshing.FOLDER
+        components = {n: checkpoint.read(folder / n) for n in BLENDED if (folder / n).is_dir()}
+        calls = [(checkpoint.read(folder / n), [p["serving"] for p in several]) for n, several in mine.items()]
+        method = "test" if part == "test" else "validated"
+        for several, scores in zip(mine.values(), self._pool.map(method, calls, components), strict=True):
+            for point, score in zip(several, scores, strict=True):
+                point[part] = score
 
     def _retrain(self, entries: Sequence[Document]) -> None:
         """Adds to entries whose checkpoint inherited weights what the same genes and steps give from the warm start."""

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from pareto_search.candidate import Evaluation, GeneValue
 from pareto_search.errors import ConfigError, nearest
 from pareto_search.objective import Objective
+from pareto_search.results import COMPARED, objectives_of
 
 Front = Mapping[str, Any]
 """The parsed front.json, with `curves` and the hypervolumes of what the front is compared with where they are known."""
@@ -33,13 +34,14 @@ CONFIG = {
 }
 """Plotly's options for figures on a page."""
 
-# Okabe and Ito's blue, orange and green, told apart under every colour blindness and read on white and on near-black.
-BLUE, ORANGE, GREEN, GREY = "#2a85c7", "#dd8a12", "#0f9d78", "#78818d"
+# Okabe and Ito's blue, orange, green and purple, told apart under every colour blindness and read on white and on
+# near-black.
+BLUE, ORANGE, GREEN, VIOLET, GREY = "#2a85c7", "#dd8a12", "#0f9d78", "#c0719f", "#78818d"
 _SCALE = [[0.0, BLUE], [0.5, "#9c7fa8"], [1.0, ORANGE]]
 _GRID = "rgba(128, 134, 145, 0.2)"
 _AXIS = {"gridcolor": _GRID, "zeroline": False, "automargin": True, "ticklabelstandoff": 4, "title": {"standoff": 12}}
 _SYMBOLS = ("diamond", "square", "triangle-up", "cross", "x", "triangle-down", "star", "pentagon")
-_CURVES = {"warm-start": GREEN, "practitioner": ORANGE}
+_CURVES = {"warm-start": GREEN, "practitioner": ORANGE, "old": VIOLET}
 _MOST_DOTS = 2000
 _MOST_GENES = 6
 _CORNER = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
@@ -204,11 +206,6 @@ def timeline(points: Sequence[Moment], practitioner: float | None = None) -> go.
     )
 
 
-def objectives_of(front: Front) -> list[Objective]:
-    """The search's objectives, in the config's order."""
-    return [Objective(o["name"], o["direction"], o["reference"], o["ideal"]) for o in front["objectives"]]
-
-
 def label(objective: Objective) -> str:
     """An axis title whose arrow points to where it is better (on a vertical axis, the text is turned with it)."""
     name = escape(objective.name)
@@ -270,7 +267,7 @@ def _layers(front: Front, archive: Sequence[Evaluation], part: Part) -> list[_La
         curve = front.get("curves", {}).get(key, [])
         marker = {"color": colour, "size": 6, "symbol": "circle-open", "opacity": 0.8}
         layers.append(
-            _Layer(f"{key} curve", [p[part] for p in curve], marker, [_hover(p["name"], p, names) for p in curve])
+            _Layer(COMPARED[key], [p[part] for p in curve], marker, [_hover(p["name"], p, names) for p in curve])
         )
     for baseline, symbol in zip(front["baselines"], cycle(_SYMBOLS), strict=False):
         marker = {"color": GREY, "size": 9, "symbol": f"{symbol}-open", "line": {"width": 1.8}}

@@ -9,7 +9,8 @@ from plotly.offline import get_plotlyjs
 
 from pareto_search.candidate import Evaluation
 from pareto_search.objective import Objective
-from pareto_search.plots import CONFIG, Front, Moment, count, objectives_of, pair, pairwise, parallel, shown, timeline
+from pareto_search.plots import CONFIG, Front, Moment, count, pair, pairwise, parallel, shown, timeline
+from pareto_search.results import COMPARED, objectives_of
 
 # The policy makes the promise of no network the browser's. Plotly's parallel axes compile their shaders with eval.
 _PAGE = """<!doctype html>
@@ -86,7 +87,7 @@ def _summary(front: Front, archive: Sequence[Evaluation]) -> str:
 
 
 def _hypervolumes(volumes: Mapping[str, Any]) -> str:
-    rows = [("front", volumes)] + [(name, volumes[name]) for name in ("practitioner", "warm-start") if name in volumes]
+    rows = [("front", volumes)] + [(title, volumes[name]) for name, title in COMPARED.items() if name in volumes]
     return _table(
         "The hypervolume that the front covers, and what it has to beat",
         ["", "validation", "test"],
@@ -107,8 +108,10 @@ def _scores(front: Front) -> str:
     best = objectives[0]
     entries = sorted(front["front"], key=lambda e: -best.normalise(e["validation"][best.name]))
     rows = [_row(e["entry"], e, objectives) for e in entries]
-    rows.append(f'<tr><td class="soft" colspan="{len(objectives) + 2}">Baselines</td></tr>')
-    rows += [_row(b["name"], b, objectives) for b in front["baselines"]]
+    for title, others in (("Old front", front.get("curves", {}).get("old")), ("Baselines", front["baselines"])):
+        if others:
+            rows.append(f'<tr><td class="soft" colspan="{len(objectives) + 2}">{title}</td></tr>')
+            rows += [_row(o["name"], o, objectives) for o in others]
     return _table(
         "The front, and the baselines underneath: validation, below it the mean on test with its interval",
         ["entry", *(o.name for o in objectives), "serving genes"],

@@ -21,7 +21,14 @@ MOMENTS = 100
 
 Document = dict[str, Any]
 """A parsed front.json."""
+COMPARED = {"old": "old front", "practitioner": "practitioner curve", "warm-start": "warm-start curve"}
+"""What a front is compared with, by its name among the curves, and what people read."""
 Scores = Mapping[str, Mapping[str, float]]
+
+
+def objectives_of(front: Mapping[str, Any]) -> list[Objective]:
+    """The search's objectives, in the config's order."""
+    return [Objective(o["name"], o["direction"], o["reference"], o["ideal"]) for o in front["objectives"]]
 
 
 def chosen(evaluations: Sequence[Evaluation], objectives: Sequence[Objective]) -> list[Evaluation]:

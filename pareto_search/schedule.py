@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from pareto_search import archive
-from pareto_search.candidate import Candidate, Deed, Evaluation, Kind, Leg, candidate_id
+from pareto_search.candidate import Candidate, Deed, Evaluation, Forerunner, Kind, Leg, candidate_id
 from pareto_search.config import SearchConfig
 from pareto_search.evolution import Evolution
 from pareto_search.fidelity import Rungs
@@ -21,14 +21,18 @@ MERGERS = 2
 class Schedule:
     """The decisions of a search so far, and the next one.
 
+    Args:
+        forerunners: what the first candidates are made of, the best first.
+
     Attributes:
+        forerunners: by id.
         candidates: all of them, by id.
         legs: what was decided, in order.
         heard: the legs whose outcome was reported.
         front: of what was reported.
     """
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchConfig, forerunners: Sequence[Forerunner] = ()) -> None:
         self._config, self._budget = config, config.search
         self._evolution = Evolution(
             config.search_space.of("training"),
@@ -37,7 +41,9 @@ class Schedule:
             algorithm=self._budget.algorithm,
             population=self._budget.population,
             seed=self._budget.seed,
+            forerunners=forerunners,
         )
+        self.forerunners = {f.id: f for f in forerunners}
         self._rungs = Rungs(self._budget.rungs, config.objectives, config.constraints)
         self._exhausted = False
         self._began: dict[Kind, int] = {"trained": 0, "merged": 0}
@@ -106,21 +112,22 @@ class Schedule:
             self.front = front_of([*self.front, *evaluations], self._config)
 
     def sources(self, name: str) -> tuple[str, ...]:
-        """The candidates whose weights a candidate starts from; one that failed has none to pass on."""
+        """Those whose weights a candidate starts from, a forerunner perhaps; one that failed has none to pass on."""
         candidate = self.candidates[name]
         if candidate.kind == "merged":
             return candidate.parents
-        if not self._budget.inheritance:
-            return ()
-        return tuple(parent for parent in candidate.parents if parent not in self._failed)[:1]
+        alive = (parent for parent in candidate.parents if parent not in self._failed)
+        return tuple(parent for parent in alive if self._budget.inheritance or parent in self.forerunners)[:1]
 
     def lineage_steps(self, name: str) -> int:
         """The training steps of a candidate and of all whose weights are in it, each counted once."""
         lineage, new = {name}, {name}
         while new:
-            new = {source for member in new for source in self.sources(member)} - lineage
+            new = {source for member in new - self.forerunners.keys() for source in self.sources(member)} - lineage
             lineage |= new
-        return sum(self._budget.steps for member in lineage if self.candidates[member].kind == "trained")
+        older = lineage & self.forerunners.keys()
+        trained = sum(self.candidates[member].kind == "trained" for member in lineage - older)
+        return trained * self._budget.steps + sum(self.forerunners[member].steps for member in older)
 
     def _may_merge(self) -> bool:
         """Whether a merger is due, the warm start first of all, and there are two on the front to merge."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pareto_search import archive, checkpoint
-from pareto_search.candidate import Attempt, Evaluation, Kind, Leg
+from pareto_search.candidate import Attempt, Evaluation, Forerunner, Kind, Leg
 from pareto_search.config import SearchConfig
 from pareto_search.errors import SearchError
 from pareto_search.executor import Executor, Files, Outcome
@@ -43,12 +43,13 @@ class Search:
     Args:
         store: the record; the journal in it is replayed.
         run: the run folder, for checkpoints and states.
+        forerunners: what it begins with of an older search.
     """
 
-    def __init__(self, config: SearchConfig, store: Store, run: Path) -> None:
-        self.config, self.store = config, store
+    def __init__(self, config: SearchConfig, store: Store, run: Path, forerunners: Sequence[Forerunner] = ()) -> None:
+        self.config, self.store, self._run = config, store, run
         self.checkpoints, self.states = run / "checkpoints", run / "states"
-        self.schedule = Schedule(config)
+        self.schedule = Schedule(config, forerunners)
         self._lanes = store.search.lanes
         self._began = time.monotonic() - store.search.elapsed_seconds
         self._recorded = store.search.elapsed_seconds
@@ -236,7 +237,10 @@ class Search:
         name = attempt.candidate.id
         if name in self._paused:
             return [checkpoint.read(self.states / name)]
-        return [checkpoint.read(self.checkpoints / source) for source in self.schedule.sources(name)]
+        return [
+            checkpoint.read((self._run if source in self.schedule.forerunners else self.checkpoints) / source)
+            for source in self.schedule.sources(name)
+        ]
 
     def _collect(self, record: Record, outcomes: Sequence[Outcome]) -> None:
         """Records how attempts ended; in async mode the schedule hears of it at once."""

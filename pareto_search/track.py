@@ -1,6 +1,7 @@
 """Experiment trackers behind one small interface, off by default: TensorBoard, MLflow, Weights & Biases.
 
-Each hears of every candidate that ends (front size and hypervolume) and, at the end, of the front.
+Each hears of every candidate that ends (front size and hypervolume) and, at the end, of the front. MLflow also takes
+exported entries into its registry.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,18 +57,14 @@ class MLflow:
     """One MLflow run, where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, config: SearchConfig, run: Path) -> None:
-        library = _needed("mlflow", "mlflow")
-        self._client = library.MlflowClient()
-        experiment = self._client.get_experiment_by_name(PROJECT)
-        number = experiment.experiment_id if experiment else self._client.create_experiment(PROJECT)
-        self._run = self._client.create_run(number, run_name=config.name).info.run_id
+        self._client = _needed("mlflow", "mlflow").MlflowClient()
+        self._run = _mlflow_run(self._client, config.name).run_id
         for key, value in _flat(config.model_dump(mode="json", by_alias=True, exclude={"store"})):
             self._client.log_param(self._run, key, value)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            # MLflow has no @ in its names.
-            self._client.log_metric(self._run, name.replace("@", "_at_"), value, step=step)
+            self._client.log_metric(self._run, _mlflow_name(name), value, step=step)
 
     def finished(self, run: Path) -> None:
         self._client.log_artifact(self._run, str(run / FRONT))
@@ -142,6 +139,53 @@ def tracking(names: Sequence[str], config: SearchConfig, run: Path) -> Iterator[
             stack.callback(tracker.close)
             trackers.append(tracker)
         yield Several(trackers)
+
+
+def register(model: str, folder: Path, front: Document, entry: Document) -> str:
+    """Makes an exported entry a new version of a model in MLflow's registry, where MLFLOW_TRACKING_URI says.
+
+    The version's files are artifacts of an MLflow run of its own, which has the entry's genes and scores.
+
+    Args:
+        folder: the export.
+        entry: what was exported of the front.
+
+    Returns:
+        The version.
+
+    Raises:
+        ConfigError: MLflow is missing or refuses; says why.
+    """
+    library = _needed("mlflow", "mlflow")
+    client = library.MlflowClient()
+    tags = {"search": front["search"], "entry": entry["entry"], "data_sha256": front["data_sha256"]}
+    try:
+        run = _mlflow_run(client, f"{front['search']} {entry['entry']}")
+        for key, value in _flat({key: entry[key] for key in ("weighting", "genes", "serving")}):
+            client.log_param(run.run_id, _mlflow_name(key), value)
+        for name, value in entry["validation"].items():
+            client.log_metric(run.run_id, _mlflow_name(f"validation/{name}"), value)
+            client.log_metric(run.run_id, _mlflow_name(f"test/{name}"), entry["test"][name]["mean"])
+        client.log_artifacts(run.run_id, str(folder), "entry")
+        client.set_terminated(run.run_id)
+        if not client.search_registered_models(f"name = '{model}'"):
+            client.create_registered_model(model)
+        version = client.create_model_version(model, f"{run.artifact_uri}/entry", run.run_id, tags=tags)
+    except library.exceptions.MlflowException as error:
+        raise ConfigError(f"MLflow does not register '{model}': {str(error).splitlines()[0]}") from None
+    return str(version.version)
+
+
+def _mlflow_run(client: Any, name: str) -> Any:
+    """A new run in our experiment."""
+    experiment = client.get_experiment_by_name(PROJECT)
+    number = experiment.experiment_id if experiment else client.create_experiment(PROJECT)
+    return client.create_run(number, run_name=name).info
+
+
+def _mlflow_name(name: str) -> str:
+    """MLflow has no @ in its names."""
+    return name.replace("@", "_at_")
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pareto_search.config import SearchConfig
 from pareto_search.errors import ConfigError
@@ -254,3 +255,24 @@ def test_a_gene_stays_where_it_makes_sense(gene: str, wish: object, expected: st
     line = refusal(LEAST | {"space": {gene: wish}})
     assert line.startswith(f"space.{gene} is {wish!r}; ")
     assert line.endswith(expected)
+
+
+def test_newer_data_lies_at_another_place_under_the_same_names_and_a_config_may_say_otherwise(tmp_path: Path) -> None:
+    columns = {"user": "u", "item": "i", "rating": "r", "text": ["title"]}
+    tables = {"interactions": "old/ratings.csv", "items": "s3://shop/old/items.parquet", "columns": columns}
+    config = SearchConfig.parse({"name": "s", "data": {**tables, "split": "temporal", "tie_seed": 3}}, tmp_path)
+    newer = config.refreshed("s3://shop/new/")
+    assert (newer.data.interactions, newer.data.items) == ("s3://shop/new/ratings.csv", "s3://shop/new/items.parquet")
+    assert newer.model_copy(update={"data": config.data}) == config
+    assert config.refreshed(str(tmp_path), "other").name == "other"
+
+    other = {"name": "t", "data": {**tables, "interactions": "ratings-10.csv"}}
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(other))
+    data = config.refreshed(str(tmp_path / "new.yaml")).data
+    assert data.interactions == str(tmp_path / "ratings-10.csv")
+    assert (data.split, data.tie_seed) == ("temporal", 3)
+
+    atomic = SearchConfig.parse({"name": "s", "data": {"source": "old"}, "store": "postgresql://me@here/db"}, tmp_path)
+    assert atomic.refreshed(str(tmp_path / "new"), "u").data.source == str(tmp_path / "new")
+    with pytest.raises(ConfigError, match="the store of s is shared; give the new search another name with --name"):
+        atomic.refreshed(str(tmp_path / "new"))

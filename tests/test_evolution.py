@@ -13,7 +13,7 @@ from pymoo.indicators.hv import HV
 from pymoo.optimize import minimize
 from pymoo.problems import get_problem
 
-from pareto_search.candidate import Candidate, Genes
+from pareto_search.candidate import Candidate, Forerunner, Genes
 from pareto_search.evolution import AlgorithmName, Evolution
 from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.space import Gene, SearchSpace
@@ -441,3 +441,31 @@ def test_where_only_failures_are_told_the_search_goes_on(algorithm: AlgorithmNam
     for founder in founders[2:]:
         evolution.tell(founder, score(founder.genes))
     assert {p for _ in range(20) for p in asked(evolution).parents} >= {f.id for f in founders[2:]}
+
+
+def test_seeds_come_first_and_chance_fills_up_the_population() -> None:
+    genes = {"rate": 1e-3, "mix": 0.5, "depth": 8, "pooling": None, "tied": True, "rank": 4}
+    other = genes | {"rate": 0.02, "pooling": "first", "tied": False}
+    forerunners = [
+        Forerunner("old/c0007", genes, 40),
+        Forerunner("old/m0002", genes, 80),
+        Forerunner("old/c0001", other, 40),
+    ]
+    evolution = Evolution(MIXED, OBJECTIVES, [], algorithm="nsga2", population=4, seed=0, forerunners=forerunners)
+    first, second, third, fourth = (asked(evolution) for _ in range(4))
+    assert (first.genes, first.parents) == (pytest.approx(genes), ("old/c0007",))
+    assert (second.genes, second.parents) == (pytest.approx(other), ("old/c0001",))
+    by_chance = evolve("nsga2", population=4)
+    assert [third.genes, fourth.genes] == [asked(by_chance).genes for _ in range(2)]
+    assert third.parents == fourth.parents == ()
+    for candidate in (first, second, third, fourth):
+        evolution.tell(candidate, score(candidate.genes))
+    assert evolution.population == {"c0001", "c0002", "c0003", "c0004"}
+    assert set(asked(evolution).parents) <= evolution.population
+
+
+def test_more_seeds_than_the_population_has_places_are_too_many() -> None:
+    genes = {"rate": 1e-3, "mix": 0.5, "pooling": None, "tied": True, "rank": 4}
+    forerunners = [Forerunner(f"old/c{depth:04d}", genes | {"depth": depth}, 40) for depth in range(1, 9)]
+    evolution = Evolution(MIXED, OBJECTIVES, [], algorithm="spea2", population=3, seed=0, forerunners=forerunners)
+    assert [asked(evolution).parents for _ in range(4)] == [("old/c0001",), ("old/c0002",), ("old/c0003",), ()]

@@ -174,7 +174,7 @@ def test_the_report_shows_counts_hypervolumes_and_scores_with_their_intervals() 
     page = beside_plotly(report(FRONT, ARCHIVE, MOMENTS))
     assert "3 candidates with 3 evaluations; the front has 2 entries from 2 checkpoints" in page
     assert "<code>0123456789ab</code>" in page
-    assert "<th>practitioner</th><td>0.2345</td><td>0.2000</td>" in page
+    assert "<th>practitioner curve</th><td>0.2345</td><td>0.2000</td>" in page
     assert "<td>0.0500<small>0.0500 [0.0400, 0.0700]</small></td>" in page
     assert page.index("<th>c0001-s00</th>") < page.index("<th>c0002-s03</th>") < page.index("<th>ease</th>")
 

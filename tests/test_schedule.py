@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from pareto_search import archive
-from pareto_search.candidate import Candidate, Deed, Evaluation, Kind, Leg
+from pareto_search.candidate import Candidate, Deed, Evaluation, Forerunner, Kind, Leg
 from pareto_search.config import SearchConfig
 from pareto_search.evolution import Evolution
 from pareto_search.objective import Values
@@ -532,3 +532,20 @@ def test_at_its_end_a_search_owes_nothing(seed: int) -> None:
     everything = [e for leg in halving.legs for e in outcome(leg)]
     whole = archive.front(everything, config().objectives, (), FULL)
     assert {e.entry for e in halving.front} == {e.entry for e in whole}
+
+
+@pytest.mark.parametrize("inheritance", [False, True])
+def test_what_is_made_of_a_seed_starts_from_its_weights_and_has_its_steps_in_its_lineage(inheritance: bool) -> None:
+    other = schedule(seed=1)
+    genes = other.candidates[decided(other, "ask").candidate].genes
+    begun = Schedule(config(merging=False, population=2, inheritance=inheritance), [Forerunner("old/c0007", genes, 90)])
+    first, second = decided(begun, "ask"), decided(begun, "ask")
+    assert begun.candidates[first.candidate].parents == begun.sources(first.candidate) == ("old/c0007",)
+    assert (begun.sources(second.candidate), begun.lineage_steps(second.candidate)) == ((), FULL)
+    assert begun.lineage_steps(first.candidate) == FULL + 90
+    for n, leg in enumerate((first, second)):
+        begun.hear(leg, scored(leg, trade_off(n)))
+    child = decided(begun, "ask").candidate
+    parent = begun.candidates[child].parents[0]
+    assert begun.sources(child) == ((parent,) if inheritance else ())
+    assert begun.lineage_steps(child) == FULL + (begun.lineage_steps(parent) if inheritance else 0)

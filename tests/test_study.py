@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -45,14 +46,23 @@ def test_optuna_finds_the_same_front_with_genes_and_names(path: Path) -> None:
     assert (study.trials[2].params, study.trials[2].user_attrs["kind"]) == ({"share": 0.25}, "merged")
 
 
-def test_the_dashboard_serves_the_study(path: Path) -> None:
+def test_the_dashboard_serves_the_study_its_points_and_its_genes(path: Path) -> None:
     application = wsgi(optuna.storages.RDBStorage(f"sqlite:///{path}"))
-    said: list[str] = []
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "x", "SERVER_PORT": "80"}
-    environ |= {"wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO(), "wsgi.url_scheme": "http"}  # type: ignore[dict-item]
-    body = b"".join(application(environ, lambda status, *_: said.append(status)))
-    assert said[0].startswith("200")
-    assert [s["study_name"] for s in json.loads(body)["study_summaries"]] == ["movies"]
+
+    def read(place: str) -> Any:
+        said: list[str] = []
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": place, "SERVER_NAME": "x", "SERVER_PORT": "80"}
+        environ |= {"wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO(), "wsgi.url_scheme": "http"}  # type: ignore[dict-item]
+        body = b"".join(application(environ, lambda status, *_: said.append(status)))
+        assert said[0].startswith("200")
+        return json.loads(body)
+
+    [study] = read("/api/studies")["study_summaries"]
+    assert study["study_name"] == "movies"
+    shown = read(f"/api/studies/{study['study_id']}")
+    assert [trial["values"] for trial in shown["trials"]] == [[0.10, 0.9], [0.08, 0.5], [0.07, 0.6]]
+    assert {gene["name"] for gene in shown["union_search_space"]} >= {"rank", "adapter_lr", "targets", "serving.ease"}
+    assert shown["objective_names"] == ["ndcg@10", "gini@10"]
 
 
 def test_a_file_that_exists_is_not_overwritten(path: Path) -> None:

@@ -2,15 +2,24 @@
 
 import json
 import sys
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
-from running import eventually
+from running import Finished, eventually, undisturbed
 
+from pareto_search import load_front
 from pareto_search.config import SearchConfig
+from pareto_search.entry import of_folder
 from pareto_search.errors import ConfigError
+from pareto_search.export import export
+from pareto_search.recsys.dataset import load
 from pareto_search.search import Progress
-from pareto_search.track import tracking
+from pareto_search.track import register, tracking
+from pareto_search.workers.recommend import Serving
+
+__all__ = ["undisturbed"]
 
 CONFIG = SearchConfig.parse({"name": "movies", "data": {"source": "movielens-100k"}})
 FRONT = {
@@ -47,6 +56,25 @@ def test_tensorboard_shows_the_search_and_its_front(tmp_path: Path) -> None:
     assert read("front/test/ndcg@10") == [(0, pytest.approx(0.4)), (1, pytest.approx(0.2))]
 
 
+def test_tensorboards_own_server_finds_the_runs_and_their_scalars(tmp_path: Path) -> None:
+    from tensorboard.program import TensorBoard
+
+    a_search("tensorboard", tmp_path / "first")
+    a_search("tensorboard", tmp_path / "second")
+    program = TensorBoard()
+    program.configure(logdir=str(tmp_path / "tensorboard"), port=0, host="127.0.0.1", load_fast="false")
+    place = program.launch()
+
+    def read(path: str) -> Any:
+        with urllib.request.urlopen(f"{place}data/plugin/scalars/{path}", timeout=60) as answer:
+            return json.loads(answer.read())
+
+    tags = eventually(lambda: (found := read("tags")).keys() >= {"first", "second"} and found)
+    assert {"search/hypervolume", "front/test/ndcg@10"} <= tags["second"].keys()
+    points = read("scalars?run=second&tag=search/hypervolume")
+    assert [(step, value) for _, step, value in points] == [(1, 0.25), (2, 0.375)]
+
+
 def test_mlflow_holds_the_config_the_search_and_its_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
@@ -63,6 +91,38 @@ def test_mlflow_holds_the_config_the_search_and_its_front(tmp_path: Path, monkey
     assert [m.value for m in client.get_metric_history(run.info.run_id, "front/validation/ndcg_at_10")] == [0.5, 0.3]
     place = client.download_artifacts(run.info.run_id, "front.json", str(tmp_path))
     assert json.loads(Path(place).read_text()) == FRONT
+
+
+def test_an_export_becomes_a_version_of_a_model_whose_files_score_as_before(
+    undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    front = load_front(undisturbed.run)
+    data = load(**SearchConfig.load(undisturbed.run / "search.yaml").data.arguments())
+    trained = [entry for entry in front["front"] if entry["kind"] == "trained"]
+    for number, entry in enumerate(trained[:2], 1):
+        folder = tmp_path / f"exported{number}"
+        export(undisturbed.run, entry["entry"], data, folder)
+        assert register("books", folder, front, entry) == str(number)
+
+    client = mlflow.MlflowClient()
+    latest = client.get_model_version("books", "2")
+    chosen = trained[1]
+    assert (latest.tags["search"], latest.tags["entry"]) == ("small", chosen["entry"])
+    logged = client.get_run(latest.run_id)
+    assert logged.data.metrics["test/ndcg_at_5"] == pytest.approx(chosen["test"]["ndcg@5"]["mean"])
+    assert logged.data.params["genes.rank"] == str(chosen["genes"]["rank"])
+    client.set_registered_model_alias("books", "live", "2")
+    files = mlflow.artifacts.download_artifacts("models:/books@live")
+    found = of_folder(Path(files))
+    assert found.name == chosen["entry"]
+    assert Serving(found, data).evaluate("test")["ndcg@5"] == pytest.approx(chosen["test"]["ndcg@5"])
+
+    with pytest.raises(ConfigError, match="MLflow does not register '': "):
+        register("", tmp_path / "exported1", front, chosen)
 
 
 def test_weights_and_biases_keeps_the_search_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

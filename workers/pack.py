@@ -10,13 +10,15 @@ are its own as well.
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pareto_search.workers.dropout import JointDropout, kept
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraLinear, placed
-from pareto_search.workers.train import EncoderStep, FineTuning
+from pareto_search.workers.train import EncoderStep, FineTuning, encoder_pass
 
 
 class Pack:
@@ -82,18 +84,13 @@ def encoder_step(encoder: Encoder, steps: Sequence[EncoderStep]) -> None:
         block = int(name.removeprefix(f"{encoder.prefix}.").partition(".")[0])
         there = sum(encoder.depth(n) <= block for n in layers)  # the others join further up
         stacks[name] = Stack([mine.get(name) for mine in corrections[:there]])
+
+    def begin(chunks: Sequence[NDArray[np.int64]]) -> None:
+        for stack in stacks.values():
+            stack.rows = [len(chunk) for chunk in chunks[: len(stack.A)]]
+
     with placed(encoder, stacks):
-        for chunks in encoder.chunks_together([step.turn(encoder) for step in steps]):
-            for stack in stacks.values():
-                stack.rows = [len(chunk) for chunk in chunks[: len(stack.A)]]
-            vectors = encoder.encode_together(chunks, layers)
-            gradient = torch.zeros_like(vectors)  # of rows that only fill up it stays so
-            for place, (step, chunk) in enumerate(zip(steps, chunks, strict=True)):
-                rows = torch.from_numpy(chunk).to(vectors.device)
-                gradient[place, : len(chunk)] = step.gradient[rows]
-                step.text[rows] = vectors[place, : len(chunk)].detach()
-                step.gradient[rows] = 0.0
-            vectors.backward(gradient)  # type: ignore[no-untyped-call]
+        encoder_pass(encoder, steps, begin)
     for stack in stacks.values():
         stack.hand_out()
 

@@ -150,8 +150,13 @@ class RayPool:
         self._setup[method] = shared
         self._gather([getattr(a, method).remote(*shared) for a in self._actors.values()])
 
-    def map(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Spreads calls of a method over the workers and returns their results in order."""
+    def map(self, method: str, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
+        """Spreads calls of a method over the workers and returns their results in order.
+
+        Args:
+            shared: further arguments, the same in all calls, which are sent once.
+        """
+        same = [ray.put(s) for s in shared]
         waiting = list(enumerate(calls))[::-1]
         running: dict[Any, tuple[int, int]] = {}
         results: list[Any] = [None] * len(calls)
@@ -159,7 +164,7 @@ class RayPool:
         while waiting or running:
             while waiting and idle:
                 (place, call), number = waiting.pop(), idle.pop(0)
-                running[getattr(self._actors[number], method).remote(*call)] = place, number
+                running[getattr(self._actors[number], method).remote(*call, *same)] = place, number
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 place, number = running.pop(reference)
@@ -384,7 +389,7 @@ def _check(count: int, cpus: float, gpus: float, patience: float) -> None:
 def _line(error: BaseException) -> str:
     """An error in one line, with its type where the message alone says little."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    text = lines[0]
+    text = lines[0] if not lines[0].endswith(":") else f"{lines[0]} {lines[-1]}"  # a traceback follows
     if isinstance(error, RayActorError):
         # Of an actor that could not start, Ray quotes the traceback, and what went wrong is its last line. Of one that
         # died, Ray lists ids ("pid: 7") before it says why.

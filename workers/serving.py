@@ -206,6 +206,26 @@ class Replica:
         return JSONResponse({"detail": detail}, status)
 
 
+class Proxied(Replica):
+    """A replica whose questions come through Serve's own HTTP proxy, which is what KubeRay's RayService looks after."""
+
+    def _listen(self) -> None:
+        self._batches = asyncio.get_running_loop().create_task(self._answer_in_batches())
+
+    async def __call__(self, request: Request) -> Response:
+        """What the proxy calls."""
+        return await self._respond(request)
+
+
+def application(run: Path, names: Sequence[str], data: Dataset, *, token: str) -> Any:
+    """Entries of a run as an application for Serve to run behind its proxy; how many replicas is its config's part."""
+    wish = {"entries": list(names), "canary": None, "token_sha256": hashlib.sha256(token.encode()).hexdigest()}
+    deployment = serve.deployment(Proxied).options(
+        name="entries", user_config=wish, max_ongoing_requests=BATCH, ray_actor_options={"num_cpus": 0.5}
+    )
+    return deployment.bind(str(run), data, "", 0)
+
+
 def deploy(
     run: Path,
     names: Sequence[str],

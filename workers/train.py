@@ -1,7 +1,7 @@
 """Training: the tower on frozen item vectors (once), and the fine-tuning of one candidate (many times)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -184,7 +184,7 @@ class FineTuning:
             DivergedError: the loss or a weight is not finite.
         """
         for step in self.steps(to):
-            _encoder_step(self._task.encoder, step)
+            encoder_pass(self._task.encoder, [step])
 
     def steps(self, to: int) -> Iterator[EncoderStep]:
         """Trains until so many steps are done, with the adapter in the encoder, but for what it yields.
@@ -384,10 +384,24 @@ def _forward(
     return sampled_cross_entropy(scaled, vectors, bias, wanted, scope.sample), states, vectors
 
 
-def _encoder_step(encoder: Encoder, step: EncoderStep) -> None:
-    for chunk in encoder.chunks(step.turn(encoder)):
-        rows = torch.from_numpy(chunk).to(step.text.device)
-        vectors = encoder.encode(chunk, step.adapter.shape.layers)
-        vectors.backward(step.gradient[rows])  # type: ignore[no-untyped-call]
-        step.text[rows] = vectors.detach()
-        step.gradient[rows] = 0.0
+def encoder_pass(
+    encoder: Encoder, steps: Sequence[EncoderStep], begin: Callable[[Sequence[NDArray[np.int64]]], None] | None = None
+) -> None:
+    """The encoder's part of some steps, the rows of all together, with their adapters in the encoder.
+
+    Args:
+        steps: those that adapt most layers first.
+        begin: is told of each chunk, one selection of items a step, before it is encoded.
+    """
+    layers = [step.adapter.shape.layers for step in steps]
+    for chunks in encoder.chunks_together([step.turn(encoder) for step in steps]):
+        if begin is not None:
+            begin(chunks)
+        vectors = encoder.encode_together(chunks, layers)
+        gradient = torch.zeros_like(vectors)  # of rows that only fill up it stays so
+        for place, (step, chunk) in enumerate(zip(steps, chunks, strict=True)):
+            rows = torch.from_numpy(chunk).to(vectors.device)
+            gradient[place, : len(chunk)] = step.gradient[rows]
+            step.text[rows] = vectors[place, : len(chunk)].detach()
+            step.gradient[rows] = 0.0
+        vectors.backward(gradient)  # type: ignore[no-untyped-call]

@@ -165,10 +165,19 @@ class Worker:
         scorers = {"model": self._baseline(name), **blended(settings, self.components)}
         return score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
 
-    def test(self, files: Files, settings: Sequence[Genes]) -> list[Scores]:
-        """A checkpoint's scores on test under some settings, from its files alone."""
-        scorers = {"model": scorer(files, self.encoder), **blended(settings, self.components)}
+    def test(self, files: Files, settings: Sequence[Genes], components: Components | None = None) -> list[Scores]:
+        """A checkpoint's scores on test under some settings, from its files alone.
+
+        Args:
+            components: what the settings blend in, where it is another search's.
+        """
+        scorers = self._scorers(files, settings, components)
         return score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
+
+    def validated(self, files: Files, settings: Sequence[Genes], components: Components) -> Sequence[Values]:
+        """Another search's checkpoint on validation; see `test`."""
+        scorers = self._scorers(files, settings, components)
+        return Ranking(self.load.split.validation, self.items, scorers).values(settings, self.load.metrics)
 
     def run(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Result:
         """Trains a candidate to a rung, or merges its parents, and evaluates what comes out.
@@ -197,11 +206,19 @@ class Worker:
         with fine_tune(self._task, candidate.genes, steps=steps, seed=_seed(self.load.seed, candidate.id)) as tuning:
             tuning.advance(steps)
             files = tuning.adapter.files(self.load.base, self.load.revision) | tuning.model.files(self._notes({}))
-        scorers = {"model": scorer(files, self.encoder), **blended(settings, self.components)}
-        ranking = Ranking(self.load.split.validation, self.items, scorers)
-        validation = ranking.values(settings, self.load.metrics)
+        scorers = self._scorers(files, settings)
+        validation = Ranking(self.load.split.validation, self.items, scorers).values(settings, self.load.metrics)
         tested = score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
         return list(zip(validation, tested, strict=True))
+
+    def _scorers(
+        self, files: Files, settings: Sequence[Genes], components: Components | None = None
+    ) -> dict[str, Scorer]:
+        """A checkpoint's, and those of the components that any of the settings gives a weight."""
+        if components is None:
+            return {"model": scorer(files, self.encoder), **blended(settings, self.components)}
+        named = {n: component(c, self.encoder) for n, c in blended(settings, components).items()}
+        return {"model": scorer(files, self.encoder), **named}
 
     def _trained(self, attempt: Attempt, sources: Sequence[Files]) -> dict[str, bytes]:
         """The checkpoint at the attempt's rung; a state, unless that is the full one."""

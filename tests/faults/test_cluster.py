@@ -5,8 +5,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,7 @@ import pytest
 from running import Finished, eventually, pareto_search, started, title
 
 from benchmarks import kills, small
+from pareto_search.store import Store
 
 
 def free_port() -> int:
@@ -28,10 +31,23 @@ class Node:
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self.process = process
 
+    def family(self) -> list[psutil.Process]:
+        """Its own processes, and those of its workers."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
     def workers(self) -> set[int]:
         """The ids of the processes on it that are actors."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        return {p.pid for p in family if title(p).startswith("ray::Worker")}
+        return {p.pid for p in self.family() if title(p).startswith("ray::Worker")}
+
+    def is_at_work(self) -> bool:
+        """Whether a worker on it is in the middle of a candidate."""
+        return any(title(p) == "ray::Worker.run" for p in self.family())
+
+    def kill(self) -> None:
+        """Ends it as a power cut does."""
+        for process in (psutil.Process(self.process.pid), *self.family()):
+            process.kill()
+        self.process.wait()
 
 
 @contextmanager
@@ -47,34 +63,47 @@ def node(folder: str, *options: str) -> Iterator[Node]:
     try:
         yield Node(process)
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for left in psutil.wait_procs(family, timeout=5)[1]:
-            left.kill()
+        if process.poll() is None:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for left in psutil.wait_procs(family, timeout=5)[1]:
+                left.kill()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head node with one CPU, and where it is reached: by its own machine, and from outside."""
+
+    head: Node
+    address: str
+    outside: str
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[tuple[str, Node, Node]]:
-    """An address, and two nodes with one CPU each."""
+def cluster() -> Iterator[Cluster]:
     folder = tempfile.mkdtemp(prefix="ps-ray-")  # Ray's sockets want a short path
     address = f"127.0.0.1:{(port := free_port())}"
-    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    options = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     try:
-        with ExitStack() as stack:
-            first = stack.enter_context(node(folder, *head, f"--ray-client-server-port={free_port()}"))
-            eventually(lambda: answers(port))
-            second = stack.enter_context(node(folder, f"--address={address}"))
-            eventually(
-                lambda: "Ray runtime started" in Path(folder, "output").read_text().partition("Local node IP")[2]
-            )
-            yield address, first, second
+        client = free_port()
+        with node(folder, *options, f"--ray-client-server-port={client}") as head:
+            eventually(lambda: answers(port) and answers(client))
+            yield Cluster(head, address, f"ray://127.0.0.1:{client}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def second(cluster: Cluster, tmp_path: Path) -> Iterator[Node]:
+    """Another node, with one CPU too."""
+    with node(str(tmp_path), f"--address={cluster.address}") as second:
+        eventually(lambda: "Ray runtime started" in (tmp_path / "output").read_text())
+        yield second
 
 
 def answers(port: int) -> bool:
@@ -83,11 +112,10 @@ def answers(port: int) -> bool:
 
 
 def test_a_search_uses_the_workers_of_all_nodes_and_leaves_the_cluster_as_it_was(
-    undisturbed: Finished, tmp_path: Path, cluster: tuple[str, Node, Node]
+    undisturbed: Finished, tmp_path: Path, cluster: Cluster, second: Node
 ) -> None:
-    address, first, second = cluster
-    run = tmp_path / "run"
-    with started("run", undisturbed.config, "--out", run, "--address", address) as driver:
+    first, run = cluster.head, tmp_path / "run"
+    with started("run", undisturbed.config, "--out", run, "--address", cluster.address) as driver:
         seen = eventually(lambda: (first.workers() and second.workers()) or driver.process.poll() is not None)
         ended = driver.end()
     assert ended.code == 0, ended.err
@@ -98,11 +126,30 @@ def test_a_search_uses_the_workers_of_all_nodes_and_leaves_the_cluster_as_it_was
     assert second.process.poll() is None
 
 
-def test_more_gpus_than_the_cluster_has_are_refused(
-    undisturbed: Finished, tmp_path: Path, cluster: tuple[str, Node, Node]
+def test_a_node_killed_in_the_middle_of_a_candidate_costs_one_retry_on_another(
+    undisturbed: Finished, tmp_path: Path, cluster: Cluster, second: Node
+) -> None:
+    run = tmp_path / "run"
+    with started("run", undisturbed.config, "--out", run, "--address", cluster.address) as driver:
+        eventually(lambda: second.is_at_work() or driver.process.poll() is not None)
+        second.kill()
+        ended = driver.end()
+    assert ended.code == 0, ended.err
+    assert kills.essence(run) == kills.essence(undisturbed.run)
+    store = Store.open(run / "search.db")
+    attempts, candidates = store.attempts(), store.candidates()
+    store.close()
+    assert Counter(a.state for a in attempts) == {"finished": len(candidates), "lost": 1}
+    (lost,) = [a for a in attempts if a.state == "lost"]
+    assert (lost.number, lost.worker_died) == (1, True)
+    assert cluster.head.process.poll() is None
+
+
+def test_more_gpus_than_the_cluster_has_are_refused_from_outside_too(
+    undisturbed: Finished, tmp_path: Path, cluster: Cluster
 ) -> None:
     config = small.write_config(undisturbed.config.with_name("gpus.yaml"), workers={"gpus": 1})
-    ended = pareto_search("run", config, "--out", tmp_path / "run", "--address", cluster[0])
+    ended = pareto_search("run", config, "--out", tmp_path / "run", "--address", cluster.outside)
     assert "2 workers with 1 CPUs and 1 GPUs each were asked for, but the cluster has room for 0" in ended.complaint
 
 

@@ -91,12 +91,16 @@ def test_a_route_that_is_added_answers_nobody_without_the_token(tmp_path: Path) 
 
     from pareto_search.service import app
     from pareto_search.service.catalogue import Catalogue
+    from pareto_search.service.fleet import Fleet
     from pareto_search.service.jobs import Jobs
+    from pareto_search.service.previews import Previews
     from pareto_search.service.record import Record
 
     record = Record(tmp_path / "service.db")
     catalogue = Catalogue(tmp_path, record, [], [])
-    guard = app.create(record, catalogue, Jobs(tmp_path, record, catalogue, most=0), TOKEN, {"testserver"})
+    jobs = Jobs(tmp_path, record, catalogue, most=0)
+    fleet, previews = Fleet(tmp_path, record, jobs), Previews()
+    guard = app.create(record, catalogue, jobs, fleet, previews, token=TOKEN, hosts={"testserver"})
     behind = guard._app
     assert isinstance(behind, FastAPI)
     methods = [m for m in METHODS if m != "TRACE"]

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from items import statistics
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,14 +28,6 @@ from pareto_search.workers.losses import (
 ILD = Objective("ild@10", "maximise", reference=0.4, ideal=1.0)
 NOVELTY = Objective("novelty@10", "maximise", reference=0.1, ideal=0.8)
 GINI = Objective("gini@10", "minimise", reference=1.0, ideal=0.5)
-
-
-def statistics(n_items: int = 7, dtype: type = np.float32) -> ItemStatistics:
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(n_items, 4))
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    novelty, credibility = rng.random((2, n_items)).astype(dtype)
-    return ItemStatistics(np.zeros(n_items, np.int64), novelty, credibility, features.astype(dtype))
 
 
 def shares(rows: int = 3, n_items: int = 7) -> Tensor:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from items import statistics
 
 from pareto_search.objective import Objective
-from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.workers.batches import Batch
 from pareto_search.workers.losses import (
     SURROGATES,
@@ -18,14 +18,6 @@ from pareto_search.workers.losses import (
     sampled_cross_entropy,
 )
 from pareto_search.workers.sample import Sample, Sampler, Scope
-
-
-def statistics(n_items: int = 7, dtype: type = np.float32) -> ItemStatistics:
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(n_items, 4))
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    novelty, credibility = rng.random((2, n_items)).astype(dtype)
-    return ItemStatistics(np.zeros(n_items, np.int64), novelty, credibility, features.astype(dtype))
 
 
 class Grid:

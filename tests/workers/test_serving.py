@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,12 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from running import Finished, eventually, undisturbed
 
+from pareto_search import load_front
 from pareto_search.question import Canary
 from pareto_search.recsys.dataset import Dataset
 
+__all__ = ["undisturbed"]
+
 RERANKED, ALONE = "c0000-s02", "c0000-s00"
 TOKEN = "a token of our own"
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -200,3 +207,37 @@ def test_an_unknown_entry_and_a_token_that_is_missing_get_one_line(toy_run: Path
         "--host 0.0.0.0 can be reached by others; set PARETO_SEARCH_TOKEN to a token of your choice"
     )
     assert "set PARETO_SEARCH_TOKEN, and keep it for swaps" in complaint(toy_run, ALONE, "--address", "127.0.0.1:6379")
+
+
+def test_serves_own_config_runs_entries_behind_its_proxy(undisturbed: Finished, tmp_path: Path) -> None:
+    [manifest] = yaml.safe_load_all((ROOT / "deploy" / "rayservice.yaml").read_text())
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    front = load_front(undisturbed.run)
+    names = [entry["entry"] for entry in front["front"][:2]]
+    with socket.socket() as line:
+        line.bind(("127.0.0.1", 0))
+        port = line.getsockname()[1]
+    config["http_options"] = {"host": "127.0.0.1", "port": port}
+    config["applications"][0]["args"] = {"run": str(undisturbed.run), "entries": names}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"PARETO_SEARCH_TOKEN": TOKEN, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another token"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            deployed = Deployment(port, multiprocessing.Pipe()[0])
+            eventually(lambda: process.poll() is not None or is_there(deployed))
+            assert deployed.ask(user="u1", k=3)[1]["entry"] == names[0]
+            assert deployed.ask(user="u1", k=3, entry=names[1])[1]["entry"] == names[1]
+            assert deployed.send("/entries", token="Bearer wrong")[0] == 401
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+
+
+def is_there(deployed: Deployment) -> bool:
+    try:
+        return deployed.send("/healthz", token="")[0] == 200
+    except OSError:
+        return False

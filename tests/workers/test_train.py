@@ -234,7 +234,7 @@ def test_an_encoder_step_trains_on_the_items_with_the_largest_gradient_and_leave
         with torch.no_grad():
             for _, module in adapter.named():
                 module.B.normal_(std=0.3, generator=generator)
-        train._encoder_step(many, EncoderStep(text, collected, adapter))
+        train.encoder_pass(many, [EncoderStep(text, collected, adapter)])
         found = [p.grad.clone() for p in adapter.weights() if p.grad is not None]
         adapter.zero_grad()
         for chunk in many.chunks(taken):
@@ -407,10 +407,10 @@ def test_a_child_starts_from_its_parents_vectors(
     checkpoint, vectors = parent
     seen: list[torch.Tensor] = []
 
-    def spy(encoder: Encoder, step: EncoderStep) -> None:
-        seen.append(step.text.clone())
+    def spy(encoder: Encoder, steps: Sequence[EncoderStep]) -> None:
+        seen.append(steps[0].text.clone())
 
-    monkeypatch.setattr(train, "_encoder_step", spy)
+    monkeypatch.setattr(train, "encoder_pass", spy)
     with fine_tune(task, {**genes, **CHILD, "rank": rank}, steps=6, seed=1, source=checkpoint) as tuning:
         assert tuning.done == 0
         assert torch.allclose(task.encoder.catalogue(2), vectors, atol=1e-5)
