@@ -17,7 +17,7 @@ from pareto_search.objective import Objective, Values
 from pareto_search.question import Canary, Question
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.rerank import arrange, blend, choose, relevance
-from pareto_search.results import find_entry, load_front
+from pareto_search.results import find_entry, load_front, objectives_of
 from pareto_search.workers.recommend import Serving, sequences
 
 KNOWN = 100_000
@@ -122,7 +122,7 @@ class Desk:
         served = dict.fromkeys([*names, canary.entry] if canary else names)
         entries = {n: held[n] if n in held else self._serving.beside(of_run(self._run, n)) for n in served}
         values = {name: find_entry(front, name)["validation"] for name in names}
-        return _Shelf(entries, values, [Objective(**o) for o in front["objectives"]], canary)
+        return _Shelf(entries, values, objectives_of(front), canary)
 
     def _history(self, question: Question) -> NDArray[np.int32]:
         if question.user is not None:

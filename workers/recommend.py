@@ -29,7 +29,7 @@ class Recommendation:
     """One item of a list.
 
     Attributes:
-        score: the blended score, in standard deviations above the user's average item.
+        score: the blended score, to compare for one user only.
         because: titles from the history without which the model's score would be lowest, the strongest first.
         novelty, credibility: the item's own, 0..1.
     """

@@ -155,8 +155,8 @@ class Deployments(BaseModel):
 
 
 class Item(BaseModel):
-    """An item that is recommended: `score` is in standard deviations above the user's average item, and `because` has
-    titles of the history without which it would be lowest, where reasons are asked for."""
+    """An item that is recommended: `score` is the entry's blended score, to compare for one user only, and `because`
+    has titles of the history without which it would be lowest, where reasons are asked for."""
 
     item: str
     title: str

@@ -14,7 +14,7 @@ from pareto_search import archive, decide, plots, results
 from pareto_search.candidate import Candidate, Evaluation
 from pareto_search.config import SearchConfig
 from pareto_search.errors import AbsentError, ConfigError
-from pareto_search.objective import Constraint, Objective
+from pareto_search.objective import Constraint
 from pareto_search.results import Document
 from pareto_search.service.jobs import Jobs
 from pareto_search.service.record import ConflictError, MissingError
@@ -197,7 +197,7 @@ class View:
             RunError: no entry keeps the bounds.
         """
         front = self.front()
-        objectives = [Objective(**o) for o in front["objectives"]]
+        objectives = results.objectives_of(front)
         constraints = [Constraint.parse(bound) for bound in bounds]
         values = [e["validation"] for e in front["front"]]
         if weights and best:
@@ -244,7 +244,7 @@ def compare(fronts: Mapping[str, Document]) -> Document:
     Raises:
         ConfigError: they have fewer than two objectives in common.
     """
-    each = [[Objective(**o) for o in front["objectives"]] for front in fronts.values()]
+    each = [results.objectives_of(front) for front in fronts.values()]
     common = [o for o in each[0] if all(o in others for others in each)]
     if len(common) < 2:
         raise ConfigError("the searches share fewer than two objectives with the same reference and ideal")

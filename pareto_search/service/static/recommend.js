@@ -40,7 +40,7 @@ export function listing(answer, everywhere = new Set()) {
       "li",
       { className: everywhere.has(item) ? "everywhere" : "" },
       h("span", {}, title),
-      h("small", { title: "Standard deviations above this user's average item" }, `item ${item} · score ${score.toFixed(2)}`),
+      h("small", { title: "The entry's blended score, to compare for this user only" }, `item ${item} · score ${score.toFixed(2)}`),
       because?.length ? h("small", { className: "because" }, `because of ${because.join(" and ")}`) : null,
     );
   return h("ol", { className: "items" }, answer.items.map(row));
