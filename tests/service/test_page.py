@@ -93,7 +93,7 @@ def test_a_search_is_launched_watched_explored_and_downloaded(chromium: Any, sha
     assert {chosen, other} <= set(page.inner_text("#compared thead").split())
     page.locator("#compared").scroll_into_view_if_needed()
     shot(page, "4-compared")
-    assert page.inner_text("#genealogy h2") == f"Where {chosen.split('-')[0]} comes from"
+    page.wait_for_selector(f"#genealogy h2:text-is('Where {chosen.split('-')[0]} comes from')")
 
     with page.expect_download() as begun:
         page.click("#download")
@@ -126,7 +126,8 @@ def test_bounds_are_drawn_and_the_lists_of_two_entries_stand_beside_each_other(c
     page.mouse.move(middle, box["y"] + box["height"] + 20, steps=3)
     page.mouse.up()
     page.wait_for_selector("#bound-2 + output:text-matches('^≤ ')")
-    assert 0 < page.locator("#entries tr.outside").count() < len(names)
+    page.wait_for_selector("#entries tr.outside")
+    assert page.locator("#entries tr.outside").count() < len(names)
     axis().dblclick()
     page.wait_for_selector("#bound-2 + output:text-is('any')")
 

@@ -139,6 +139,7 @@ class Explorer {
     this.table = h("div", { className: "wide", id: "entries" });
     this.side = h("div", { id: "compared" });
     this.family = h("div", { id: "genealogy" });
+    this.shown = null; // the candidate whose genealogy it has
     this.previews = new Previews(this.id);
     const axis = (key, options, label) => field(label, select(options, view[key], (e) => ((view[key] = e.target.value), this.redraw())));
     const pairs = names.map((n) => [n, n]);
@@ -288,7 +289,7 @@ class Explorer {
     const compared = front.front.filter((e) => view.compared.has(e.entry));
     fill(this.side, compareTable(front.objectives, compared));
     if (front.final) this.previews.show(compared.length ? compared.map((e) => e.entry) : view.selected ? [view.selected] : []);
-    this.descend();
+    this.descend().catch(trouble);
   };
 
   describe() {
@@ -335,10 +336,11 @@ class Explorer {
 
   async descend() {
     const entry = this.front.front.find((e) => e.entry === this.view.selected);
-    if (entry?.candidate === this.shown) return;
-    this.shown = entry?.candidate;
+    const candidate = entry?.candidate ?? null;
+    if (candidate === this.shown) return;
+    this.shown = candidate;
     if (!entry) return fill(this.family);
-    const found = await get(`/searches/${this.id}/candidates/${entry.candidate}`);
-    if (this.shown === entry.candidate) fill(this.family, genealogy(found, this.front, this.pick));
+    const found = await get(`/searches/${this.id}/candidates/${candidate}`);
+    if (this.shown === candidate) fill(this.family, genealogy(found, this.front, this.pick));
   }
 }
