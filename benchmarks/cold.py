@@ -26,7 +26,7 @@ from pareto_search.launch import workload
 from pareto_search.recsys.baselines import DecayedMean
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.recsys.metrics import Ranked, ndcg
-from pareto_search.recsys.split import Sequences, order_of, split
+from pareto_search.recsys.split import Sequences, gaps, order_of, split
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.evaluate import scorer
 from pareto_search.workers.losses import ItemTensors
@@ -51,12 +51,13 @@ class Cold:
         held[np.random.default_rng(seed).permutation(len(held))[: round(SHARE * len(held))]] = True
         order = order_of(data, seed)
         users, items = data.users[order], data.items[order]
+        passed = gaps(users, data.timestamps[order])
         self.texts = [text for text, out in zip(data.texts, held, strict=True) if out]
         self.warm = _without(data, held)
         place = np.where(held, np.cumsum(held), np.cumsum(~held)) - 1
         both = np.intersect1d(users[held[items]], users[~held[items]])
-        self._history = _rows(users, place[items], ~held[items], both)
-        self._targets = _rows(users, place[items], held[items], both)
+        self._history = _rows(users, place[items], passed, ~held[items], both)
+        self._targets = _rows(users, place[items], passed, held[items], both)
 
     def ndcg(self, scores: NDArray[np.float32]) -> float:
         """NDCG@10 of scores `(m, n_cold)`."""
@@ -129,12 +130,16 @@ def _without(data: Dataset, held: NDArray[np.bool_]) -> Dataset:
 
 
 def _rows(
-    owners: NDArray[np.int32], items: NDArray[np.int64], inside: NDArray[np.bool_], users: NDArray[np.int32]
+    owners: NDArray[np.int32],
+    items: NDArray[np.int64],
+    passed: NDArray[np.uint8],
+    inside: NDArray[np.bool_],
+    users: NDArray[np.int32],
 ) -> Sequences:
     """What some users did, of the interactions that are inside; these are ordered by user."""
     inside = inside & np.isin(owners, users)
     counts = np.bincount(np.searchsorted(users, owners[inside]), minlength=len(users))
-    return Sequences(np.concatenate([[0], np.cumsum(counts)]), items[inside].astype(np.int32), None)
+    return Sequences(np.concatenate([[0], np.cumsum(counts)]), items[inside].astype(np.int32), None, passed[inside])
 
 
 def _without_items(files: Files, n_items: int) -> Files:

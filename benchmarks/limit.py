@@ -300,7 +300,7 @@ class Bench:
 
         vectors = model.item_vectors(text, ID_DROPOUT)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-            states = model.states(batch.items, batch.lengths, vectors)
+            states = model.states(batch.items, batch.lengths, vectors, batch.gaps)
         leaves = [x.detach().requires_grad_() for x in (states, vectors)]
         moments.append(time.process_time())
 

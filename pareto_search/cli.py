@@ -300,8 +300,11 @@ def recommend(
     if (user is None) == (history is None):
         raise ConfigError("give either --user ID or --history 'ID,ID,…'")
     served = Serving(entry.of_run(run, name), load(**_config_of(run).data.arguments()))
-    items = served.history_of(user) if user is not None else [i.strip() for i in str(history).split(",")]
-    found = served.recommend(items, k, explain=explain)
+    if user is not None:
+        known = served.history_of(user)
+    else:
+        known = served.history_with([item.strip() for item in str(history).split(",")])
+    found = served.recommend(known, k, explain=explain)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(r) for r in found], indent=1))
     else:

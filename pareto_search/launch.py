@@ -305,6 +305,7 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         max_item_tokens=model.max_item_tokens,
         history=model.history,
         tower=model.tower,
+        time_gaps=model.time_gaps,
         width=model.width,
         texts=data.texts,
         categories=data.categories,

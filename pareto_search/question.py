@@ -1,6 +1,7 @@
 """What deployments are asked for, as a noun that those who ask and those who answer share."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -14,6 +15,7 @@ class Question(BaseModel):
 
     Attributes:
         user, history: one of them; a user of the data set, or items, oldest first.
+        times: when each item of the history was, in the data's unit of time; None where nobody knows.
         k: how many items.
         exclude: items that must not be shown, beside those of the history.
         least: `credibility` or `novelty` -> the least that an item must have, 0..1.
@@ -27,6 +29,7 @@ class Question(BaseModel):
 
     user: str | None = None
     history: tuple[str, ...] | None = None
+    times: tuple[FiniteFloat, ...] | None = None
     k: Annotated[int, Field(ge=1, le=POOL)] = 10
     exclude: tuple[str, ...] = ()
     least: dict[str, FiniteFloat] = {}
@@ -38,6 +41,10 @@ class Question(BaseModel):
     def _is_one_wish(self) -> "Question":
         if (self.user is None) == (self.history is None):
             raise ValueError("give either user or history")
+        if self.times is not None and len(self.times) != len(self.history or ()):
+            raise ValueError("give as many times as the history has items")
+        if self.times is not None and any(later < earlier for earlier, later in pairwise(self.times)):
+            raise ValueError("times must not fall; the history is given oldest item first")
         if self.entry is not None and self.prefer is not None:
             raise ValueError("give either entry or prefer")
         if unknown := self.least.keys() - {"credibility", "novelty"}:

@@ -73,12 +73,18 @@ def attention(window: Array, t: Mapping[str, Array], heads: int = 2) -> Array:
 
 
 def scores(
-    notes: Mapping[str, Any], tensors: Mapping[str, Array], text: Array | None, histories: Sequence[Any]
+    notes: Mapping[str, Any],
+    tensors: Mapping[str, Array],
+    text: Array | None,
+    histories: Sequence[Any],
+    gaps: Sequence[Any] | None = None,
 ) -> Array:
     """s(u, i) = u·v_i / temperature + item_bias_i."""
     tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     vectors = item_vectors(tensors, text)
     windows = [vectors[np.asarray(history)[-notes["history"] :]] for history in histories]
+    if notes["gaps"] and gaps is not None:
+        windows = [w + tensors["gap"][np.asarray(g)[-notes["history"] :]] for w, g in zip(windows, gaps, strict=True)]
     users = [decayed_mean(w) if notes["tower"] == "decayed_mean" else attention(w, tensors) for w in windows]
     return np.array(users) @ vectors.T / tensors["temperature"] + tensors["item_bias"]
 

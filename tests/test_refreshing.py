@@ -20,7 +20,7 @@ from pareto_search.refreshing import forerunners, leaked, moved
 from pareto_search.store import Store
 from pareto_search.workers import pool
 from pareto_search.workers.evaluate import similarity
-from pareto_search.workers.recommend import Serving, sequences
+from pareto_search.workers.recommend import History, Serving, sequences
 from pareto_search.workers.recommender import Recommender, TowerScorer
 
 __all__ = ["undisturbed"]
@@ -190,8 +190,8 @@ def test_a_checkpoint_over_another_catalogue_scores_what_it_knows_as_before_and_
     fresh = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
     here = TowerScorer.of(Recommender.loaded(other), torch.where(torch.tensor(place)[:, None] >= 0, text[place], fresh))
     history = np.array([0, 2, 5, 18], np.int32)
-    before = there.scores(sequences([place[history].astype(np.int32)]))[0]
-    after = here.scores(sequences([history]))[0]
+    before = there.scores(sequences([History.timed(place[history].astype(np.int32), None)]))[0]
+    after = here.scores(sequences([History.timed(history, None)]))[0]
     known = place >= 0
     assert after[known] == pytest.approx(before[place[known]], rel=1e-5)
 

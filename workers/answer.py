@@ -18,7 +18,7 @@ from pareto_search.question import Canary, Question
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.rerank import arrange, blend, choose, relevance
 from pareto_search.results import find_entry, load_front, objectives_of
-from pareto_search.workers.recommend import Serving, sequences
+from pareto_search.workers.recommend import History, Serving, sequences
 
 KNOWN = 100_000
 """How many lists of known users are kept for each entry, at most."""
@@ -36,7 +36,7 @@ class Answer:
 class _List:
     """All that is known of a user: the history, the scores `(n_items,)` and some of the items as chosen."""
 
-    history: NDArray[np.int32]
+    history: History
     scores: NDArray[np.float32]
     items: NDArray[np.int32]
 
@@ -97,7 +97,7 @@ class Desk:
         """An answer to each question, or what is wrong with it; those for one entry are computed together."""
         shelf = self._shelf
         answers: list[Answer | ParetoSearchError] = [ParetoSearchError()] * len(questions)
-        asked: dict[str, list[tuple[int, NDArray[np.int32]]]] = {}
+        asked: dict[str, list[tuple[int, History]]] = {}
         for number, question in enumerate(questions):
             try:
                 name, history = shelf.choose(question), self._history(question)
@@ -124,7 +124,7 @@ class Desk:
         values = {name: find_entry(front, name)["validation"] for name in names}
         return _Shelf(entries, values, objectives_of(front), canary)
 
-    def _history(self, question: Question) -> NDArray[np.int32]:
+    def _history(self, question: Question) -> History:
         if question.user is not None:
             if question.user not in self._histories:
                 known = next(iter(self._histories))
@@ -132,7 +132,7 @@ class Desk:
                     f"user '{question.user}' is not in the data; expected one such as '{known}', or give a history"
                 )
             return self._histories[question.user]
-        return self._indices(question.history or ())
+        return History.timed(self._indices(question.history or ()), question.times)
 
     def _indices(self, items: Sequence[str]) -> NDArray[np.int32]:
         for item in items:
@@ -140,10 +140,10 @@ class Desk:
                 raise DataError(f"item '{item}' is not in the data; expected ids as in its item table")
         return np.array([self._place[item] for item in items], np.int32)
 
-    def _lists(self, serving: Serving, histories: Sequence[NDArray[np.int32]], k: int) -> list[_List]:
+    def _lists(self, serving: Serving, histories: Sequence[History], k: int) -> list[_List]:
         seen = np.zeros((len(histories), len(self._place)), bool)
         for row, history in zip(seen, histories, strict=True):
-            row[history] = True
+            row[history.items] = True
         several, setting = sequences(histories), serving.entry.serving
         scores = blend({n: relevance(s, several, seen) for n, s in serving.scorers.items()}, setting)
         lists = choose(scores, serving.items, setting, k)
@@ -183,7 +183,7 @@ class Desk:
             {"item": data.item_ids[i], "title": data.titles[i], "score": float(found.scores[i])}
             for i in chosen.tolist()
         ]
-        if question.explain and serving is not None and len(found.history):
+        if question.explain and serving is not None and len(found.history.items):
             for item, because in zip(shown, serving.because(found.history, chosen), strict=True):
                 item["because"] = list(because)
         return Answer(name, tuple(shown))

@@ -18,6 +18,7 @@ class Batch:
 
     Attributes:
         items: `(b, h)` what the tower reads.
+        gaps: `(b, h)` how long after the one before each came, or None where the data has no times.
         lengths: `(b,)` how many of them count.
         targets: `(b, h)` the item after each, or -1 where nothing is to be predicted.
         users: `(b,)` whose window it is.
@@ -25,6 +26,7 @@ class Batch:
     """
 
     items: Tensor
+    gaps: Tensor | None
     lengths: Tensor
     targets: Tensor
     users: NDArray[np.int64]
@@ -86,12 +88,17 @@ class Batches:
         column = np.arange(int(lengths.max()))
         inside = column < lengths[:, None]
         source = (self._train.indptr[users] + starts)[:, None] + column
-        items = np.zeros(inside.shape, np.int64)
+        items, gaps = (np.zeros(inside.shape, np.int64) for _ in range(2))
         items[inside] = self._train.items[source[inside]]
+        if self._train.gaps is not None:
+            gaps[inside] = self._train.gaps[source[inside]]
         targets = np.full(inside.shape, -1, np.int64)
         predicted = inside & (column >= (lengths - fresh)[:, None])
         targets[predicted] = self._train.items[source[predicted] + 1]
-        return Batch(torch.from_numpy(items), torch.from_numpy(lengths), torch.from_numpy(targets), users, starts)
+        passed = None if self._train.gaps is None else torch.from_numpy(gaps)
+        return Batch(
+            torch.from_numpy(items), passed, torch.from_numpy(lengths), torch.from_numpy(targets), users, starts
+        )
 
     def seen(self, batch: Batch, rows: NDArray[np.int64], places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """What the users had seen at some places of their windows: index pairs (row in `rows`, item).

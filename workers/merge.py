@@ -6,6 +6,7 @@ that they are: Σ wᵢ·sᵢ·BᵢAᵢ is the product of the concatenated factor
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import torch
 from safetensors.torch import load, save
@@ -21,7 +22,8 @@ def merge(
 ) -> dict[str, bytes]:
     """The weighted average of checkpoints of one base model and one shape of tower.
 
-    An item embedding that one of them lacks counts as zero there, and the same holds for its adapter's missing places.
+    An item or gap embedding that one of them lacks counts as zero there, and the same holds for its adapter's missing
+    places.
 
     Args:
         weights: one a checkpoint; they sum to 1.
@@ -66,7 +68,10 @@ def _recommender(
         name: torch.stack([w * t[name] for w, t in zip(weights, tensors, strict=True) if name in t]).sum(0)
         for name in {name: None for t in tensors for name in t}
     }
-    shape = {name: json.loads(checkpoints[0]["recommender.json"])[name] for name in Shape.__dataclass_fields__}
-    shape["item_embeddings"] = "item_embedding" in merged
-    text = json.dumps({**shape, **notes}, indent=2, sort_keys=True)
+    shape = replace(
+        Shape.of(json.loads(checkpoints[0]["recommender.json"])),
+        item_embeddings="item_embedding" in merged,
+        gaps="gap" in merged,
+    )
+    text = json.dumps({**asdict(shape), **notes}, indent=2, sort_keys=True)
     return {"recommender.json": text.encode(), "recommender.safetensors": save(merged)}

@@ -13,7 +13,7 @@ from pareto_search.entry import Entry
 from pareto_search.errors import CheckpointError, DataError
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.rerank import blend, relevance, rerank
-from pareto_search.recsys.split import Sequences, Split, order_of, split
+from pareto_search.recsys.split import Sequences, Split, gaps, order_of, split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, Precision, precision
@@ -40,6 +40,30 @@ class Recommendation:
     novelty: float
     credibility: float | None
     because: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What one user had seen, oldest first.
+
+    Attributes:
+        items: `(n,)` item indices.
+        gaps: `(n,)` how long after the one before it each came, as `split.gaps` counts it; 0 where that is not known.
+    """
+
+    items: NDArray[np.int32]
+    gaps: NDArray[np.uint8]
+
+    @classmethod
+    def timed(cls, items: NDArray[np.int32], times: Sequence[float] | None) -> "History":
+        """From when each item was, in the data's unit; None where nobody knows."""
+        if times is None:
+            return cls(items, np.zeros(len(items), np.uint8))
+        return cls(items, gaps(np.zeros(len(items), np.int32), np.asarray(times, np.float64)))
+
+    def without(self, place: int) -> "History":
+        """All but the item at this place."""
+        return History(np.delete(self.items, place), np.delete(self.gaps, place))
 
 
 class Serving:
@@ -105,43 +129,53 @@ class Serving:
         ranked = self.split.validation if part == "validation" else self.split.test
         return score(ranked, self.items, self.scorers, [self.entry.serving], self.entry.notes["metrics"])[0]
 
-    def history_of(self, user: str) -> list[str]:
-        """All items of a user, in the order of time.
+    def history_of(self, user: str) -> History:
+        """All that a user of the data set did.
 
         Raises:
             DataError: no such user.
         """
         if user not in self.data.user_ids:
             raise DataError(f"user '{user}' is not in {self.data.name}; give --history 'ITEM,ITEM,…' for a new user")
-        return [self.data.item_ids[i] for i in self.histories()[user]]
+        return self.histories()[user]
 
-    def histories(self) -> dict[str, NDArray[np.int32]]:
-        """The items of every user, as indices, in the order of time."""
-        order = order_of(self.data, self.entry.notes["split"]["tie_seed"])
-        counts = np.bincount(self.data.users, minlength=len(self.data.user_ids))
-        rows = np.split(self.data.items[order], np.cumsum(counts)[:-1])
-        return dict(zip(self.data.user_ids, rows, strict=True))
-
-    def recommend(self, history: Sequence[str], k: int, *, explain: bool = False) -> list[Recommendation]:
-        """The k items to show to a user with this history, oldest item first.
+    def history_with(self, items: Sequence[str]) -> History:
+        """That of a new user, oldest item first.
 
         Raises:
-            DataError: an item is unknown, or fewer than k are left.
+            DataError: an item is unknown.
         """
         index = {item: i for i, item in enumerate(self.data.item_ids)}
-        for item in history:
+        for item in items:
             if item not in index:
                 raise DataError(f"item '{item}' is not in {self.data.name}; expected ids as in its item table")
-        known = np.array([index[item] for item in history], np.int32)
+        return History.timed(np.array([index[item] for item in items], np.int32), None)
+
+    def histories(self) -> dict[str, History]:
+        """What every user of the data set did."""
+        order = order_of(self.data, self.entry.notes["split"]["tie_seed"])
+        users, items = self.data.users[order], self.data.items[order]
+        passed = gaps(users, self.data.timestamps[order]) if self.data.timed else np.zeros(len(users), np.uint8)
+        ends = np.cumsum(np.bincount(users, minlength=len(self.data.user_ids)))[:-1]
+        rows = map(History, np.split(items, ends), np.split(passed, ends))
+        return dict(zip(self.data.user_ids, rows, strict=True))
+
+    def recommend(self, history: History, k: int, *, explain: bool = False) -> list[Recommendation]:
+        """The k items to show to a user with this history.
+
+        Raises:
+            DataError: fewer than k items are left.
+        """
         n_items = len(self.data.item_ids)
-        if not 0 < k <= n_items - len(set(history)):
-            raise DataError(f"-k is {k}; expected 1 to {n_items - len(set(history))}, the items that are left")
         seen = np.zeros((1, n_items), bool)
-        seen[0, known] = True
-        one = sequences([known])
+        seen[0, history.items] = True
+        left = n_items - int(seen.sum())
+        if not 0 < k <= left:
+            raise DataError(f"-k is {k}; expected 1 to {left}, the items that are left")
+        one = sequences([history])
         scores = blend({n: relevance(s, one, seen) for n, s in self.scorers.items()}, self.entry.serving)
         chosen = rerank(scores, self.items, self.entry.serving, k)[0]
-        because = self.because(known, chosen) if explain and len(known) else [()] * k
+        because = self.because(history, chosen) if explain and len(history.items) else [()] * k
         rated = self.items.credibility
         return [
             Recommendation(
@@ -155,21 +189,22 @@ class Serving:
             for i, reasons in zip(chosen, because, strict=True)
         ]
 
-    def because(self, history: NDArray[np.int32], chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
+    def because(self, history: History, chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
         """For each chosen item, the history items whose removal lowers the model's score most (leave one out)."""
         window = self.model.model.shape.history
-        places = np.arange(max(0, len(history) - window), len(history))
+        places = np.arange(max(0, len(history.items) - window), len(history.items))
         full = self.model.scores(sequences([history]))[0, chosen]
-        without = self.model.scores(sequences([np.delete(history, p) for p in places]))[:, chosen]
+        without = self.model.scores(sequences([history.without(int(p)) for p in places]))[:, chosen]
         drop = full - without
         reasons: list[tuple[str, ...]] = []
         for column in drop.T:
             best = [p for p in np.argsort(-column)[:REASONS] if column[p] > 0]
-            reasons.append(tuple(self.data.titles[history[places[p]]] for p in best))
+            reasons.append(tuple(self.data.titles[history.items[places[p]]] for p in best))
         return reasons
 
 
-def sequences(histories: Sequence[NDArray[np.int32]]) -> Sequences:
-    """Histories of item indices as the scorers want them."""
-    ends = np.cumsum([0, *(len(h) for h in histories)])
-    return Sequences(ends.astype(np.int64), np.concatenate(histories).astype(np.int32), None)
+def sequences(histories: Sequence[History]) -> Sequences:
+    """Histories as the scorers want them."""
+    ends = np.cumsum([0, *(len(h.items) for h in histories)])
+    items, passed = (np.concatenate(rows) for rows in zip(*((h.items, h.gaps) for h in histories), strict=True))
+    return Sequences(ends.astype(np.int64), items.astype(np.int32), None, passed.astype(np.uint8))

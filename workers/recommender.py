@@ -2,13 +2,14 @@
 
 v_i = projection(text_i) + item_embedding_i, u = tower(v of the last items), s(u, i) = u·v_i / temperature + bias_i.
 The tower is one causal self-attention block (SASRec, Kang & McAuley, ICDM 2018; over text vectors as in UniSRec, Hou et
-al., KDD 2022), or the decayed mean of the history.
+al., KDD 2022), which may also read how long after the one before it each item came (Li et al., WSDM 2020, for time
+between interactions), or the decayed mean of the history.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pareto_search.recsys.split import Sequences
+from pareto_search.recsys.split import GAPS, Sequences
 from pareto_search.workers.dropout import dropout
 
 Tower = Literal["attention", "decayed_mean"]
 
 HEADS = 2
+GAP_DROPOUT = 0.1
+"""The share of windows that go without their gaps in training, so that histories without times are served too."""
 DECAY = 0.8
 
 
@@ -35,6 +38,7 @@ class Shape:
         history: how many of a user's last items the tower sees.
         text_width: the width t of the text vectors; 0 for a model on IDs alone, which is SASRec.
         item_embeddings: whether items have an ID embedding beside their text.
+        gaps: whether the attention tower reads how long after the one before it each item came.
     """
 
     n_items: int
@@ -43,6 +47,12 @@ class Shape:
     tower: Tower
     text_width: int
     item_embeddings: bool
+    gaps: bool = False
+
+    @classmethod
+    def of(cls, notes: Mapping[str, Any]) -> "Shape":
+        """The shape among a checkpoint's notes."""
+        return cls(**{name: notes[name] for name in cls.__dataclass_fields__ if name in notes})
 
 
 class Recommender(nn.Module):
@@ -64,6 +74,8 @@ class Recommender(nn.Module):
             self.projection = nn.Linear(shape.text_width, d)
         if shape.tower == "attention":
             self.position = nn.Parameter(torch.randn(shape.history, d) * 0.02)
+            if shape.gaps:
+                self.gap = nn.Parameter(torch.zeros(GAPS, d))
             self.attention_norm = nn.LayerNorm(d)
             self.attention_in = nn.Linear(d, 3 * d)
             self.attention_out = nn.Linear(d, d)
@@ -97,19 +109,26 @@ class Recommender(nn.Module):
             own = own * (torch.rand(len(own), 1, device=own.device, generator=self.generator) >= id_dropout)
         return self.projection(text) + own
 
-    def states(self, items: Tensor, lengths: Tensor, vectors: Tensor) -> Tensor:
+    def states(self, items: Tensor, lengths: Tensor, vectors: Tensor, gaps: Tensor | None = None) -> Tensor:
         """User vectors `(b, h, d)` after each item of right-padded histories.
 
         Args:
             items: `(b, h)` item indices, padded on the right with any index; h <= history.
             lengths: `(b,)` how many of them count.
             vectors: `(n_items, d)`.
+            gaps: `(b, h)` how long after the one before it each item came, or None where that is not known.
         """
         window = nn.functional.embedding(items, vectors)
         if self.shape.tower == "decayed_mean":
             age = torch.arange(items.shape[1], device=items.device)
             weights = (DECAY ** (age[:, None] - age).clamp(min=0)).tril().to(window.dtype)
             return (weights / weights.sum(1, keepdim=True)) @ window
+        if self.shape.gaps and gaps is not None:
+            if self.training:
+                told = torch.rand(len(gaps), 1, device=gaps.device, generator=self.generator) >= GAP_DROPOUT
+                gaps = gaps * told
+            # The gap that is not known stays zero: it has no gradient.
+            window = window + nn.functional.embedding(gaps, self.gap, padding_idx=0)
         return self._attend(window, lengths)
 
     def _attend(self, window: Tensor, lengths: Tensor) -> Tensor:
@@ -143,7 +162,7 @@ class Recommender(nn.Module):
     def loaded(cls, files: Mapping[str, bytes]) -> "Recommender":
         """The recommender of a checkpoint's files."""
         notes = json.loads(files["recommender.json"])
-        model = cls(Shape(**{name: notes[name] for name in Shape.__dataclass_fields__}))
+        model = cls(Shape.of(notes))
         model.load_state_dict(load(files["recommender.safetensors"]))
         return model.eval()
 
@@ -168,13 +187,14 @@ class TowerScorer:
     @torch.no_grad()
     def users(self, history: Sequences) -> Tensor:
         """User vectors `(m, d)`, zero for a user without history."""
-        items, lengths = last_items(history, self.model.shape.history)
+        items, gaps, lengths = last_items(history, self.model.shape.history)
         device = self.vectors.device
         users = torch.zeros(len(items), self.model.shape.width, device=device)
         for start in range(0, len(items), 512):  # bounds the memory of the attention windows
             rows = slice(start, start + 512)
             ends = torch.from_numpy(lengths[rows]).to(device)
-            states = self.model.states(torch.from_numpy(items[rows]).to(device), ends, self.vectors)
+            read, passed = (torch.from_numpy(x[rows]).to(device) for x in (items, gaps))
+            states = self.model.states(read, ends, self.vectors, passed)
             last = states[torch.arange(len(states), device=device), (ends - 1).clamp(min=0)]
             users[rows] = torch.where(ends[:, None] > 0, last, 0.0)
         return users
@@ -186,11 +206,14 @@ class TowerScorer:
         return torch.addmm(self.model.item_bias, users, self.vectors.T).cpu().numpy()
 
 
-def last_items(history: Sequences, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The last `size` items of each history `(m, size)`, right-padded with 0, and how many there are `(m,)`."""
+def last_items(history: Sequences, size: int) -> tuple[NDArray[np.int64], ...]:
+    """The last `size` items of each history and their gaps `(m, size)`, right-padded with 0, and how many `(m,)`."""
     lengths = np.minimum(np.diff(history.indptr), size)
     column = np.arange(size)
     inside = column < lengths[:, None]
-    items = np.zeros((len(lengths), size), np.int64)
-    items[inside] = history.items[(history.indptr[1:, None] - lengths[:, None] + column)[inside]]
-    return items, lengths
+    source = (history.indptr[1:, None] - lengths[:, None] + column)[inside]
+    items, gaps = (np.zeros((len(lengths), size), np.int64) for _ in range(2))
+    items[inside] = history.items[source]
+    if history.gaps is not None:
+        gaps[inside] = history.gaps[source]
+    return items, gaps, lengths

@@ -375,7 +375,8 @@ def _forward(
     vectors = model.item_vectors(text, ID_DROPOUT, scope.rows)
     device = vectors.device
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):
-        states = model.states(scope.places(batch.items.to(device)), batch.lengths.to(device), vectors)
+        gaps = None if batch.gaps is None else batch.gaps.to(device)
+        states = model.states(scope.places(batch.items.to(device)), batch.lengths.to(device), vectors, gaps)
     known = batch.targets >= 0
     scaled = (states[known.to(device)] / model.temperature).to(dtype)
     wanted, bias = scope.places(batch.targets[known].to(device)), scope.of(model.item_bias)

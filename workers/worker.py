@@ -39,7 +39,7 @@ class Workload:
     """What all candidates of a search share; sent to each worker once.
 
     Attributes:
-        base, revision, dtype, max_item_tokens, history, tower, width: the config's section `model`.
+        base, revision, dtype, max_item_tokens, history, tower, time_gaps, width: the config's section `model`.
         texts: what the encoder reads, one an item.
         categories: of each item, or None where distances come from the frozen text vectors.
         space: serving genes only.
@@ -56,6 +56,7 @@ class Workload:
     max_item_tokens: int
     history: int
     tower: Tower
+    time_gaps: bool
     width: int
     texts: Sequence[str]
     categories: Sequence[Sequence[str]] | None
@@ -125,7 +126,8 @@ class Worker:
         # SASRec is the attention tower on IDs alone, whatever tower the candidates have.
         tower: Tower = "attention" if name == "sasrec" else self.load.tower
         width = 0 if text is None else self.encoder.width
-        shape = Shape(split.n_items, self.load.width, self.load.history, tower, width, item_embeddings=True)
+        gaps = bool(width) and self.load.time_gaps and split.train.gaps is not None
+        shape = Shape(split.n_items, self.load.width, self.load.history, tower, width, item_embeddings=True, gaps=gaps)
         model = train_tower(
             shape, text, split.train, epochs=epochs, seed=seed, dtype=self.encoder.dtype, device=self.device
         )

@@ -12,6 +12,8 @@ from pareto_search.recsys.dataset import Dataset
 
 Strategy = Literal["leave_last_out", "temporal"]
 TRAIN, VALIDATION, TEST = 0, 1, 2
+GAPS = 48
+"""How many kinds of gaps between interactions there are: see `gaps`. The last takes all that are longer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,14 +24,17 @@ class Sequences:
         indptr: `(n_users + 1,)`.
         items: `(n,)`.
         ratings: `(n,)`, or None where the data has none.
+        gaps: `(n,)` how long after the same user's interaction before it each came, as `gaps` counts it; None where
+            the data has no times.
     """
 
     indptr: NDArray[np.int64]
     items: NDArray[np.int32]
     ratings: NDArray[np.float32] | None
+    gaps: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.indptr, self.items, self.ratings):
+        for array in (self.indptr, self.items, self.ratings, self.gaps):
             if array is not None:
                 array.flags.writeable = False  # many hands hold these, and an order spoilt in place shows nowhere
 
@@ -41,7 +46,9 @@ class Sequences:
         """The users from `start` to before `stop`, renumbered from 0."""
         indptr = self.indptr[start : stop + 1]
         inside = slice(int(indptr[0]), int(indptr[-1]))
-        return Sequences(indptr - indptr[0], self.items[inside], None if self.ratings is None else self.ratings[inside])
+        ratings = None if self.ratings is None else self.ratings[inside]
+        passed = None if self.gaps is None else self.gaps[inside]
+        return Sequences(indptr - indptr[0], self.items[inside], ratings, passed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +107,9 @@ def split(dataset: Dataset, strategy: Strategy, tie_seed: int) -> Split:
     order = order_of(dataset, tie_seed)
     users, n_users = dataset.users[order], len(dataset.user_ids)
     role = _last_out(users, n_users) if strategy == "leave_last_out" else _by_time(dataset.timestamps)[order]
-    rows = _Rows(
-        users, dataset.items[order], None if dataset.ratings is None else dataset.ratings[order], role, n_users
-    )
+    ratings = None if dataset.ratings is None else dataset.ratings[order]
+    passed = gaps(users, dataset.timestamps[order]) if dataset.timed else None
+    rows = _Rows(users, dataset.items[order], ratings, passed, role, n_users)
     parts = {name: rows.part(which) for name, which in (("validation", VALIDATION), ("test", TEST))}
     for name, part in parts.items():
         if len(part.users) == 0:
@@ -120,6 +127,21 @@ def order_of(dataset: Dataset, tie_seed: int) -> NDArray[np.int64]:
     return np.lexsort((_tie_breakers(dataset, tie_seed), dataset.timestamps, dataset.users))
 
 
+def gaps(users: NDArray[np.int32], timestamps: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """How long after the same user's interaction before it each one came, by powers of two of the data's unit of time.
+
+    1 + log2(1 + time), rounded down: 1 is the same moment, and 0 is not known, as of a user's first.
+
+    Args:
+        users, timestamps: `(n,)`, ordered by user and then by time.
+    """
+    kinds = np.zeros(len(users), np.uint8)
+    same = np.flatnonzero(users[1:] == users[:-1]) + 1
+    passed = 1 + np.log2(1 + timestamps[same] - timestamps[same - 1])
+    kinds[same] = np.minimum(passed, GAPS - 1).astype(np.uint8)
+    return kinds
+
+
 @dataclass(frozen=True, eq=False)
 class _Rows:
     """All n interactions, ordered by user and then by time, with each one's role."""
@@ -127,6 +149,7 @@ class _Rows:
     users: NDArray[np.int32]
     items: NDArray[np.int32]
     ratings: NDArray[np.float32] | None
+    gaps: NDArray[np.uint8] | None
     role: NDArray[np.int8]
     n_users: int
 
@@ -141,7 +164,9 @@ class _Rows:
         chosen = chosen & np.isin(self.users, users)
         counts = np.bincount(self.users[chosen], minlength=self.n_users)[users]
         indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        return Sequences(indptr, self.items[chosen], None if self.ratings is None else self.ratings[chosen])
+        ratings = None if self.ratings is None else self.ratings[chosen]
+        passed = None if self.gaps is None else self.gaps[chosen]
+        return Sequences(indptr, self.items[chosen], ratings, passed)
 
     def _once(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The first of each user's chosen interactions with an item."""

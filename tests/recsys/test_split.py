@@ -1,6 +1,7 @@
 """Splits: by hand, independent of file order, with ties that only the seed decides."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from pareto_search.errors import DataError
 from pareto_search.recsys.dataset import Columns, Dataset, load_tables
-from pareto_search.recsys.split import Split, split
+from pareto_search.recsys.split import Split, gaps, split
 
 Row = tuple[str, str, float]
 COLUMNS = Columns(user="user", item="item", timestamp="time", rating="rating", text=("title",))
@@ -41,6 +42,26 @@ def test_the_last_item_is_tested_and_the_one_before_validates(tmp_path: Path) ->
     assert parts.test.targets.items.tolist() == [0, 5]
     assert parts.test.history.of(0).tolist() == [0, 2, 1]
     assert parts.test.history.of(1).tolist() == [3, 4]
+
+
+def test_gaps_are_counted_by_powers_of_two_and_the_first_is_not_known() -> None:
+    times = np.array([5, 5, 6, 8, 11, 71, 2.0**60, 3, 3.5])
+    users = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1], np.int32)
+    assert gaps(users, times).tolist() == [0, 1, 2, 2, 3, 6, 47, 0, 1]
+
+
+def test_gaps_go_with_their_interactions(tmp_path: Path) -> None:
+    parts = split(toy(tmp_path, LAST_OUT), "leave_last_out", 0)
+    assert np.array_equal(parts.train.gaps, [0, 2, 0])  # type: ignore[arg-type]
+    assert np.array_equal(parts.test.history.gaps, [0, 2, 2, 0, 2])  # type: ignore[arg-type]
+    assert np.array_equal(parts.test.history.rows(1, 2).gaps, [0, 2])  # type: ignore[arg-type]
+
+
+def test_data_without_times_has_no_gaps(tmp_path: Path) -> None:
+    toy(tmp_path, LAST_OUT)
+    columns = replace(COLUMNS, timestamp=None)
+    data = load_tables(str(tmp_path / "r.csv"), str(tmp_path / "i.csv"), columns, "toy")
+    assert split(data, "leave_last_out", 0).train.gaps is None
 
 
 def test_a_repeat_purchase_stays_a_target(tmp_path: Path) -> None:

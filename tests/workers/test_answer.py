@@ -30,6 +30,11 @@ def history(toy: Dataset, user: str) -> list[int]:
     return [int(i) for i in toy.items[mine][np.argsort(toy.timestamps[mine], kind="stable")]]
 
 
+def times_of(toy: Dataset, user: str) -> list[float]:
+    """When each of them was."""
+    return sorted(toy.timestamps[toy.users == toy.user_ids.index(user)].tolist())
+
+
 def ask(desk: Desk, **question: Any) -> Answer:
     [answer] = desk.answer([Question(**question)])
     assert isinstance(answer, Answer), answer
@@ -53,7 +58,9 @@ def test_the_checkpoint_alone_ranks_by_the_written_formula(
     text = plain.text_vectors(str(tiny_base.folder), str(folder), toy.texts)
     notes = json.loads((folder / "recommender.json").read_text())
     seen = history(toy, "3")
-    [scores] = plain.scores(notes, load_file(folder / "recommender.safetensors"), text, [seen])
+    passed = np.floor(1 + np.log2(1 + np.diff(times_of(toy, "3"))))
+    tensors, gaps = load_file(folder / "recommender.safetensors"), [0, *passed.astype(int)]
+    [scores] = plain.scores(notes, tensors, text, [seen], [gaps])
     unseen = np.delete(np.arange(20), seen)
     expected = sorted(unseen, key=lambda i: -scores[i])[:5]
     answer = ask(desk, user="3", k=5, entry=ALONE)
@@ -64,7 +71,9 @@ def test_the_checkpoint_alone_ranks_by_the_written_formula(
 
 def test_a_history_is_answered_as_the_user_who_has_it(desk: Desk, toy: Dataset) -> None:
     known = [toy.item_ids[i] for i in history(toy, "7")]
-    assert ask(desk, history=known, k=5) == ask(desk, user="7", k=5)
+    times = times_of(toy, "7")
+    assert ask(desk, history=known, times=times, k=5) == ask(desk, user="7", k=5)
+    assert ask(desk, history=known, k=5).items  # when it was is not always known
 
 
 def test_questions_are_answered_together_as_each_alone(desk: Desk) -> None:

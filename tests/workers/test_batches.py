@@ -18,7 +18,8 @@ TRANSITIONS = sum(length - 1 for length in LENGTHS)
 def train() -> Sequences:
     """Users of various lengths; no item occurs twice anywhere, so an item says where it comes from."""
     ends = np.cumsum([0, *LENGTHS]).astype(np.int64)
-    return Sequences(ends, np.random.default_rng(0).permutation(ends[-1]).astype(np.int32), None)
+    items = np.random.default_rng(0).permutation(ends[-1]).astype(np.int32)
+    return Sequences(ends, items, None, (items % 48).astype(np.uint8))
 
 
 def epoch(stream: Iterator[Batch]) -> list[Batch]:
@@ -52,6 +53,9 @@ def test_the_target_is_the_item_after(train: Sequences, history: int) -> None:
             start, length = int(batch.starts[row]), int(batch.lengths[row])
             own = train.of(user)
             assert batch.items[row, :length].tolist() == own[start : start + length].tolist()
+            assert batch.gaps is not None
+            assert batch.gaps[row, :length].tolist() == (own[start : start + length] % 48).tolist()
+            assert not batch.gaps[row, length:].any()
             for column, target in enumerate(batch.targets[row].tolist()):
                 if target >= 0:
                     assert column < length

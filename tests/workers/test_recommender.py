@@ -15,11 +15,13 @@ from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, l
 
 ATTENTION = Shape(n_items=25, width=16, history=6, tower="attention", text_width=9, item_embeddings=True)
 HISTORIES = [[3], [1, 2, 3, 4, 5, 6], [9, 8, 9], [0, 24, 0, 11, 17, 2, 5, 21, 3, 3]]
+GAPS = [[0], [0, 1, 1, 5, 17, 2], [0, 47, 30], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]
 
 
-def sequences(rows: Sequence[Sequence[int]]) -> Sequences:
+def sequences(rows: Sequence[Sequence[int]], gaps: Sequence[Sequence[int]] | None = None) -> Sequences:
     ends = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
-    return Sequences(ends, np.array([i for row in rows for i in row], np.int32), None)
+    items = np.array([i for row in rows for i in row], np.int32)
+    return Sequences(ends, items, None, None if gaps is None else np.concatenate(gaps).astype(np.uint8))
 
 
 def stirred(shape: Shape) -> Recommender:
@@ -29,6 +31,8 @@ def stirred(shape: Shape) -> Recommender:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
+        if shape.gaps:
+            model.gap[0] = 0.0
         model.temperature.fill_(0.8)
     return model
 
@@ -48,6 +52,35 @@ SHAPES = {
     "IDs only": changed(text_width=0),
     "decayed mean": changed(tower="decayed_mean"),
 }
+
+
+def test_gaps_between_interactions_are_added_to_what_the_tower_reads() -> None:
+    model, text = stirred(changed(gaps=True)), texts(ATTENTION)
+    assert text is not None
+    files, scorer = model.files({}), TowerScorer.of(model, text)
+    notes, tensors = json.loads(files["recommender.json"]), load(files["recommender.safetensors"])
+    ours = scorer.scores(sequences(HISTORIES, GAPS))
+    assert ours == pytest.approx(plain.scores(notes, tensors, text.numpy(), HISTORIES, GAPS), abs=1e-4)
+    without = scorer.scores(sequences(HISTORIES))
+    assert without == pytest.approx(plain.scores(notes, tensors, text.numpy(), HISTORIES), abs=1e-4)
+    assert not np.allclose(ours[1:], without[1:], atol=0.1)
+    assert ours[0] == pytest.approx(without[0], abs=1e-5)  # a first interaction has no gap
+
+
+def test_gaps_that_are_not_known_stay_zero_in_training() -> None:
+    model, text = stirred(changed(gaps=True)).train(), texts(ATTENTION)
+    items, gaps = torch.tensor([[4, 7, 1]]).expand(64, 3), torch.tensor([[0, 3, 9]]).expand(64, 3)
+    torch.manual_seed(0)
+    model.states(items, torch.full((64,), 3), model.item_vectors(text), gaps).square().sum().backward()
+    assert model.gap.grad is not None
+    assert model.gap.grad.abs().sum(1).nonzero().flatten().tolist() == [3, 9]
+
+
+def test_a_checkpoint_from_before_gaps_is_read() -> None:
+    files = stirred(ATTENTION).files({})
+    notes = json.loads(files["recommender.json"])
+    del notes["gaps"]
+    assert Recommender.loaded({**files, "recommender.json": json.dumps(notes).encode()}).shape == ATTENTION
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -137,6 +170,7 @@ def test_in_training_some_items_go_without_their_id() -> None:
 
 
 def test_the_last_items_are_padded_on_the_right() -> None:
-    items, lengths = last_items(sequences([[5], [], [1, 2, 3, 4]]), 3)
+    items, gaps, lengths = last_items(sequences([[5], [], [1, 2, 3, 4]], [[0], [], [0, 6, 1, 2]]), 3)
     assert items.tolist() == [[5, 0, 0], [0, 0, 0], [2, 3, 4]]
+    assert gaps.tolist() == [[0, 0, 0], [0, 0, 0], [6, 1, 2]]
     assert lengths.tolist() == [1, 0, 3]

@@ -121,6 +121,7 @@ def test_the_list_values_of_a_sample_estimate_those_of_the_catalogue() -> None:
 def test_a_scope_is_what_a_batch_names_and_a_sample() -> None:
     batch = Batch(
         torch.tensor([[7, 2], [7, 0]]),
+        None,
         torch.tensor([2, 1]),
         torch.tensor([[2, 9], [5, -1]]),
         np.arange(2),
@@ -141,7 +142,7 @@ def test_a_scope_is_what_a_batch_names_and_a_sample() -> None:
 
 def test_without_a_sample_a_scope_is_the_whole_catalogue() -> None:
     items = torch.tensor([[7, 2]])
-    scope = Scope(Batch(items, torch.tensor([2]), items, np.arange(1), np.zeros(1, np.int64)), None, 10, "cpu")
+    scope = Scope(Batch(items, None, torch.tensor([2]), items, np.arange(1), np.zeros(1, np.int64)), None, 10, "cpu")
     whole = torch.arange(10.0)
     assert scope.rows is None
     assert scope.of(whole) is whole
