@@ -81,9 +81,16 @@ class Bases(BaseModel):
 
 
 class Estimate(BaseModel):
-    """Seconds, where anything is known, and what that is judged by."""
+    """What a search will take, where anything is known, and what that is judged by.
+
+    Attributes:
+        seconds: until the front is there.
+        cpu_hours, gpu_hours: what its workers hold for as long: CPU cores, and GPUs.
+    """
 
     seconds: float | None
+    cpu_hours: float | None
+    gpu_hours: float | None
     because: str
 
 

@@ -72,13 +72,15 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
 
     @router.post("/estimate")
     def estimate_time(config: Config) -> answers.Estimate:
-        """How long a search would take, judged by earlier ones over the same data and base model."""
+        """What a search would take, judged by earlier ones over the same data and base model."""
         checked = parsed(config)
         base = config.get("model", {}).get("base", MINILM)
         like = [j for j in record.searches() if (j.data, j.base) == (config["data"]["source"], base)]
         begun = [run for j in reversed(like) if (run := jobs.run(j.id)).is_dir()]
         seconds, because = estimate(checked, begun[0] if begun else None)
-        return answers.Estimate(seconds=seconds, because=because)
+        workers, hours = checked.workers, None if seconds is None else seconds / 3600
+        cpus, gpus = (None if hours is None else hours * workers.count * n for n in (workers.cpus, workers.gpus))
+        return answers.Estimate(seconds=seconds, cpu_hours=cpus, gpu_hours=gpus, because=because)
 
     @router.get("/events", response_class=EventSourceResponse)
     async def watch_all(request: Request) -> AsyncIterator[answers.Searches]:

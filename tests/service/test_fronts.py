@@ -156,5 +156,9 @@ def test_an_estimate_is_judged_by_what_was_searched_before(shared: Shared, store
     wish = {**shared.config, "search": {**shared.config["search"], "candidates": 10}}
     found = shared.client.post("/v1/estimate", json=wish).json()
     assert found["seconds"] == pytest.approx(expected)
+    wish["workers"] = {**shared.config["workers"], "cpus": 0.5, "gpus": 2}
+    found = shared.client.post("/v1/estimate", json=wish).json()
+    hours = expected / 3600 * wish["workers"]["count"]
+    assert (found["cpu_hours"], found["gpu_hours"]) == pytest.approx((0.5 * hours, 2 * hours))
     wish["search"]["minutes"] = 0.01
     assert shared.client.post("/v1/estimate", json=wish).json()["seconds"] == pytest.approx(0.6)

@@ -69,8 +69,9 @@ async function launcher() {
   };
   const guess = async () => {
     try {
-      const { seconds, because } = await post("/estimate", read());
-      estimate.textContent = seconds == null ? `How long: unknown, ${because}.` : `How long: about ${duration(seconds)} (${because}).`;
+      const { seconds, because, ...cost } = await post("/estimate", read());
+      const held = [[cost.cpu_hours, "CPU"], [cost.gpu_hours, "GPU"]].filter(([hours]) => hours).map(([hours, what]) => `${hours.toPrecision(2)} ${what} hours`);
+      estimate.textContent = seconds == null ? `How long: unknown, ${because}.` : `How long: about ${duration(seconds)}, for which it holds ${held.join(" and ")} (${because}).`;
       estimate.className = "";
     } catch (error) {
       estimate.textContent = error.message;
