@@ -136,6 +136,19 @@ def tail(ranked: Ranked, items: ItemStatistics) -> PerUser:
     return items.tail[ranked.lists].mean(1)
 
 
+def serendipity(ranked: Ranked, items: ItemStatistics) -> PerUser:
+    """How much higher the list has its targets than a list of the most popular items would (Ge et al., RecSys 2010).
+
+    The item at place r of n has (n + 1 - r) / n in the list, and as much among all items by popularity, where those
+    nobody had have 0 and equal ones share their best place; the mean over the list of what is more, for targets.
+    """
+    n, k = len(items.users), ranked.lists.shape[1]
+    more = n - np.searchsorted(np.sort(items.users), items.users, side="right")
+    popular = np.where(items.users > 0, (n - more) / n, 0.0)
+    shown = (n - np.arange(k)) / n
+    return (ranked.hits * np.maximum(shown - popular[ranked.lists], 0.0)).mean(1)
+
+
 def _normalised(rows: PerUser) -> PerUser:
     return rows / np.maximum(rows.sum(1, keepdims=True), 1e-300)
 
@@ -178,6 +191,7 @@ METRICS: Mapping[str, Metric] = {
     "calibration": Metric("minimise", calibration),
     "history_novelty": Metric("maximise", history_novelty),
     "tail": Metric("maximise", tail),
+    "serendipity": Metric("maximise", serendipity),
     "coverage": Metric("maximise", overall=coverage),
     "gini": Metric("minimise", overall=gini),
 }

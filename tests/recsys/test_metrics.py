@@ -114,6 +114,16 @@ def test_novelty_and_credibility_are_means_over_the_list() -> None:
     assert tally.values() == pytest.approx({"novelty@2": (1 / 3 + 2 / 3) / 2, "credibility@3": (0.4 + 0.2 + 0.1) / 3})
 
 
+@pytest.mark.parametrize(("k", "published"), [(1, [0.0, 0.25, 0.0, 0.25]), (2, [0.0, 0.5, 0.0, 0.125])])
+def test_serendipity_is_rectools(k: int, published: list[float]) -> None:
+    # The example in RecTools' documentation of Serendipity; its third user has a list of one item, filled up here with
+    # one that is no target.
+    items = ItemStatistics.of(sequences([0, 1], [0, 1], [0]), 4, np.eye(4, dtype=np.float32))
+    tally = Tally([f"serendipity@{k}"], items)
+    tally.add(ranked([[0, 1], [1, 2], [2, 3], [1, 2]], [0, 1], [1, 2], [1], [1]).at(k))
+    assert tally.per_user()[f"serendipity@{k}"] == pytest.approx(published)
+
+
 # Item 0 is in category a, item 1 in b, item 2 in both and item 3 in neither.
 CATEGORIES = np.array([[1, 0], [0, 1], [1 / math.sqrt(2), 1 / math.sqrt(2)], [0, 0]])
 
