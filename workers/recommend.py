@@ -190,17 +190,29 @@ class Serving:
         ]
 
     def because(self, history: History, chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
-        """For each chosen item, the history items whose removal lowers the model's score most (leave one out)."""
-        window = self.model.model.shape.history
-        places = np.arange(max(0, len(history.items) - window), len(history.items))
-        full = self.model.scores(sequences([history]))[0, chosen]
-        without = self.model.scores(sequences([history.without(int(p)) for p in places]))[:, chosen]
-        drop = full - without
+        """For each chosen item, the titles of the history that add most to the model's score."""
         reasons: list[tuple[str, ...]] = []
-        for column in drop.T:
-            best = [p for p in np.argsort(-column)[:REASONS] if column[p] > 0]
-            reasons.append(tuple(self.data.titles[history.items[places[p]]] for p in best))
+        for added in self.contributions(history, chosen):
+            best = [place for place in np.argsort(-added)[:REASONS] if added[place] > 0]
+            reasons.append(tuple(self.data.titles[history.items[place]] for place in best))
         return reasons
+
+    def contributions(self, history: History, chosen: NDArray[np.int32]) -> NDArray[np.float64]:
+        """What each item of a history adds to the model's scores of the chosen items: `(k, n)`.
+
+        Of the decayed mean it is exact: with an item's bias they sum to its score. Of the attention tower, where items
+        act together, it is what the score loses without the item (leave one out). Items before the window add nothing.
+        """
+        model, window = self.model.model, self.model.model.shape.history
+        first = max(0, len(history.items) - window)
+        added = np.zeros((len(chosen), len(history.items)))
+        if model.shape.tower == "decayed_mean":
+            added[:, first:] = self.model.shares(history.items[first:], chosen)
+            return added
+        without = sequences([history.without(place) for place in range(first, len(history.items))])
+        full = self.model.scores(sequences([history]))[0, chosen]
+        added[:, first:] = full[:, None] - self.model.scores(without)[:, chosen].T
+        return added
 
 
 def sequences(histories: Sequence[History]) -> Sequences:

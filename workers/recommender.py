@@ -120,9 +120,7 @@ class Recommender(nn.Module):
         """
         window = nn.functional.embedding(items, vectors)
         if self.shape.tower == "decayed_mean":
-            age = torch.arange(items.shape[1], device=items.device)
-            weights = (DECAY ** (age[:, None] - age).clamp(min=0)).tril().to(window.dtype)
-            return (weights / weights.sum(1, keepdim=True)) @ window
+            return _decay(items.shape[1], window) @ window
         if self.shape.gaps and gaps is not None:
             if self.training:
                 told = torch.rand(len(gaps), 1, device=gaps.device, generator=self.generator) >= GAP_DROPOUT
@@ -200,10 +198,24 @@ class TowerScorer:
         return users
 
     @torch.no_grad()
+    def shares(self, window: NDArray[np.int32], chosen: NDArray[np.int32]) -> NDArray[np.float64]:
+        """What each item of a decayed mean's window `(h,)` adds to the scores of some items: `(k, h)`."""
+        read, wanted = (self.vectors[torch.from_numpy(x.astype(np.int64))].double() for x in (window, chosen))
+        weights = _decay(len(window), read)[-1]
+        return (wanted @ (weights[:, None] * read).T / self.model.temperature.double()).cpu().numpy()
+
+    @torch.no_grad()
     def scores(self, history: Sequences) -> NDArray[np.float32]:
         """Scores `(m, n_items)`: u·v / temperature + bias."""
         users = self.users(history) / self.model.temperature
         return torch.addmm(self.model.item_bias, users, self.vectors.T).cpu().numpy()
+
+
+def _decay(size: int, like: Tensor) -> Tensor:
+    """The weights `(size, size)` of a window's items in its decayed mean after each of them."""
+    age = torch.arange(size, device=like.device)
+    weights = (DECAY ** (age[:, None] - age).clamp(min=0)).tril().to(like.dtype)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def last_items(history: Sequences, size: int) -> tuple[NDArray[np.int64], ...]:

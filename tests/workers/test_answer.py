@@ -166,6 +166,9 @@ def test_a_bad_question_spoils_no_other(desk: Desk) -> None:
         {"user": "1", "least": {"price": 1}},
         {"user": "1", "least": {"novelty": math.nan}},
         {"user": "1", "colour": "red"},
+        {"history": ["1", "2"], "times": [5.0]},
+        {"history": ["1", "2"], "times": [5.0, 4.0]},
+        {"user": "1", "times": [5.0]},
     ],
     ids=str,
 )

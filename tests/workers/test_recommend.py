@@ -1,0 +1,61 @@
+"""Reasons: what each item of a history adds to a score."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pareto_search.entry import of_run
+from pareto_search.recsys.dataset import Dataset
+from pareto_search.workers.recommend import History, Serving, sequences
+from pareto_search.workers.recommender import Recommender, Shape, Tower, TowerScorer
+
+CHOSEN = np.array([3, 11, 0], np.int32)
+SEEN = History.timed(np.array([5, 9, 2, 14, 5, 7, 19, 8], np.int32), [0, 0, 5, 60, 61, 3000, 3001, 9000])
+WINDOW = 6
+
+
+@pytest.fixture
+def serving(toy_run: Path, toy: Dataset) -> Serving:
+    return Serving(of_run(toy_run, "c0000-s00"), toy)
+
+
+def stirred(tower: Tower, text: torch.Tensor) -> TowerScorer:
+    torch.manual_seed(0)
+    model = Recommender(Shape(20, 8, WINDOW, tower, text.shape[1], item_embeddings=True, gaps=True)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+        model.temperature.fill_(0.8)
+    return TowerScorer.of(model, text)
+
+
+def test_reasons_of_a_decayed_mean_sum_to_the_score(serving: Serving) -> None:
+    serving.model = stirred("decayed_mean", serving.encoder.frozen)
+    added = serving.contributions(SEEN, CHOSEN)
+    scores = serving.model.scores(sequences([SEEN]))[0, CHOSEN]
+    bias = serving.model.model.item_bias.detach().numpy()[CHOSEN]
+    assert added.sum(1) + bias == pytest.approx(scores, abs=1e-5)
+    assert added.shape == (3, 8)
+    assert not added[:, :2].any()  # before the window
+    assert np.abs(added[:, 2:]).min() > 0
+
+
+def test_reasons_of_the_attention_tower_are_what_the_score_loses_without_the_item(serving: Serving) -> None:
+    serving.model = stirred("attention", serving.encoder.frozen)
+    added = serving.contributions(SEEN, CHOSEN)
+    full = serving.model.scores(sequences([SEEN]))[0, CHOSEN]
+    for place in range(8 - WINDOW, 8):
+        others = np.arange(8) != place
+        left = serving.model.scores(sequences([History(SEEN.items[others], SEEN.gaps[others])]))[0, CHOSEN]
+        assert added[:, place] == pytest.approx(full - left, abs=1e-4)
+    assert not added[:, :2].any()
+
+
+def test_the_strongest_reasons_are_told(serving: Serving, toy: Dataset, monkeypatch: Any) -> None:
+    added = np.array([[0.1, 0.3, -0.5, 0.2, 0, 0, 0, 0], [-1.0, -2, -3, -4, -5, -6, -7, -8], [0, 0, 0, 0, 0, 0, 0, 1]])
+    monkeypatch.setattr(serving, "contributions", lambda *_: added)
+    titles = [toy.titles[i] for i in SEEN.items]
+    assert serving.because(SEEN, CHOSEN) == [(titles[1], titles[3]), (), (titles[7],)]
