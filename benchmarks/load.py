@@ -224,7 +224,11 @@ def measured(clients: int, seconds: float, url: str | None) -> dict[str, Any]:
 
 
 def listed(operator: Client) -> list[str]:
-    return [search["id"] for search in json.loads(operator.ask("GET", "/v1/searches")[1])["searches"]]
+    """The ids of all searches, page by page."""
+    found: list[str] = []
+    while page := json.loads(operator.ask("GET", f"/v1/searches?offset={len(found)}&limit=1000")[1])["searches"]:
+        found += [search["id"] for search in page]
+    return found
 
 
 def percentiles(took: list[float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from pareto_search.service.fleet import State as FleetState
@@ -9,6 +10,8 @@ from pareto_search.service.record import NAME, Origin, State
 
 Name = Annotated[str, Field(pattern=NAME)]
 Budget = Annotated[int, Field(ge=1, le=1_000_000)]
+Offset = Annotated[int, Query(ge=0, le=10**9, description="How many to leave out.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page has at most.")]
 
 
 class Asked(BaseModel):
@@ -58,6 +61,14 @@ class SearchDetail(Search):
 
 
 class Searches(BaseModel):
+    """A page of the searches, the latest first.
+
+    Attributes:
+        total: how many there are on all pages.
+    """
+
+    total: int
+    offset: int
     searches: list[Search]
 
 

@@ -15,9 +15,6 @@ from pareto_search.service.jobs import Jobs
 from pareto_search.service.previews import Previews
 from pareto_search.service.view import Views, compare
 
-PAGE = 1000
-"""The most evaluations on a page of the archive."""
-
 Kind = Literal["pair", "pairwise", "parallel", "timeline"]
 Form = Literal["adapter", "merged", "sentence-transformers", "onnx"]
 
@@ -46,8 +43,8 @@ def routes(jobs: Jobs, previews: Previews) -> APIRouter:
     @router.get("/searches/{search}/archive")
     def archive(
         search: str,
-        offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
-        limit: Annotated[int, Query(ge=1, le=PAGE)] = 100,
+        offset: answers.Offset = 0,
+        limit: answers.Limit = 100,
     ) -> answers.Archive:
         """Every evaluation, page by page."""
         total, found = view(search).archive(offset, limit)

@@ -169,6 +169,14 @@ class Record:
         where = [] if state is None else [_searches.c.state == state]
         return [Job(*row) for row in self._rows(_searches, Job, *where)]
 
+    def latest(self, offset: int, limit: int) -> tuple[int, list[Job]]:
+        """How many searches there are, and a page of them, the latest first."""
+        columns = [_searches.c[f.name] for f in fields(Job)]
+        page = sa.select(*columns).order_by(_searches.c.position.desc()).offset(offset).limit(limit)
+        with self._database.reading() as connection:
+            total = connection.execute(sa.select(sa.func.count()).select_from(_searches)).scalar_one()
+            return total, [Job(*row) for row in connection.execute(page)]
+
     def search(self, name: str) -> Job:
         """The search of that id.
 

@@ -38,9 +38,10 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
         return SearchConfig.parse(catalogue.resolved(config))
 
     @router.get("/searches")
-    def list_searches() -> answers.Searches:
-        """All searches, the latest first."""
-        return answers.Searches(searches=[_summary(jobs, job) for job in reversed(record.searches())])
+    def list_searches(offset: answers.Offset = 0, limit: answers.Limit = 100) -> answers.Searches:
+        """The searches, the latest first, page by page."""
+        total, page = record.latest(offset, limit)
+        return answers.Searches(total=total, offset=offset, searches=[_summary(jobs, job) for job in page])
 
     @router.post("/searches", status_code=201)
     def submit(
@@ -84,7 +85,7 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
 
     @router.get("/events", response_class=EventSourceResponse)
     async def watch_all(request: Request) -> AsyncIterator[answers.Searches]:
-        """All searches as server-sent events: one at once, and one whenever something has changed."""
+        """The latest searches as server-sent events: one at once, and one whenever something has changed."""
         async for now in changes(request, list_searches):
             yield now
 

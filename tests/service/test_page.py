@@ -16,6 +16,7 @@ from serving import TOKEN
 
 from pareto_search import decide
 from pareto_search.objective import Constraint, Objective
+from pareto_search.service.record import Job, Record
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -177,6 +178,29 @@ def test_an_entry_is_deployed_asked_tried_against_a_canary_and_rolled_back(chrom
     page.click(".deployment button:text-is('Delete')")
     page.wait_for_selector(".empty:has-text('Nothing is deployed')")
     assert wrong == []
+
+
+def test_older_searches_are_shown_when_asked_for(chromium: Any, shared: Shared) -> None:
+    record = Record(shared.service.root / "service.db")
+    many = [f"old-{n:08d}" for n in range(230)]
+    before = record.latest(0, 1)[0]
+    try:
+        for name in many:
+            record.add_search(Job(name, "old", "small", "tiny", shared.config, "cancelled", "cancel"))
+        page, wrong = opened(chromium, shared, viewport={"width": 1280, "height": 860})
+        page.wait_for_selector(f"#older:text-is('Show older ones ({130 + before})')")
+        assert page.locator(".card").count() == 100
+        page.click("#older")
+        page.wait_for_selector(f"#older:text-is('Show older ones ({30 + before})')")
+        page.click("#older")
+        page.wait_for_selector("#older", state="hidden")
+        assert page.locator(".card").count() == len(many) + before
+        assert page.locator(f"#open-{many[0]}").count() == 1
+        assert wrong == []
+    finally:
+        for name in many:
+            record.remove_search(name)
+        record.close()
 
 
 def test_it_fits_a_phone_in_the_dark_and_tells_who_has_no_token(chromium: Any, shared: Shared) -> None:

@@ -28,6 +28,14 @@ def test_searches_come_back_in_order_to_another_service(record: Record, where: s
     again.close()
 
 
+def test_pages_begin_with_the_latest(record: Record) -> None:
+    three = replace(TWO, id="three-3")
+    record.add_search(three)
+    assert record.latest(0, 2) == (3, [three, TWO])
+    assert record.latest(2, 2) == (3, [ONE])
+    assert record.latest(3, 2) == (3, [])
+
+
 def test_what_has_changed_is_found_by_its_state(record: Record) -> None:
     record.change_search("one-1", state="failed", error="why")
     failed = replace(ONE, state="failed", error="why")

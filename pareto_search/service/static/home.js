@@ -8,11 +8,11 @@ const DEMO = { name: "demo", search: { population: 6, candidates: 16, minutes: 7
 
 export async function home(main, signal) {
   const list = h("div", { id: "searches", "aria-live": "polite" });
-  const chosen = new Set();
+  const chosen = new Set(), older = new Older();
   const compare = h("button", { disabled: true, onclick: () => (location.hash = `#/compare/${[...chosen].join(",")}`) }, "Compare the fronts");
-  fill(main, h("h1", {}, "Searches"), list, h("p", {}, compare, " ", h("small", {}, "of two or more that you tick")), await launcher());
-  await watch("/events", signal, ({ searches }) => {
-    const known = new Set(searches.map((s) => s.id));
+  fill(main, h("h1", {}, "Searches"), list, older.element, h("p", {}, compare, " ", h("small", {}, "of two or more that you tick")), await launcher());
+  await watch("/events", signal, ({ searches, total }) => {
+    const known = new Set([...searches, ...older.searches].map((s) => s.id));
     [...chosen].filter((id) => !known.has(id)).forEach((id) => chosen.delete(id));
     const tick = (id) => (event) => {
       event.target.checked ? chosen.add(id) : chosen.delete(id);
@@ -22,7 +22,32 @@ export async function home(main, signal) {
     const focused = document.activeElement?.id; // the list is made anew, and the keyboard should not notice
     fill(list, searches.length ? searches.map((s) => card(s, chosen, tick)) : empty());
     if (focused) document.getElementById(focused)?.focus();
+    older.follow(searches.length, total, (s) => card(s, chosen, tick));
   });
+}
+
+// The searches beyond those that are watched: fetched page by page when asked for, as they are then.
+class Older {
+  constructor() {
+    this.searches = [];
+    this.list = h("div", {});
+    this.more = h("button", { id: "older", hidden: true, onclick: doing(() => this.fetch()) });
+    this.element = h("div", {}, this.list, this.more);
+  }
+
+  follow(watched, total, draw) {
+    Object.assign(this, { watched, total, draw });
+    const left = total - watched - this.searches.length;
+    this.more.hidden = left <= 0;
+    this.more.textContent = `Show older ones (${left})`;
+  }
+
+  async fetch() {
+    const { searches, total } = await get(`/searches?offset=${this.watched + this.searches.length}`);
+    this.searches.push(...searches);
+    this.list.append(...searches.map(this.draw));
+    this.follow(this.watched, total, this.draw);
+  }
 }
 
 const empty = () =>
