@@ -285,11 +285,20 @@ def export_study(run: Path, to: Path) -> None:
 @ENTRY
 @click.option("--user", help="A user of the data set.")
 @click.option("--history", help="Or item ids, oldest first: 'ID,ID,…'.")
+@click.option("--times", help="When each of these was, in the data's unit of time: 'TIME,TIME,…'.")
 @click.option("-k", default=10, show_default=True, help="How many items.")
 @click.option("--explain", is_flag=True, help="Say why.")
 @AS_JSON
 def recommend(
-    *, run: Path, name: str, user: str | None, history: str | None, k: int, explain: bool, as_json: bool
+    *,
+    run: Path,
+    name: str,
+    user: str | None,
+    history: str | None,
+    times: str | None,
+    k: int,
+    explain: bool,
+    as_json: bool,
 ) -> None:
     """Items for a user, with titles and scores.
 
@@ -299,11 +308,17 @@ def recommend(
 
     if (user is None) == (history is None):
         raise ConfigError("give either --user ID or --history 'ID,ID,…'")
+    if times is not None and history is None:
+        raise ConfigError("--times says when the items of --history were; give both, or --user alone")
+    try:
+        when = None if times is None else [float(time) for time in times.split(",")]
+    except ValueError:
+        raise ConfigError(f"--times is '{times}'; expected numbers, as in '881250949,881250950'") from None
     served = Serving(entry.of_run(run, name), load(**_config_of(run).data.arguments()))
-    if user is not None:
-        known = served.history_of(user)
+    if history is None:
+        known = served.history_of(str(user))
     else:
-        known = served.history_with([item.strip() for item in str(history).split(",")])
+        known = served.history_with([item.strip() for item in history.split(",")], when)
     found = served.recommend(known, k, explain=explain)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(r) for r in found], indent=1))

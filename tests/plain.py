@@ -2,7 +2,8 @@
 
     python tests/plain.py BASE_FOLDER CHECKPOINT_FOLDER TEXTS.json HISTORIES.json OUT.npz
 
-Imports nothing of ours; OUT gets the items' text vectors `(n, t)` and the users' scores `(m, n)`.
+Imports nothing of ours; OUT gets the items' text vectors `(n, t)` and the users' scores `(m, n)`. HISTORIES has each
+user's `items`, and the `gaps` before them.
 """
 
 import json
@@ -94,5 +95,6 @@ if __name__ == "__main__":
     text = text_vectors(base, folder, json.loads(Path(texts).read_text()))
     notes = json.loads(Path(folder, "recommender.json").read_text())
     tensors = load_file(Path(folder, "recommender.safetensors"))
-    np.savez(out, text=text, scores=scores(notes, tensors, text, json.loads(Path(histories).read_text())))
+    read = json.loads(Path(histories).read_text())
+    np.savez(out, text=text, scores=scores(notes, tensors, text, read["items"], read["gaps"]))
     assert not any(name.startswith("pareto_search") for name in sys.modules)

@@ -450,18 +450,22 @@ def test_recommend_gives_items_that_the_user_has_not_seen_with_titles_and_reason
     call: Call, undisturbed: Finished
 ) -> None:
     name = chosen(undisturbed)["entry"]
-    history = [
-        r.split(",")[1] for r in (undisturbed.config.parent / "ratings.csv").read_text().split() if r.startswith("u7,")
-    ]
+    lines = (undisturbed.config.parent / "ratings.csv").read_text().split()
+    rows = [line.split(",") for line in lines if line.startswith("u7,")]
+    history, times = ",".join(row[1] for row in rows), ",".join(row[3] for row in rows)
     ended = call("recommend", undisturbed.run, name, "--user", "u7", "-k", "5", "--explain", "--json")
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert len({r["item"] for r in found}) == 5
-    assert not {r["item"] for r in found} & set(history)
+    assert not {r["item"] for r in found} & set(history.split(","))
     assert all(r["title"].startswith("The ") for r in found)
     assert any(r["because"] for r in found)
-    as_list = call("recommend", undisturbed.run, name, "--history", ",".join(history), "-k", "5", "--explain", "--json")
-    assert json.loads(as_list.out) == found
+    same = ("recommend", undisturbed.run, name, "--history", history, "-k", "5", "--explain", "--json")
+    assert json.loads(call(*same, "--times", times).out) == found
+    assert len(json.loads(call(*same).out)) == 5  # when it was is not always known
+    assert "one for each" in call(*same, "--times", "1,2").complaint
+    assert "must not fall" in call(*same, "--times", times.replace("6000", "9000")).complaint
+    assert "expected numbers" in call(*same, "--times", "yesterday").complaint
     shown = call("recommend", undisturbed.run, name, "--user", "u7", "-k", "5").out.splitlines()
     assert [line.strip().startswith(f"{place}. The ") for place, line in enumerate(shown, 1)] == [True] * 5
 

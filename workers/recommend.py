@@ -1,8 +1,10 @@
 """An entry at work in this process: scores it again, or recommends to a user and says why."""
 
+import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -139,17 +141,24 @@ class Serving:
             raise DataError(f"user '{user}' is not in {self.data.name}; give --history 'ITEM,ITEM,…' for a new user")
         return self.histories()[user]
 
-    def history_with(self, items: Sequence[str]) -> History:
+    def history_with(self, items: Sequence[str], times: Sequence[float] | None = None) -> History:
         """That of a new user, oldest item first.
 
+        Args:
+            times: when each item was, in the data's unit; None where nobody knows.
+
         Raises:
-            DataError: an item is unknown.
+            DataError: an item is unknown, or the times do not fit the items.
         """
+        if times is not None and not (
+            len(times) == len(items) and all(map(math.isfinite, times)) and all(a <= b for a, b in pairwise(times))
+        ):
+            raise DataError(f"times must be numbers, one for each of the {len(items)} items, and must not fall")
         index = {item: i for i, item in enumerate(self.data.item_ids)}
         for item in items:
             if item not in index:
                 raise DataError(f"item '{item}' is not in {self.data.name}; expected ids as in its item table")
-        return History.timed(np.array([index[item] for item in items], np.int32), None)
+        return History.timed(np.array([index[item] for item in items], np.int32), times)
 
     def histories(self) -> dict[str, History]:
         """What every user of the data set did."""

@@ -82,7 +82,9 @@ def theirs(
     folder = tmp_path_factory.mktemp("checkpoints")
     checkpoint.write(folder / "c0000", result.files)
     history = worker.load.split.validation.history
-    histories = [history.of(user).tolist() for user in range(len(history.indptr) - 1)]
+    assert history.gaps is not None
+    rows = {"items": history.items, "gaps": history.gaps}
+    histories = {name: [r.tolist() for r in np.split(x, history.indptr[1:-1])] for name, x in rows.items()}
     (folder / "texts.json").write_text(json.dumps(some_movies.texts))
     (folder / "histories.json").write_text(json.dumps(histories))
     base, out = locate("minilm").folder, folder / "out.npz"
