@@ -203,7 +203,8 @@ class Bench:
         self.encoder = Recorder(
             locate(MINILM), data.texts, max_tokens=model.max_item_tokens, layers=3, dtype=dtype, device=device
         )
-        self.shape = Shape(self.split.n_items, model.width, model.history, model.tower, self.encoder.width, True)
+        width, gaps = self.encoder.width, model.time_gaps
+        self.shape = Shape(self.split.n_items, model.width, model.history, model.tower, width, True, gaps)
         frozen = self.encoder.frozen.to(device)
         self.start = train_tower(self.shape, frozen, self.split.train, epochs=1, seed=0, dtype=dtype, device=device)
         self.task = Task(

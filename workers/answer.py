@@ -20,8 +20,8 @@ from pareto_search.recsys.rerank import arrange, blend, choose, relevance
 from pareto_search.results import find_entry, load_front, objectives_of
 from pareto_search.workers.recommend import History, Serving, sequences
 
-KNOWN = 100_000
-"""How many lists of known users are kept for each entry, at most."""
+MEMORY = 2**28
+"""How many bytes the lists of known users may take for each entry."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Desk:
         scores = blend({n: relevance(s, several, seen) for n, s in serving.scorers.items()}, setting)
         lists = choose(scores, serving.items, setting, k)
         return [
-            _List(history, row, items[np.isfinite(row[items])])
+            _List(history, row.copy(), items[np.isfinite(row[items])])  # a view would keep all rows
             for history, row, items in zip(histories, scores, lists, strict=True)
         ]
 
@@ -229,7 +229,7 @@ class _Shelf:
         lists = self.lists[name]
         if user not in lists or len(lists[user].items) < len(found.items):
             lists[user] = found
-        if len(lists) > KNOWN:
+        while len(lists) * found.scores.nbytes > max(MEMORY, found.scores.nbytes):
             lists.popitem(last=False)
 
 

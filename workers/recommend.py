@@ -32,7 +32,7 @@ class Recommendation:
 
     Attributes:
         score: the blended score, to compare for one user only.
-        because: titles from the history without which the model's score would be lowest, the strongest first.
+        because: titles of the history that add most to the model's score, the strongest first.
         novelty, credibility: the item's own, 0..1.
     """
 
@@ -64,8 +64,11 @@ class History:
         return cls(items, gaps(np.zeros(len(items), np.int32), np.asarray(times, np.float64)))
 
     def without(self, place: int) -> "History":
-        """All but the item at this place."""
-        return History(np.delete(self.items, place), np.delete(self.gaps, place))
+        """All but the item at this place; the gap after it is then the longer of the two that were around it."""
+        gaps = self.gaps.copy()
+        around = gaps[place : place + 2]
+        gaps[place + 1 : place + 2] = around.max() if around.all() else 0
+        return History(np.delete(self.items, place), np.delete(gaps, place))
 
 
 class Serving:

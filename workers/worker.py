@@ -126,7 +126,7 @@ class Worker:
         # SASRec is the attention tower on IDs alone, whatever tower the candidates have.
         tower: Tower = "attention" if name == "sasrec" else self.load.tower
         width = 0 if text is None else self.encoder.width
-        gaps = bool(width) and self.load.time_gaps and split.train.gaps is not None
+        gaps = tower == "attention" and bool(width) and self.load.time_gaps and split.train.gaps is not None
         shape = Shape(split.n_items, self.load.width, self.load.history, tower, width, item_embeddings=True, gaps=gaps)
         model = train_tower(
             shape, text, split.train, epochs=epochs, seed=seed, dtype=self.encoder.dtype, device=self.device

@@ -12,7 +12,7 @@ from pareto_search.recsys.dataset import Dataset
 
 Strategy = Literal["leave_last_out", "temporal"]
 TRAIN, VALIDATION, TEST = 0, 1, 2
-GAPS = 48
+GAPS = 64
 """How many kinds of gaps between interactions there are: see `gaps`. The last takes all that are longer."""
 
 
@@ -137,7 +137,7 @@ def gaps(users: NDArray[np.int32], timestamps: NDArray[np.float64]) -> NDArray[n
     """
     kinds = np.zeros(len(users), np.uint8)
     same = np.flatnonzero(users[1:] == users[:-1]) + 1
-    passed = 1 + np.log2(1 + timestamps[same] - timestamps[same - 1])
+    passed = 1 + np.log2(1 + (timestamps[same] - timestamps[same - 1]))  # the difference first: nanoseconds swallow a 1
     kinds[same] = np.minimum(passed, GAPS - 1).astype(np.uint8)
     return kinds
 

@@ -174,7 +174,7 @@ class Deployments(BaseModel):
 
 class Item(BaseModel):
     """An item that is recommended: `score` is the entry's blended score, to compare for one user only, and `because`
-    has titles of the history without which it would be lowest, where reasons are asked for."""
+    has the titles of the history that add most to the model's score, where reasons are asked for."""
 
     item: str
     title: str

@@ -16,7 +16,7 @@ def estimate(config: SearchConfig, earlier: Path | None) -> tuple[float | None, 
     seconds, why = _by(config, earlier) if earlier else (None, "nothing like it has been searched here yet")
     minutes = config.search.minutes
     if minutes is not None and (seconds is None or minutes * 60 < seconds):
-        return minutes * 60, f"its budget of {minutes:g} minutes; the baselines and the test scores come on top"
+        return minutes * 60, f"its budget of {minutes:g} minutes; the test scores come on top"
     return seconds, why if minutes is not None or seconds else f"{why}; give it minutes to be sure of an end"
 
 
@@ -32,7 +32,8 @@ def _by(config: SearchConfig, run: Path) -> tuple[float | None, str]:
     trained = {c.id for c in candidates if c.kind == "trained"} & {a.candidate for a in attempts if a.ended}
     if not trained or not record.elapsed_seconds:
         return None, "nothing like it has come far enough here yet"
-    each = record.elapsed_seconds / len(trained)  # with the merging between them
+    # What was not killed while it was prepared: a search that went on the day after was not prepared for a day.
+    preparing = min(attempts[0].started - record.created, record.elapsed_seconds)
+    each = (record.elapsed_seconds - preparing) / len(trained)  # with the merging between them
     more = config.search.steps / before.search.steps * before.workers.count / config.workers.count
-    preparing = attempts[0].started - record.created
     return preparing + each * more * config.search.candidates, f"{before.name} took {each:.1f} s a candidate"

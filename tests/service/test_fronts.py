@@ -152,7 +152,9 @@ def test_what_is_not_there_is_refused(shared: Shared, path: str) -> None:
 def test_an_estimate_is_judged_by_what_was_searched_before(shared: Shared, store: Store) -> None:
     record, attempts = store.search, store.attempts()
     trained = [c.id for c in store.candidates() if c.kind == "trained"]
-    expected = attempts[0].started - record.created + 10 * record.elapsed_seconds / len(trained)
+    preparing = attempts[0].started - record.created
+    assert 0 < preparing < record.elapsed_seconds
+    expected = preparing + 10 * (record.elapsed_seconds - preparing) / len(trained)
     wish = {**shared.config, "search": {**shared.config["search"], "candidates": 10}}
     found = shared.client.post("/v1/estimate", json=wish).json()
     assert found["seconds"] == pytest.approx(expected)

@@ -47,11 +47,26 @@ def test_reasons_of_the_attention_tower_are_what_the_score_loses_without_the_ite
     serving.model = stirred("attention", serving.encoder.frozen)
     added = serving.contributions(SEEN, CHOSEN)
     full = serving.model.scores(sequences([SEEN]))[0, CHOSEN]
+    # Gaps are 0 and then 0, 5, 55, 1, 2939, 1, 5999 units of time, in powers of two.
+    assert SEEN.gaps.tolist() == [0, 1, 3, 6, 2, 12, 2, 13]
+    without = {
+        2: [0, 1, 6, 2, 12, 2, 13],
+        3: [0, 1, 3, 6, 12, 2, 13],
+        4: [0, 1, 3, 6, 12, 2, 13],
+        5: [0, 1, 3, 6, 2, 12, 13],
+        6: [0, 1, 3, 6, 2, 12, 13],
+        7: [0, 1, 3, 6, 2, 12, 2],
+    }
+    without = {place: np.array(kinds, np.uint8) for place, kinds in without.items()}
     for place in range(8 - WINDOW, 8):
         others = np.arange(8) != place
-        left = serving.model.scores(sequences([History(SEEN.items[others], SEEN.gaps[others])]))[0, CHOSEN]
+        left = serving.model.scores(sequences([History(SEEN.items[others], without[place])]))[0, CHOSEN]
         assert added[:, place] == pytest.approx(full - left, abs=1e-4)
     assert not added[:, :2].any()
+
+
+def test_without_its_first_item_a_history_has_no_first_gap() -> None:
+    assert SEEN.without(0).gaps.tolist() == [0, 3, 6, 2, 12, 2, 13]
 
 
 def test_the_strongest_reasons_are_told(serving: Serving, toy: Dataset, monkeypatch: Any) -> None:

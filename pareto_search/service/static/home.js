@@ -18,6 +18,7 @@ export async function home(main, signal) {
       event.target.checked ? chosen.add(id) : chosen.delete(id);
       compare.disabled = chosen.size < 2;
     };
+    compare.disabled = chosen.size < 2;
     compare.parentElement.hidden = searches.length < 2;
     const focused = document.activeElement?.id; // the list is made anew, and the keyboard should not notice
     fill(list, searches.length ? searches.map((s) => card(s, chosen, tick)) : empty());
@@ -25,6 +26,8 @@ export async function home(main, signal) {
     older.follow(searches.length, total, (s) => card(s, chosen, tick));
   });
 }
+
+const PAGE = 100;
 
 // The searches beyond those that are watched: fetched page by page when asked for, as they are then.
 class Older {
@@ -43,9 +46,15 @@ class Older {
   }
 
   async fetch() {
-    const { searches, total } = await get(`/searches?offset=${this.watched + this.searches.length}`);
-    this.searches.push(...searches);
-    this.list.append(...searches.map(this.draw));
+    // From the first again, as many as there were and a page more: new ones have moved them, and some may be gone.
+    const wanted = this.searches.length + PAGE, found = [];
+    let page, total;
+    do {
+      ({ searches: page, total } = await get(`/searches?offset=${this.watched + found.length}&limit=${PAGE}`));
+      found.push(...page);
+    } while (page.length && found.length < wanted);
+    this.searches = found;
+    fill(this.list, found.map(this.draw));
     this.follow(this.watched, total, this.draw);
   }
 }
@@ -95,7 +104,7 @@ async function launcher() {
   const guess = async () => {
     try {
       const { seconds, because, ...cost } = await post("/estimate", read());
-      const held = [[cost.cpu_hours, "CPU"], [cost.gpu_hours, "GPU"]].filter(([hours]) => hours).map(([hours, what]) => `${hours.toPrecision(2)} ${what} hours`);
+      const held = [[cost.cpu_hours, "CPU"], [cost.gpu_hours, "GPU"]].filter(([hours]) => hours).map(([hours, what]) => `${hours < 10 ? hours.toPrecision(2) : Math.round(hours)} ${what} hours`);
       estimate.textContent = seconds == null ? `How long: unknown, ${because}.` : `How long: about ${duration(seconds)}, for which it holds ${held.join(" and ")} (${because}).`;
       estimate.className = "";
     } catch (error) {
