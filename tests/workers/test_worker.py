@@ -160,6 +160,26 @@ def test_ease_is_left_out_where_the_catalogue_is_too_large_for_it(
     assert worker.fit("ease") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "reads"),
+    [
+        ("warm-start", {}, True),
+        ("warm-start", {"time_gaps": False}, False),
+        ("warm-start", {"tower": "decayed_mean"}, False),
+        ("sasrec", {}, False),
+    ],
+    ids=str,
+)
+def test_only_a_warm_start_with_attention_reads_gaps_and_only_if_it_may(
+    workload: Workload, name: str, changes: dict[str, Any], reads: bool
+) -> None:
+    files = Worker(replace(workload, **changes)).fit(name)
+    assert files is not None
+    assert json.loads(files["recommender.json"])["gaps"] is reads
+    gap = load(files["recommender.safetensors"]).get("gap")
+    assert (gap is not None and bool(gap.any())) is reads
+
+
 def test_sasrec_reads_no_text_whatever_the_tower(workload: Workload) -> None:
     other = Worker(replace(workload, tower="decayed_mean"))
     sasrec, warm = other.fit("sasrec"), other.fit("warm-start")
