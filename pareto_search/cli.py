@@ -228,11 +228,11 @@ def evaluate(
             )
         served = Serving(entry.of_folder(place), _data(data), base)
     else:
-        config = _config_of(place)
-        served = Serving(entry.of_run(place, name), _data(data) if data else load(**config.data.arguments()), base)
-        if part == "test":
-            _count_test(place, config)
+        known = _data(data) if data else load(**_config_of(place).data.arguments())
+        served = Serving(entry.of_run(place, name), known, base)
     scores = served.evaluate(part)
+    if name is not None and part == "test":
+        _count_test(place)
     click.echo(json.dumps(scores, indent=1)) if as_json else display.show_scores(served.entry.name, part, scores)
 
 
@@ -457,7 +457,7 @@ def _search(
     from pareto_search.search import Progress
 
     try:
-        with display.live() as shown, tracking(track, config, run) as told:
+        with display.live() as shown, tracking(track, config, run, shown.notice) as told:
 
             def progress(now: Progress) -> None:
                 shown.progress(now)
@@ -496,12 +496,16 @@ def _data(wish: str) -> Dataset:
     return load(source=wish)
 
 
-def _count_test(run: Path, config: SearchConfig) -> None:
+def _count_test(run: Path) -> None:
+    """Counts a look at the test part."""
+    config = _config_of(run)
     store = Store.open(config.store or run / "search.db", config.name)
-    with store.transaction() as record:
-        record.count_test_evaluation()
-    results.save(results.load_front(run) | {"test_evaluations": store.search.test_evaluations}, run)
-    store.close()
+    try:
+        with store.transaction() as record:
+            record.count_test_evaluation()
+        results.save(results.load_front(run) | {"test_evaluations": store.search.test_evaluations}, run)
+    finally:
+        store.close()
 
 
 def main() -> None:

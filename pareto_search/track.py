@@ -5,7 +5,7 @@ exported entries into its registry.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,7 +60,7 @@ class MLflow:
         self._client = _needed("mlflow", "mlflow").MlflowClient()
         self._run = _mlflow_run(self._client, config.name).run_id
         for key, value in _flat(config.model_dump(mode="json", by_alias=True, exclude={"store"})):
-            self._client.log_param(self._run, key, value)
+            self._client.log_param(self._run, _mlflow_name(key), value)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -101,44 +101,77 @@ TRACKERS: Mapping[str, Callable[[SearchConfig, Path], Tracker]] = {
 
 
 class Several:
-    """Tells each of several trackers."""
+    """Tells each of several trackers, and no more whoever has failed: a search does not end with its tracker.
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
+    Args:
+        notice: is told in one line of a tracker that has failed.
+    """
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self._trackers: dict[str, Tracker] = {}
+        self._notice = notice
+
+    def add(self, name: str, tracker: Tracker) -> None:
+        """One more to tell."""
+        self._trackers[name] = tracker
 
     def progress(self, now: "Progress") -> None:
         """A candidate has ended."""
         values = {"search/front": float(now.front), "search/hypervolume": now.hypervolume, "search/failed": now.failed}
-        for tracker in self._trackers:
-            tracker.scalars(values, now.finished + now.failed)
+        self._each(lambda tracker: tracker.scalars(values, now.finished + now.failed))
 
     def finished(self, front: Document, run: Path) -> None:
         """The search is over: validation and test of each entry, at its rank on the front."""
-        for tracker in self._trackers:
+
+        def tell(tracker: Tracker) -> None:
             for rank, entry in enumerate(front["front"]):
                 scores = {f"front/validation/{name}": value for name, value in entry["validation"].items()}
                 scores |= {f"front/test/{name}": score["mean"] for name, score in entry["test"].items()}
                 tracker.scalars(scores, rank)
             tracker.finished(run)
 
+        self._each(tell)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, tell: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tell(tracker)
+            except Exception as error:  # each library has errors of its own
+                del self._trackers[name]
+                self._notice(f"{name} fails and is told no more: {_said(error)}")
+
 
 @contextmanager
-def tracking(names: Sequence[str], config: SearchConfig, run: Path) -> Iterator[Several]:
+def tracking(
+    names: Sequence[str], config: SearchConfig, run: Path, notice: Callable[[str], None] = lambda _: None
+) -> Iterator[Several]:
     """The named trackers for the length of a block.
 
+    Args:
+        notice: is told in one line of a tracker that fails on the way.
+
     Raises:
-        ConfigError: a name is unknown, or its package is missing.
+        ConfigError: a name is unknown, its package is missing, or it does not begin.
     """
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"tracker '{name}' is unknown; {nearest(name, TRACKERS)}")
-    with ExitStack() as stack:
-        trackers: list[Tracker] = []
+    several = Several(notice)
+    try:
         for name in dict.fromkeys(names):
-            tracker = TRACKERS[name](config, run)
-            stack.callback(tracker.close)
-            trackers.append(tracker)
-        yield Several(trackers)
+            try:
+                several.add(name, TRACKERS[name](config, run))
+            except ConfigError:
+                raise
+            except Exception as error:
+                raise ConfigError(f"{name} does not begin: {_said(error)}") from None
+        yield several
+    finally:
+        several.close()
 
 
 def register(model: str, folder: Path, front: Document, entry: Document) -> str:
@@ -172,7 +205,7 @@ def register(model: str, folder: Path, front: Document, entry: Document) -> str:
             client.create_registered_model(model)
         version = client.create_model_version(model, f"{run.artifact_uri}/entry", run.run_id, tags=tags)
     except library.exceptions.MlflowException as error:
-        raise ConfigError(f"MLflow does not register '{model}': {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"MLflow does not register '{model}': {_said(error)}") from None
     return str(version.version)
 
 
@@ -186,6 +219,12 @@ def _mlflow_run(client: Any, name: str) -> Any:
 def _mlflow_name(name: str) -> str:
     """MLflow has no @ in its names."""
     return name.replace("@", "_at_")
+
+
+def _said(error: Exception) -> str:
+    """An error of a library in one line."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

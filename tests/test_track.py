@@ -1,6 +1,7 @@
 """What trackers were told, as their own libraries read it back."""
 
 import json
+import sqlite3
 import sys
 import urllib.request
 from pathlib import Path
@@ -21,7 +22,8 @@ from pareto_search.workers.recommend import Serving
 
 __all__ = ["undisturbed"]
 
-CONFIG = SearchConfig.parse({"name": "movies", "data": {"source": "movielens-100k"}})
+SPACE = {"weight.ild@10": 0.1}  # a gene whose name not every library takes
+CONFIG = SearchConfig.parse({"name": "movies", "data": {"source": "movielens-100k"}, "space": SPACE})
 FRONT = {
     "front": [
         {"validation": {"ndcg@10": 0.5}, "test": {"ndcg@10": {"mean": 0.4, "low": 0.3, "high": 0.5}}},
@@ -86,6 +88,7 @@ def test_mlflow_holds_the_config_the_search_and_its_front(tmp_path: Path, monkey
     [run] = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == ("movies", "FINISHED")
     assert run.data.params["search.algorithm"] == "nsga2"
+    assert run.data.params["space.weight.ild_at_10"] == "0.1"
     history = client.get_metric_history(run.info.run_id, "search/hypervolume")
     assert [(m.step, m.value) for m in history] == [(1, 0.25), (2, 0.375)]
     assert [m.value for m in client.get_metric_history(run.info.run_id, "front/validation/ndcg_at_10")] == [0.5, 0.3]
@@ -132,6 +135,35 @@ def test_weights_and_biases_keeps_the_search_on_this_machine(tmp_path: Path, mon
     [record] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     # A process of its own writes it, in its own time.
     eventually(lambda: all(text in record.read_bytes() for text in (b"search/hypervolume", b"front/test/ndcg@10")))
+
+
+def test_a_search_outlives_its_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    database = tmp_path / "mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    notices: list[str] = []
+    run = tmp_path / "run"
+    run.mkdir()
+    with tracking(["mlflow", "tensorboard"], CONFIG, run, notices.append) as told:
+        told.progress(Progress(1, 0, 0, 2, 3, 0.25, 1.0, None))
+        with sqlite3.connect(database) as connection:
+            connection.execute("DROP TABLE metrics")
+        told.progress(Progress(1, 0, 1, 2, 4, 0.375, 2.0, None))
+        told.progress(Progress(2, 0, 1, 2, 4, 0.5, 3.0, None))
+    [notice] = notices
+    assert notice.startswith("mlflow fails and is told no more: ")
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "run"))
+    events.Reload()
+    assert [e.step for e in events.Tensors("search/hypervolume")] == [1, 2, 3]
+
+
+def test_a_tracker_that_does_not_begin_is_the_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at.all")
+    with pytest.raises(ConfigError, match="mlflow does not begin: "), tracking(["mlflow"], CONFIG, tmp_path):
+        pass
 
 
 def test_an_unknown_tracker_is_named_with_the_nearest(tmp_path: Path) -> None:
