@@ -7,7 +7,7 @@ import fcntl
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -103,13 +103,16 @@ class Store:
         Raises:
             RunError: the place cannot be written, holds other tables, or holds a search of that name already.
         """
-        database = db.Database(where)
-        with database.writing() as connection:
-            database.upgrade(connection)
-            if search.name in connection.scalars(sa.select(db.search.c.name)).all():
-                raise RunError(f"{database.place}: has a search '{search.name}'; resume it or choose another name")
-            row = sa.insert(db.search).values(**asdict(search))
-            return cls(database, connection.execute(row.returning(db.search.c.id)).scalar_one())
+        with ExitStack() as opened:
+            database = opened.enter_context(closing(db.Database(where)))
+            with database.writing() as connection:
+                database.upgrade(connection)
+                if search.name in connection.scalars(sa.select(db.search.c.name)).all():
+                    raise RunError(f"{database.place}: has a search '{search.name}'; resume it or choose another name")
+                row = sa.insert(db.search).values(**asdict(search))
+                number = connection.execute(row.returning(db.search.c.id)).scalar_one()
+            opened.pop_all()
+        return cls(database, number)
 
     @classmethod
     def open(cls, where: str | Path, name: str | None = None, upgraded: Callable[[str], None] | None = None) -> Self:
@@ -124,19 +127,22 @@ class Store:
         """
         if not db.is_url(where) and not Path(where).is_file():
             raise AbsentError(f"{where}: not there; expected the record of a search, which 'pareto-search run' starts")
-        database = db.Database(where)
-        if upgraded is not None:
-            with database.writing() as connection:
-                line = database.upgrade(connection)
-            if line:
-                upgraded(line)
-        with database.reading() as connection:
-            database.check(connection)
-            found = connection.execute(sa.select(db.search)).all()
-        chosen = [row for row in found if name is None or row.name == name]
-        if len(chosen) != 1:
-            names = ", ".join(sorted(row.name for row in found)) or "no search"
-            raise AbsentError(f"{database.place}: holds {names}; expected {name or 'one search, or the name of one'}")
+        with ExitStack() as opened:
+            database = opened.enter_context(closing(db.Database(where)))
+            if upgraded is not None:
+                with database.writing() as connection:
+                    line = database.upgrade(connection)
+                if line:
+                    upgraded(line)
+            with database.reading() as connection:
+                database.check(connection)
+                found = connection.execute(sa.select(db.search)).all()
+            chosen = [row for row in found if name is None or row.name == name]
+            if len(chosen) != 1:
+                held = ", ".join(sorted(row.name for row in found)) or "no search"
+                expected = name or "one search, or the name of one"
+                raise AbsentError(f"{database.place}: holds {held}; expected {expected}")
+            opened.pop_all()
         return cls(database, chosen[0].id)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pareto_search.config import SearchConfig
-from pareto_search.errors import RunError
+from pareto_search.errors import UserError
 from pareto_search.store import Store
 
 
@@ -25,7 +25,7 @@ def _by(config: SearchConfig, run: Path) -> tuple[float | None, str]:
     try:
         before = SearchConfig.load(run / "search.yaml")
         store = Store.open(before.store or run / "search.db", before.name)
-    except RunError:
+    except UserError:  # not there yet, or of a release whose config reads otherwise
         return None, "nothing like it has come far enough here yet"
     record, attempts, candidates = store.search, store.attempts(), store.candidates()
     store.close()

@@ -56,6 +56,10 @@ class Jobs:
         """The run folder of a search, which need not be there yet."""
         return self.folder(name) / RUN
 
+    def run_of(self, job: Job) -> Path:
+        """The same, of a job at hand."""
+        return self._folder_of(job) / RUN
+
     def finished(self, name: str) -> Path:
         """The run folder of a search that has ended with a front.
 
@@ -192,11 +196,21 @@ def only_service(root: Path) -> Iterator[None]:
 
 
 def _forget(run: Path) -> None:
-    """Removes a search's record from a database that others share."""
-    if (run / "search.yaml").is_file():
+    """Removes a search's record from a database that others share.
+
+    Raises:
+        RunError: the database cannot be used.
+    """
+    try:
         config = SearchConfig.load(run / "search.yaml")
-        if config.store:
-            with suppress(AbsentError):
-                store = Store.open(config.store, config.name)
+    except (
+        UserError
+    ):  # it never began, or an earlier release wrote what this one refuses: then its folder goes at least
+        return
+    if config.store:
+        with suppress(AbsentError):
+            store = Store.open(config.store, config.name)
+            try:
                 store.remove()
+            finally:
                 store.close()

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pareto_search.errors import ParetoSearchError
+from pareto_search.errors import ParetoSearchError, RunError
 from pareto_search.launch import load_config
 from pareto_search.question import Question
 from pareto_search.recsys.dataset import load
@@ -30,9 +30,12 @@ def answered(run: Path, entry: str, question: Question) -> dict[str, Any]:
     """The answer of an entry.
 
     Raises:
-        ParetoSearchError: the entry, the data or the question does not fit.
+        ParetoSearchError: the entry, the data or the question does not fit, or the search has gone on.
     """
-    key = (str(run), (run / FRONT).stat().st_mtime_ns)  # a search that has gone on since is another one
+    try:
+        key = (str(run), (run / FRONT).stat().st_mtime_ns)  # a search that has gone on since is another one
+    except FileNotFoundError:
+        raise RunError("the search goes on since you have asked; its entries are there when it has ended") from None
     desk = _desks.get(key)
     if desk is None:
         desk = _desks[key] = Desk(run, [entry], load(**load_config(run).data.arguments()))

@@ -169,10 +169,16 @@ class Record:
         where = [] if state is None else [_searches.c.state == state]
         return [Job(*row) for row in self._rows(_searches, Job, *where)]
 
+    def like(self, data: str, base: str) -> list[Job]:
+        """Those over a data set and a base model, in the order in which they were submitted."""
+        rows = self._rows(_searches, Job, _searches.c.data == data, _searches.c.base == base)
+        return [Job(*row) for row in rows]
+
     def latest(self, offset: int, limit: int) -> tuple[int, list[Job]]:
-        """How many searches there are, and a page of them, the latest first."""
+        """How many searches there are, and a page of them: first those that run or wait, then the latest."""
         columns = [_searches.c[f.name] for f in fields(Job)]
-        page = sa.select(*columns).order_by(_searches.c.position.desc()).offset(offset).limit(limit)
+        live = _searches.c.state.in_(("running", "queued"))
+        page = sa.select(*columns).order_by(live.desc(), _searches.c.position.desc()).offset(offset).limit(limit)
         with self._database.reading() as connection:
             total = connection.execute(sa.select(sa.func.count()).select_from(_searches)).scalar_one()
             return total, [Job(*row) for row in connection.execute(page)]

@@ -39,7 +39,7 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
 
     @router.get("/searches")
     def list_searches(offset: answers.Offset = 0, limit: answers.Limit = 100) -> answers.Searches:
-        """The searches, the latest first, page by page."""
+        """The searches page by page: first those that run or wait, then the latest."""
         total, page = record.latest(offset, limit)
         return answers.Searches(total=total, offset=offset, searches=[_summary(jobs, job) for job in page])
 
@@ -76,16 +76,15 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
         """What a search would take, judged by earlier ones over the same data and base model."""
         checked = parsed(config)
         base = config.get("model", {}).get("base", MINILM)
-        like = [j for j in record.searches() if (j.data, j.base) == (config["data"]["source"], base)]
-        begun = [run for j in reversed(like) if (run := jobs.run(j.id)).is_dir()]
-        seconds, because = estimate(checked, begun[0] if begun else None)
+        like = (jobs.run_of(job) for job in reversed(record.like(config["data"]["source"], base)))
+        seconds, because = estimate(checked, next((run for run in like if run.is_dir()), None))
         workers, hours = checked.workers, None if seconds is None else seconds / 3600
         cpus, gpus = (None if hours is None else hours * workers.count * n for n in (workers.cpus, workers.gpus))
         return answers.Estimate(seconds=seconds, cpu_hours=cpus, gpu_hours=gpus, because=because)
 
     @router.get("/events", response_class=EventSourceResponse)
     async def watch_all(request: Request) -> AsyncIterator[answers.Searches]:
-        """The latest searches as server-sent events: one at once, and one whenever something has changed."""
+        """The first page of searches as server-sent events: one at once, and one whenever something has changed."""
         async for now in changes(request, list_searches):
             yield now
 

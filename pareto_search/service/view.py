@@ -4,7 +4,6 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -60,7 +59,8 @@ class View:
         if not (run / "search.yaml").is_file():
             raise _not_begun()
         self._run, self._config = run, SearchConfig.load(run / "search.yaml")
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._opened: Store | None = None
         self._revision, self._position = -1, 0
         self._evaluations: dict[tuple[str, int, int], Evaluation] = {}
         self._front: list[Evaluation] = []
@@ -70,8 +70,10 @@ class View:
 
     def close(self) -> None:
         """Gives back files and connections."""
-        if "_store" in vars(self):
-            self._store.close()
+        with self._lock:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
 
     def front(self) -> Document:
         """The content of front.json; of a search that goes on, what is known: no test scores, perhaps no baselines."""
@@ -81,12 +83,15 @@ class View:
         """The same as JSON."""
         return self._tell()[2]
 
-    @cached_property
+    @property
     def _store(self) -> Store:
-        try:
-            return Store.open(self._config.store or self._run / "search.db", self._config.name)
-        except AbsentError:
-            raise _not_begun() from None
+        with self._lock:
+            if self._opened is None:
+                try:
+                    self._opened = Store.open(self._config.store or self._run / "search.db", self._config.name)
+                except AbsentError:
+                    raise _not_begun() from None
+            return self._opened
 
     def _tell(self) -> tuple[object, Document, bytes]:
         """The front as a document and as JSON, made anew when what it is made of has changed."""

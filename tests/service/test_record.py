@@ -28,12 +28,19 @@ def test_searches_come_back_in_order_to_another_service(record: Record, where: s
     again.close()
 
 
-def test_pages_begin_with_the_latest(record: Record) -> None:
-    three = replace(TWO, id="three-3")
+def test_pages_begin_with_what_runs_or_waits_and_then_the_latest(record: Record) -> None:
+    three, four = replace(TWO, id="three-3", state="finished"), replace(TWO, id="four-4", state="paused")
     record.add_search(three)
-    assert record.latest(0, 2) == (3, [three, TWO])
-    assert record.latest(2, 2) == (3, [ONE])
-    assert record.latest(3, 2) == (3, [])
+    record.add_search(four)
+    record.change_search("one-1", state="running")
+    assert record.latest(0, 3) == (4, [TWO, replace(ONE, state="running"), four])
+    assert record.latest(3, 2) == (4, [three])
+    assert record.latest(4, 2) == (4, [])
+
+
+def test_those_alike_are_over_the_same_data_and_base_model(record: Record) -> None:
+    assert record.like("films", "minilm") == [ONE]
+    assert record.like("films", "large") == record.like("books", "minilm") == []
 
 
 def test_what_has_changed_is_found_by_its_state(record: Record) -> None:
