@@ -1,7 +1,6 @@
 """What deployments are asked for, as a noun that those who ask and those who answer share."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -41,10 +40,8 @@ class Question(BaseModel):
     def _is_one_wish(self) -> "Question":
         if (self.user is None) == (self.history is None):
             raise ValueError("give either user or history")
-        if self.times is not None and len(self.times) != len(self.history or ()):
-            raise ValueError("give as many times as the history has items")
-        if self.times is not None and any(later < earlier for earlier, later in pairwise(self.times)):
-            raise ValueError("times must not fall; the history is given oldest item first")
+        if self.times is not None and self.history is None:
+            raise ValueError("times say when the items of the history were; give both, or the user alone")
         if self.entry is not None and self.prefer is not None:
             raise ValueError("give either entry or prefer")
         if unknown := self.least.keys() - {"credibility", "novelty"}:

@@ -58,7 +58,6 @@ class Desk:
         self, run: Path, names: Sequence[str], data: Dataset, base: str | None = None, canary: Canary | None = None
     ) -> None:
         self._run = run
-        self._place = {item: i for i, item in enumerate(data.item_ids)}
         first = Serving(of_run(run, names[0]), data, base)
         self._serving = first
         self._histories = first.histories()
@@ -132,16 +131,10 @@ class Desk:
                     f"user '{question.user}' is not in the data; expected one such as '{known}', or give a history"
                 )
             return self._histories[question.user]
-        return History.timed(self._indices(question.history or ()), question.times)
-
-    def _indices(self, items: Sequence[str]) -> NDArray[np.int32]:
-        for item in items:
-            if item not in self._place:
-                raise DataError(f"item '{item}' is not in the data; expected ids as in its item table")
-        return np.array([self._place[item] for item in items], np.int32)
+        return self._serving.history_with(question.history or (), question.times)
 
     def _lists(self, serving: Serving, histories: Sequence[History], k: int) -> list[_List]:
-        seen = np.zeros((len(histories), len(self._place)), bool)
+        seen = np.zeros((len(histories), len(serving.data.item_ids)), bool)
         for row, history in zip(seen, histories, strict=True):
             row[history.items] = True
         several, setting = sequences(histories), serving.entry.serving
@@ -157,7 +150,7 @@ class Desk:
         items = found.items
         if question.exclude or question.least:
             scores = found.scores.copy()
-            scores[self._indices(question.exclude)] = -np.inf
+            scores[serving.places(question.exclude)] = -np.inf
             for name, least in question.least.items():
                 values = getattr(serving.items, name)
                 if values is None:

@@ -58,9 +58,17 @@ class History:
 
     @classmethod
     def timed(cls, items: NDArray[np.int32], times: Sequence[float] | None) -> "History":
-        """From when each item was, in the data's unit; None where nobody knows."""
+        """From when each item was, in the data's unit; None where nobody knows.
+
+        Raises:
+            DataError: the times do not fit the items.
+        """
         if times is None:
             return cls(items, np.zeros(len(items), np.uint8))
+        if not (
+            len(times) == len(items) and all(map(math.isfinite, times)) and all(a <= b for a, b in pairwise(times))
+        ):
+            raise DataError(f"times must be numbers, one for each of the {len(items)} items, and must not fall")
         return cls(items, gaps(np.zeros(len(items), np.int32), np.asarray(times, np.float64)))
 
     def without(self, place: int) -> "History":
@@ -91,6 +99,7 @@ class Serving:
                 f"{str(notes['data_sha256'])[:12]}); give the data of its search"
             )
         self.entry, self.data = entry, data
+        self._place = {item: place for place, item in enumerate(data.item_ids)}
         if entry.merged:
             found = locate(str(entry.merged))  # its manifest has been verified
         else:
@@ -153,15 +162,18 @@ class Serving:
         Raises:
             DataError: an item is unknown, or the times do not fit the items.
         """
-        if times is not None and not (
-            len(times) == len(items) and all(map(math.isfinite, times)) and all(a <= b for a, b in pairwise(times))
-        ):
-            raise DataError(f"times must be numbers, one for each of the {len(items)} items, and must not fall")
-        index = {item: i for i, item in enumerate(self.data.item_ids)}
+        return History.timed(self.places(items), times)
+
+    def places(self, items: Sequence[str]) -> NDArray[np.int32]:
+        """The catalogue's indices of some items.
+
+        Raises:
+            DataError: an item is unknown.
+        """
         for item in items:
-            if item not in index:
+            if item not in self._place:
                 raise DataError(f"item '{item}' is not in {self.data.name}; expected ids as in its item table")
-        return History.timed(np.array([index[item] for item in items], np.int32), times)
+        return np.array([self._place[item] for item in items], np.int32)
 
     def histories(self) -> dict[str, History]:
         """What every user of the data set did."""
