@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.limit import GENES
@@ -27,10 +26,11 @@ from pareto_search.recsys.baselines import DecayedMean
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.recsys.metrics import Ranked, ndcg
 from pareto_search.recsys.split import Sequences, gaps, order_of, split
+from pareto_search.refreshing import moved
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.evaluate import scorer
 from pareto_search.workers.losses import ItemTensors
-from pareto_search.workers.recommender import Recommender, TowerScorer
+from pareto_search.workers.recommender import Recommender
 from pareto_search.workers.train import Task, fine_tune
 from pareto_search.workers.worker import Worker
 
@@ -52,33 +52,36 @@ class Cold:
         order = order_of(data, seed)
         users, items = data.users[order], data.items[order]
         passed = gaps(users, data.timestamps[order])
-        self.texts = [text for text, out in zip(data.texts, held, strict=True) if out]
-        self.warm = _without(data, held)
+        self.warm, self.count = _without(data, held), int(held.sum())
+        self.texts = [*self.warm.texts, *(text for text, out in zip(data.texts, held, strict=True) if out)]
         place = np.where(held, np.cumsum(held), np.cumsum(~held)) - 1
         both = np.intersect1d(users[held[items]], users[~held[items]])
         self._history = _rows(users, place[items], passed, ~held[items], both)
         self._targets = _rows(users, place[items], passed, held[items], both)
 
     def ndcg(self, scores: NDArray[np.float32]) -> float:
-        """NDCG@10 of scores `(m, n_cold)`."""
-        lists = np.argsort(-scores, axis=1, kind="stable")[:, :K].astype(np.int32)
+        """NDCG@10 of the cold items, which are the last of scores `(m, n)`."""
+        lists = np.argsort(-scores[:, -self.count :], axis=1, kind="stable")[:, :K].astype(np.int32)
         return float(ndcg(Ranked.of(lists, self._targets, self._history), None).mean())  # type: ignore[arg-type]
 
     def chance(self, seed: int) -> float:
         rng = np.random.default_rng(seed)
-        shape = len(self._targets.indptr) - 1, len(self.texts)
+        shape = len(self._targets.indptr) - 1, self.count
         return statistics.mean(self.ndcg(rng.random(shape, np.float32)) for _ in range(20))
 
-    def frozen(self, warm: Encoder, cold: Encoder) -> float:
+    def frozen(self, encoder: Encoder) -> float:
         """Of decayed-mean users over the base model's vectors."""
-        vectors = np.concatenate([warm.frozen.numpy(), cold.frozen.numpy()])
-        return self.ndcg(DecayedMean(vectors).scores(self._history)[:, -len(self.texts) :])
+        return self.ndcg(DecayedMean(encoder.frozen.numpy()).scores(self._history))
 
-    @torch.no_grad()
-    def tower(self, warm: TowerScorer, cold: TowerScorer) -> float:
-        """Of the tower over warm items; a cold one has the projection of its text, and neither embedding nor bias."""
-        users = warm.users(self._history)
-        return self.ndcg((users @ cold.vectors.T).numpy())
+    def checkpoint(self, files: Files, encoder: Encoder) -> float:
+        """Of a checkpoint over the warm items; a cold one has its text, and no embedding.
+
+        Args:
+            encoder: over all texts, the warm items' first.
+        """
+        place = np.arange(len(self.texts))
+        place[-self.count :] = -1
+        return self.ndcg(scorer(moved(files, [str(item) for item in place], place), encoder).scores(self._history))
 
 
 def measure(seed: int, steps: int) -> dict[str, float]:
@@ -88,17 +91,13 @@ def measure(seed: int, steps: int) -> dict[str, float]:
     work = workload(config, cold.warm, split(cold.warm, "leave_last_out", seed))
     worker = Worker(work)
     encoder, objectives = worker.encoder, work.objectives
-    others = Encoder(worker.base, cold.texts, max_tokens=work.max_item_tokens, layers=work.layers, dtype=encoder.dtype)
-
-    def scored(files: Files) -> float:
-        return cold.tower(scorer(files, encoder), scorer(_without_items(files, len(cold.texts)), others))
-
+    whole = Encoder(worker.base, cold.texts, max_tokens=work.max_item_tokens, layers=work.layers, dtype=encoder.dtype)
     start = worker.fit("warm-start")
     assert start is not None
     found = {
         "chance": cold.chance(seed),
-        "frozen encoder": cold.frozen(encoder, others),
-        "warm start": scored(start),
+        "frozen encoder": cold.frozen(whole),
+        "warm start": cold.checkpoint(start, whole),
     }
     task = Task(encoder, Recommender.loaded(start), work.split.train, ItemTensors(worker.items, "cpu"), objectives)
     weights = {f"weight.{o.name}": LEAST for o in objectives}
@@ -107,7 +106,7 @@ def measure(seed: int, steps: int) -> dict[str, float]:
         with fine_tune(task, genes, steps=steps, seed=seed) as tuning:
             tuning.advance(steps)
             files = tuning.adapter.files(work.base, None) | tuning.model.files({})
-        found[name] = scored(files)
+        found[name] = cold.checkpoint(files, whole)
     return found
 
 
@@ -140,15 +139,6 @@ def _rows(
     inside = inside & np.isin(owners, users)
     counts = np.bincount(np.searchsorted(users, owners[inside]), minlength=len(users))
     return Sequences(np.concatenate([[0], np.cumsum(counts)]), items[inside].astype(np.int32), None, passed[inside])
-
-
-def _without_items(files: Files, n_items: int) -> Files:
-    """A checkpoint for items that it has never met: they have neither embedding nor bias."""
-    model = Recommender.loaded(files)
-    bare = Recommender(replace(model.shape, n_items=n_items, item_embeddings=False))
-    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("item_")}
-    bare.load_state_dict(kept | {"item_bias": torch.zeros(n_items)})
-    return {**files, **bare.files({})}
 
 
 def main() -> None:

@@ -228,7 +228,7 @@ class Bench:
 
     def batches(self, steps: int) -> tuple[Batches, list[Batch]]:
         """The tower batches of so many steps, and the stream that they are from."""
-        stream = Batches(self.split.train, self.shape.history, BATCH, seed=0)
+        stream = Batches(self.split.train, self.shape.history, BATCH, seed=0, ties=self.shape.gaps)
         return stream, list(islice(stream, steps * TOWER_BATCHES))
 
     def training(self, layers: int, steps: int) -> list[Part]:
@@ -295,24 +295,24 @@ class Bench:
 
     def _batch(self, batch: Batch, stream: Batches) -> tuple[float, float, float]:
         """Seconds that the tower, the softmax and the list losses take of a batch, there and back."""
-        model, dtype = self.start.train(), self.encoder.dtype
+        tower, dtype = self.start.train().towers[0], self.encoder.dtype
         text = self.encoder.frozen.clone().requires_grad_()
         moments = [time.process_time()]
 
-        vectors = model.item_vectors(text, ID_DROPOUT)
+        vectors = tower.item_vectors(text, ID_DROPOUT)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-            states = model.states(batch.items, batch.lengths, vectors, batch.gaps)
+            states = tower.states(batch.items, batch.lengths, vectors, batch.gaps)
         leaves = [x.detach().requires_grad_() for x in (states, vectors)]
         moments.append(time.process_time())
 
         known = batch.targets >= 0
-        scaled = (leaves[0][known] / model.temperature).to(dtype)
-        cross_entropy(scaled, leaves[1], model.item_bias, batch.targets[known]).backward()  # type: ignore[no-untyped-call]
+        scaled = (leaves[0][known] / tower.temperature).to(dtype)
+        cross_entropy(scaled, leaves[1], tower.item_bias, batch.targets[known]).backward()  # type: ignore[no-untyped-call]
         moments.append(time.process_time())
 
         rows, places = (x[:LISTS] for x in np.nonzero(known.numpy()))
-        users = leaves[0][torch.from_numpy(rows), torch.from_numpy(places)].float() / model.temperature
-        logits = torch.addmm(model.item_bias, users, leaves[1].T)
+        users = leaves[0][torch.from_numpy(rows), torch.from_numpy(places)].float() / tower.temperature
+        logits = torch.addmm(tower.item_bias, users, leaves[1].T)
         owner, item = stream.seen(batch, rows, places)
         logits = logits.index_put((owner, item), torch.tensor(-torch.inf))
         items = ItemTensors(self.items, "cpu")

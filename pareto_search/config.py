@@ -141,6 +141,7 @@ class ModelSection(_Section):
     Attributes:
         base: `minilm`, a local folder or a hub id.
         history: how many of a user's last items the tower reads.
+        towers: how many of them, trained from different random numbers, share the text; a score is the mean of theirs.
         time_gaps: whether the attention tower also reads how long after the one before it each of these came, where
             the data has times.
         width: the size of item and user vectors.
@@ -152,6 +153,7 @@ class ModelSection(_Section):
     max_item_tokens: Annotated[int, Field(ge=3)] = 32  # two of them are the special tokens
     history: Count = 50
     tower: Literal["attention", "decayed_mean"] = "attention"
+    towers: Annotated[int, Field(ge=1, le=16)] = 4
     time_gaps: bool = True
     width: Annotated[int, Field(ge=2, multiple_of=2)] = 128
 

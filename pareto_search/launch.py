@@ -26,6 +26,7 @@ from pareto_search.search import Progress, Search
 from pareto_search.space import BLENDED, metric_family
 from pareto_search.store import SearchRecord, Store, lock
 from pareto_search.workers.base import locate
+from pareto_search.workers.recommender import joined
 from pareto_search.workers.worker import Workload
 
 if TYPE_CHECKING:
@@ -305,6 +306,7 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         max_item_tokens=model.max_item_tokens,
         history=model.history,
         tower=model.tower,
+        towers=model.towers,
         time_gaps=model.time_gaps,
         width=model.width,
         texts=data.texts,
@@ -370,8 +372,11 @@ class _Launch:
         return front
 
     def _fit(self) -> None:
-        names = ("sasrec", "warm-start", "ease")  # the longest first
-        fitted = dict(zip(names, self._pool.map("fit", [(name,) for name in names]), strict=True))
+        towers = self._config.model.towers
+        # The longest first.
+        calls = [("sasrec",), *(("warm-start", number) for number in range(towers)), ("ease",)]
+        sasrec, *warm, ease = self._pool.map("fit", calls)
+        fitted = {"sasrec": sasrec, "warm-start": joined(warm), "ease": ease}
         folder = self._run / "components"
         sums = {name: checkpoint.write(folder / name, files) for name, files in fitted.items() if files is not None}
         with self._store.transaction() as record:

@@ -110,7 +110,8 @@ def moved(files: Files, items: Sequence[str], place: NDArray[np.intp]) -> dict[s
     """
     found = dict(files)
     for file in files.keys() & {"recommender.safetensors", "weights.safetensors"}:
-        found[file] = save({name: _rows(name, tensor, place) for name, tensor in load(files[file]).items()})
+        rows = {name: _rows(name, tensor, place) for name, tensor in load(files[file]).items()}
+        found[file] = save({n: np.ascontiguousarray(r) for n, r in rows.items()})  # of another layout it saves nonsense
     if "recommender.json" in files:
         notes = json.loads(files["recommender.json"]) | {"n_items": len(items), "items": list(items)}
         found["recommender.json"] = json.dumps(notes, indent=2, sort_keys=True).encode()
@@ -118,11 +119,11 @@ def moved(files: Files, items: Sequence[str], place: NDArray[np.intp]) -> dict[s
 
 
 def _rows(name: str, tensor: NDArray[np.float32], place: NDArray[np.intp]) -> NDArray[np.float32]:
-    known = place >= 0
+    known = place >= 0  # towers are the first axis
     if name == "item_bias":
-        return np.where(known, tensor[place], tensor.mean()).astype(tensor.dtype)
+        return np.where(known, tensor[:, place], tensor.mean(1, keepdims=True)).astype(tensor.dtype)
     if name == "item_embedding":
-        return np.where(known[:, None], tensor[place], 0).astype(tensor.dtype)
+        return np.where(known[:, None], tensor[:, place], 0).astype(tensor.dtype)
     if name == "weights":
         return np.where(known[:, None] & known, tensor[np.ix_(place, place)], 0).astype(tensor.dtype)
     return tensor

@@ -165,6 +165,7 @@ def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[O
         max_item_tokens=16,
         history=6,
         tower="attention",
+        towers=2,
         time_gaps=True,
         width=16,
         texts=toy.texts,

@@ -80,14 +80,17 @@ def scores(
     histories: Sequence[Any],
     gaps: Sequence[Any] | None = None,
 ) -> Array:
-    """s(u, i) = u·v_i / temperature + item_bias_i."""
-    tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-    vectors = item_vectors(tensors, text)
-    windows = [vectors[np.asarray(history)[-notes["history"] :]] for history in histories]
-    if notes["gaps"] and gaps is not None:
-        windows = [w + tensors["gap"][np.asarray(g)[-notes["history"] :]] for w, g in zip(windows, gaps, strict=True)]
-    users = [decayed_mean(w) if notes["tower"] == "decayed_mean" else attention(w, tensors) for w in windows]
-    return np.array(users) @ vectors.T / tensors["temperature"] + tensors["item_bias"]
+    """The mean over towers of s(u, i) = u·v_i / temperature + item_bias_i."""
+    total = 0.0
+    for number in range(notes["towers"]):
+        tower = {name: stacked[number].astype(np.float64) for name, stacked in tensors.items()}
+        vectors = item_vectors(tower, text)
+        windows = [vectors[np.asarray(history)[-notes["history"] :]] for history in histories]
+        if notes["gaps"] and gaps is not None:
+            windows = [w + tower["gap"][np.asarray(g)[-notes["history"] :]] for w, g in zip(windows, gaps, strict=True)]
+        users = [decayed_mean(w) if notes["tower"] == "decayed_mean" else attention(w, tower) for w in windows]
+        total += np.array(users) @ vectors.T / tower["temperature"] + tower["item_bias"]
+    return total / notes["towers"]
 
 
 if __name__ == "__main__":

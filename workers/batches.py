@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pareto_search.errors import DataError
-from pareto_search.recsys.split import Sequences
+from pareto_search.recsys.split import SAME_MOMENT, Sequences
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,21 @@ class Batches:
     Each epoch cuts every history at another random place, so that no item is always first in its window; every
     transition is predicted exactly once an epoch.
 
+    Args:
+        ties: whether each epoch puts the items of one moment in another order, because the one that they have says
+            nothing; it takes data with times.
+
     Raises:
         DataError: there is no transition.
     """
 
-    def __init__(self, train: Sequences, history: int, size: int, seed: int) -> None:
+    def __init__(self, train: Sequences, history: int, size: int, seed: int, *, ties: bool = False) -> None:
         if not (np.diff(train.indptr) > 1).any():
             raise DataError("no user has two interactions to train on; expected some, to learn what follows what")
         self._train, self._history, self._size = train, history, size
         self._rng = np.random.default_rng(seed)
+        self._items = train.items
+        self._moment = np.cumsum(train.gaps != SAME_MOMENT) if ties and train.gaps is not None else None
 
     @property
     def per_epoch(self) -> int:
@@ -59,6 +65,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             users, starts, ends, fresh = self._windows()
+            if self._moment is not None:
+                self._items = self._train.items[np.lexsort((self._rng.random(len(self._items)), self._moment))]
             order = self._rng.permutation(len(users))
             for begin in range(0, len(order), self._size):
                 rows = order[begin : begin + self._size]
@@ -89,12 +97,12 @@ class Batches:
         inside = column < lengths[:, None]
         source = (self._train.indptr[users] + starts)[:, None] + column
         items, gaps = (np.zeros(inside.shape, np.int64) for _ in range(2))
-        items[inside] = self._train.items[source[inside]]
+        items[inside] = self._items[source[inside]]
         if self._train.gaps is not None:
             gaps[inside] = self._train.gaps[source[inside]]
         targets = np.full(inside.shape, -1, np.int64)
         predicted = inside & (column >= (lengths - fresh)[:, None])
-        targets[predicted] = self._train.items[source[predicted] + 1]
+        targets[predicted] = self._items[source[predicted] + 1]
         passed = None if self._train.gaps is None else torch.from_numpy(gaps)
         return Batch(
             torch.from_numpy(items), passed, torch.from_numpy(lengths), torch.from_numpy(targets), users, starts
@@ -104,10 +112,11 @@ class Batches:
         """What the users had seen at some places of their windows: index pairs (row in `rows`, item).
 
         Args:
+            batch: the one that was given last.
             rows, places: `(q,)` a window of the batch, and a place in it.
         """
         counts = batch.starts[rows] + places + 1
         owner = np.repeat(np.arange(len(rows)), counts)
         offset = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-        items = self._train.items[self._train.indptr[batch.users[rows]][owner] + offset]
+        items = self._items[self._train.indptr[batch.users[rows]][owner] + offset]
         return torch.from_numpy(owner), torch.from_numpy(items.astype(np.int64))

@@ -3,13 +3,14 @@
 v_i = projection(text_i) + item_embedding_i, u = tower(v of the last items), s(u, i) = u·v_i / temperature + bias_i.
 The tower is one causal self-attention block (SASRec, Kang & McAuley, ICDM 2018; over text vectors as in UniSRec, Hou et
 al., KDD 2022), which may also read how long after the one before it each item came (Li et al., WSDM 2020, for time
-between interactions), or the decayed mean of the history.
+between interactions), or the decayed mean of the history. Several towers that differ by chance may stand on the same
+text, and a score is the mean of theirs (deep ensembles: Lakshminarayanan et al., NeurIPS 2017).
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from pareto_search.errors import CheckpointError
+from pareto_search.executor import Files
 from pareto_search.recsys.split import GAPS, Sequences
 from pareto_search.workers.dropout import dropout
 
-Tower = Literal["attention", "decayed_mean"]
+TowerKind = Literal["attention", "decayed_mean"]
 
 HEADS = 2
 GAP_DROPOUT = 0.1
@@ -39,15 +42,19 @@ class Shape:
         text_width: the width t of the text vectors; 0 for a model on IDs alone, which is SASRec.
         item_embeddings: whether items have an ID embedding beside their text.
         gaps: whether the attention tower reads how long after the one before it each item came.
+        towers: how many there are.
+        dropout: in training.
     """
 
     n_items: int
     width: int
     history: int
-    tower: Tower
+    tower: TowerKind
     text_width: int
     item_embeddings: bool
     gaps: bool = False
+    towers: int = 1
+    dropout: float = 0.3
 
     @classmethod
     def of(cls, notes: Mapping[str, Any]) -> "Shape":
@@ -55,16 +62,16 @@ class Shape:
         return cls(**{name: notes[name] for name in cls.__dataclass_fields__ if name in notes})
 
 
-class Recommender(nn.Module):
-    """Item vectors, user vectors and scores.
+class Tower(nn.Module):
+    """Item vectors and user vectors, whose products are scores.
 
     Args:
         generator: what dropout draws from; None is torch's own.
     """
 
-    def __init__(self, shape: Shape, drop: float = 0.3, generator: torch.Generator | None = None) -> None:
+    def __init__(self, shape: Shape, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.shape, self.drop, self.generator = shape, drop, generator
+        self.shape, self.generator = shape, generator
         d = shape.width
         self.item_bias = nn.Parameter(torch.zeros(shape.n_items))
         self.temperature = nn.Buffer(torch.ones(()))
@@ -129,6 +136,12 @@ class Recommender(nn.Module):
             window = window + nn.functional.embedding(gaps, self.gap, padding_idx=0)
         return self._attend(window, lengths)
 
+    def users(self, items: Tensor, gaps: Tensor, lengths: Tensor, vectors: Tensor) -> Tensor:
+        """User vectors `(b, d)` after histories as for `states`, zero for a user without one."""
+        states = self.states(items, lengths, vectors, gaps)
+        last = states[torch.arange(len(states), device=states.device), (lengths - 1).clamp(min=0)]
+        return torch.where(lengths[:, None] > 0, last, 0.0)
+
     def _attend(self, window: Tensor, lengths: Tensor) -> Tensor:
         b, h, d = window.shape
         # Positions count from the end: the last item is always at the last position.
@@ -148,21 +161,63 @@ class Recommender(nn.Module):
         return self.final_norm(x)
 
     def _dropout(self, x: Tensor) -> Tensor:
-        return dropout(x, self.drop, self.training, self.generator)
+        return dropout(x, self.shape.dropout, self.training, self.generator)
+
+
+class Recommender(nn.Module):
+    """Towers side by side, all of the same shape.
+
+    Args:
+        generator: what dropout draws from; None is torch's own.
+    """
+
+    def __init__(self, shape: Shape, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.shape = shape
+        self._towers = nn.ModuleList(Tower(shape, generator) for _ in range(shape.towers))
+
+    @property
+    def towers(self) -> list[Tower]:
+        """All of them."""
+        return [tower for tower in self._towers if isinstance(tower, Tower)]
 
     def files(self, notes: Mapping[str, object]) -> dict[str, bytes]:
-        """`recommender.json` (the shape and notes) and `recommender.safetensors` (the parameters by plain names)."""
-        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        """`recommender.json` (the shape and notes) and `recommender.safetensors`: the parameters by plain names, those
+        of all towers stacked along the first axis.
+        """
+        states = [tower.state_dict() for tower in self.towers]
+        tensors = {name: torch.stack([s[name].detach().float().cpu() for s in states]) for name in states[0]}
         text = json.dumps({**asdict(self.shape), **notes}, indent=2, sort_keys=True)
         return {"recommender.json": text.encode(), "recommender.safetensors": save(tensors)}
 
     @classmethod
-    def loaded(cls, files: Mapping[str, bytes]) -> "Recommender":
-        """The recommender of a checkpoint's files."""
-        notes = json.loads(files["recommender.json"])
-        model = cls(Shape.of(notes))
-        model.load_state_dict(load(files["recommender.safetensors"]))
+    def loaded(cls, files: Files) -> Self:
+        """The recommender of a checkpoint's files.
+
+        Raises:
+            CheckpointError: they do not fit each other, as those of another release do not.
+        """
+        model = cls(Shape.of(json.loads(files["recommender.json"])))
+        tensors = load(files["recommender.safetensors"])
+        try:
+            for number, tower in enumerate(model.towers):
+                tower.load_state_dict({name: tensor[number] for name, tensor in tensors.items()})
+        except (IndexError, RuntimeError):
+            raise CheckpointError(
+                "recommender.safetensors is not what recommender.json says; it was written by another release, with "
+                "which it can be read"
+            ) from None
         return model.eval()
+
+
+def joined(parts: Sequence[Files]) -> dict[str, bytes]:
+    """The files of one recommender that has the towers of several, with the notes of the first."""
+    notes = [json.loads(files["recommender.json"]) for files in parts]
+    shape = replace(Shape.of(notes[0]), towers=sum(n["towers"] for n in notes))
+    tensors = [load(files["recommender.safetensors"]) for files in parts]
+    text = json.dumps({**notes[0], **asdict(shape)}, indent=2, sort_keys=True)
+    stacked = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
+    return {"recommender.json": text.encode(), "recommender.safetensors": save(stacked)}
 
 
 @dataclass(frozen=True)
@@ -170,45 +225,41 @@ class TowerScorer:
     """A trained recommender with its item vectors, as a scorer of histories.
 
     Attributes:
-        vectors: `(n_items, d)`.
+        vectors: of each tower, `(n_items, d)`.
     """
 
     model: Recommender
-    vectors: Tensor
+    vectors: Sequence[Tensor]
     logits = True
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: Recommender, text: Tensor | None) -> "TowerScorer":
-        return cls(model.eval(), model.item_vectors(text))
-
-    @torch.no_grad()
-    def users(self, history: Sequences) -> Tensor:
-        """User vectors `(m, d)`, zero for a user without history."""
-        items, gaps, lengths = last_items(history, self.model.shape.history)
-        device = self.vectors.device
-        users = torch.zeros(len(items), self.model.shape.width, device=device)
-        for start in range(0, len(items), 512):  # bounds the memory of the attention windows
-            rows = slice(start, start + 512)
-            ends = torch.from_numpy(lengths[rows]).to(device)
-            read, passed = (torch.from_numpy(x[rows]).to(device) for x in (items, gaps))
-            states = self.model.states(read, ends, self.vectors, passed)
-            last = states[torch.arange(len(states), device=device), (ends - 1).clamp(min=0)]
-            users[rows] = torch.where(ends[:, None] > 0, last, 0.0)
-        return users
+        model.eval()
+        return cls(model, [tower.item_vectors(text) for tower in model.towers])
 
     @torch.no_grad()
     def shares(self, window: NDArray[np.int32], chosen: NDArray[np.int32]) -> NDArray[np.float64]:
         """What each item of a decayed mean's window `(h,)` adds to the scores of some items: `(k, h)`."""
-        read, wanted = (self.vectors[torch.from_numpy(x.astype(np.int64))].double() for x in (window, chosen))
-        weights = _decay(len(window), read)[-1]
-        return (wanted @ (weights[:, None] * read).T / self.model.temperature.double()).cpu().numpy()
+        total = np.zeros((len(chosen), len(window)))
+        for tower, vectors in zip(self.model.towers, self.vectors, strict=True):
+            read, wanted = (vectors[torch.from_numpy(x.astype(np.int64))].double() for x in (window, chosen))
+            weights = _decay(len(window), read)[-1]
+            total += (wanted @ (weights[:, None] * read).T / tower.temperature.double()).cpu().numpy()
+        return total / len(self.vectors)
 
     @torch.no_grad()
     def scores(self, history: Sequences) -> NDArray[np.float32]:
-        """Scores `(m, n_items)`: u·v / temperature + bias."""
-        users = self.users(history) / self.model.temperature
-        return torch.addmm(self.model.item_bias, users, self.vectors.T).cpu().numpy()
+        """Scores `(m, n_items)`: the mean over towers of u·v / temperature + bias."""
+        items, gaps, lengths = last_items(history, self.model.shape.history)
+        total = np.zeros((len(items), self.model.shape.n_items), np.float32)
+        for start in range(0, len(items), 512):  # bounds the memory of the attention windows
+            rows = slice(start, start + 512)
+            read, passed, ends = (torch.from_numpy(x[rows]).to(self.vectors[0].device) for x in (items, gaps, lengths))
+            for tower, vectors in zip(self.model.towers, self.vectors, strict=True):
+                users = tower.users(read, passed, ends, vectors) / tower.temperature
+                total[rows] += torch.addmm(tower.item_bias, users, vectors.T).cpu().numpy()
+        return total / np.float32(len(self.vectors))
 
 
 def _decay(size: int, like: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import cycle, islice
 from typing import cast
 
 import numpy as np
@@ -29,7 +29,7 @@ from pareto_search.workers.losses import (
     list_values,
     sampled_cross_entropy,
 )
-from pareto_search.workers.recommender import Recommender, Shape
+from pareto_search.workers.recommender import Recommender, Shape, Tower
 from pareto_search.workers.sample import Sampler, Scope
 
 BATCH = 128
@@ -62,27 +62,29 @@ def train_tower(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Recommender:
-    """A recommender trained on frozen text vectors, or on IDs alone (SASRec).
+    """A recommender with one tower, trained on frozen text vectors, or on IDs alone (SASRec).
 
     AdamW with one cycle to a peak of 5e-3 and decay 0.05, softmax at every position: full, or sampled where the
     catalogue is large.
 
     Args:
+        shape: `towers` is 1.
         text: `(n_items, t)`, or None for IDs alone.
         dtype: of products; parameters are float32.
     """
     torch.manual_seed(seed)
     model = Recommender(shape).to(device).train()
+    tower = model.towers[0]
     if text is not None:
-        model.centre(text)
-    batches = Batches(train, shape.history, BATCH, seed)
+        tower.centre(text)
+    batches = Batches(train, shape.history, BATCH, seed, ties=shape.gaps)
     steps = epochs * batches.per_epoch
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
     scopes = _Scopes(train, shape.n_items, seed, device)
     for batch in islice(batches, steps):
         scope = scopes.of(batch)
-        loss, _, _ = _forward(model, batch, scope, None if text is None else scope.of(text), dtype)
+        loss, _, _ = _forward(tower, batch, scope, None if text is None else scope.of(text), dtype)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -198,7 +200,7 @@ class FineTuning:
             DivergedError: the loss or a weight is not finite.
         """
         self._generator.manual_seed(self._seed + self.done)
-        self._loss.shuffle(self._seed + self.done)
+        self._loss.shuffle(self._seed + self.done, self.done * TOWER_BATCHES)
         encoder, layers = self._task.encoder, self.adapter.shape.layers
         text = encoder.catalogue(layers) if self._moved else encoder.frozen.to(encoder.device, copy=True)
         gradient = torch.zeros_like(text)
@@ -248,8 +250,9 @@ def _start(
     model = Recommender(replace(start.shape, item_embeddings=embeddings), generator=generator)
     weights = start.state_dict() | ({} if source is None else Recommender.loaded(source).state_dict())
     model.load_state_dict({k: v for k, v in weights.items() if k in model.state_dict()})
-    model.temperature.fill_(float(genes["temperature"]))
-    return model.to(start.item_bias.device)
+    for tower in model.towers:
+        tower.temperature.fill_(float(genes["temperature"]))
+    return model.to(start.towers[0].item_bias.device)
 
 
 class _Optimiser:
@@ -288,19 +291,21 @@ class _Optimiser:
 
 
 class _Loss:
-    """The scalarised loss of a candidate, one batch a call."""
+    """The scalarised loss of a candidate, one batch a call; the towers take turns."""
 
     def __init__(self, task: Task, genes: Genes, model: Recommender) -> None:
         self._task, self._model = task, model
         weights = {n.removeprefix("weight."): float(w) for n, w in genes.items() if n.startswith("weight.")}
         self.scalarise = Scalariser(cast(Scalarisation, genes["scalarisation"]), weights, task.objectives)
-        self.shuffle(0)
+        self.shuffle(0, 0)
 
-    def shuffle(self, seed: int) -> None:
-        """Begins a new epoch, in the order that the seed gives."""
-        self._batches = Batches(self._task.train, self._model.shape.history, BATCH, seed)
+    def shuffle(self, seed: int, done: int) -> None:
+        """Begins a new epoch, in the order that the seed gives, after so many batches."""
+        shape = self._model.shape
+        self._turns = islice(cycle(self._model.towers), done % shape.towers, None)
+        self._batches = Batches(self._task.train, shape.history, BATCH, seed, ties=shape.gaps)
         self._stream = iter(self._batches)
-        self._scopes = _Scopes(self._task.train, self._model.shape.n_items, seed, self._task.encoder.device)
+        self._scopes = _Scopes(self._task.train, shape.n_items, seed, self._task.encoder.device)
         self._rng = np.random.default_rng(seed)
 
     def __call__(self, text: Tensor, gradient: Tensor) -> float:
@@ -309,12 +314,12 @@ class _Loss:
         Args:
             text, gradient: `(n_items, t)`.
         """
-        batch, model, dtype = next(self._stream), self._model, self._task.encoder.dtype
+        batch, tower, dtype = next(self._stream), next(self._turns), self._task.encoder.dtype
         scope = self._scopes.of(batch)
         some = scope.of(text).detach().requires_grad_()
-        accuracy, states, vectors = _forward(model, batch, scope, some, dtype)
+        accuracy, states, vectors = _forward(tower, batch, scope, some, dtype)
         items = self._task.items if scope.drawn is None else self._task.items.of(scope.drawn)
-        logits, histories = self._logits(batch, scope, states, vectors)
+        logits, histories = self._logits(tower, batch, scope, states, vectors)
         loss = self.scalarise(accuracy, list_values(logits, items, histories, self._task.objectives))
         loss.backward()  # type: ignore[no-untyped-call]
         assert some.grad is not None
@@ -324,7 +329,9 @@ class _Loss:
             gradient.index_add_(0, scope.rows, some.grad)
         return float(loss.detach())
 
-    def _logits(self, batch: Batch, scope: Scope, states: Tensor, vectors: Tensor) -> tuple[Tensor, Histories]:
+    def _logits(
+        self, tower: Tower, batch: Batch, scope: Scope, states: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Histories]:
         """Scores at some random places of the windows, -inf for what the user had seen by then, and what that is.
 
         Returns:
@@ -333,8 +340,8 @@ class _Loss:
         rows, places = np.nonzero(batch.targets.numpy() >= 0)
         some = self._rng.choice(len(rows), min(LISTS, len(rows)), replace=False)
         rows, places = rows[some], places[some]
-        users = states[torch.from_numpy(rows), torch.from_numpy(places)].float() / self._model.temperature
-        bias = scope.of(self._model.item_bias)
+        users = states[torch.from_numpy(rows), torch.from_numpy(places)].float() / tower.temperature
+        bias = scope.of(tower.item_bias)
         if scope.sample is not None:
             vectors, bias = vectors[scope.sample.items], bias[scope.sample.items]
         logits = torch.addmm(bias, users, vectors.T)
@@ -362,7 +369,7 @@ class _Scopes:
 
 
 def _forward(
-    model: Recommender, batch: Batch, scope: Scope, text: Tensor | None, dtype: torch.dtype
+    tower: Tower, batch: Batch, scope: Scope, text: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The tower over a batch, with products in `dtype`.
 
@@ -372,14 +379,14 @@ def _forward(
     Returns:
         -log p(next) at every place of the windows, the tower's states there, and the vectors of the scope's rows.
     """
-    vectors = model.item_vectors(text, ID_DROPOUT, scope.rows)
+    vectors = tower.item_vectors(text, ID_DROPOUT, scope.rows)
     device = vectors.device
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):
         gaps = None if batch.gaps is None else batch.gaps.to(device)
-        states = model.states(scope.places(batch.items.to(device)), batch.lengths.to(device), vectors, gaps)
+        states = tower.states(scope.places(batch.items.to(device)), batch.lengths.to(device), vectors, gaps)
     known = batch.targets >= 0
-    scaled = (states[known.to(device)] / model.temperature).to(dtype)
-    wanted, bias = scope.places(batch.targets[known].to(device)), scope.of(model.item_bias)
+    scaled = (states[known.to(device)] / tower.temperature).to(dtype)
+    wanted, bias = scope.places(batch.targets[known].to(device)), scope.of(tower.item_bias)
     if scope.sample is None:
         return cross_entropy(scaled, vectors, bias, wanted), states, vectors
     return sampled_cross_entropy(scaled, vectors, bias, wanted, scope.sample), states, vectors

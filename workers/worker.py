@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+import numpy as np
 import torch
 
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Genes
@@ -15,7 +16,7 @@ from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.ranking import Ranking, search_settings
-from pareto_search.recsys.split import Part, Split
+from pareto_search.recsys.split import SAME_MOMENT, Part, Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import BLENDED, SearchSpace
 from pareto_search.workers.base import locate
@@ -25,11 +26,15 @@ from pareto_search.workers.lora import LoraShape, fresh
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.merge import merge
 from pareto_search.workers.pack import Pack
-from pareto_search.workers.recommender import Recommender, Shape, Tower
+from pareto_search.workers.recommender import Recommender, Shape, TowerKind, joined
 from pareto_search.workers.train import FineTuning, Task, fine_tune, train_tower
 
 SASREC_EPOCHS = 30
 WARM_START_EPOCHS = 20
+DROPOUT, TIED_DROPOUT = 0.3, 0.1
+"""Of the towers; less is best where much of the data is tied, because each epoch orders ties anew: noise of its own."""
+TIED = 0.2
+"""The share of interactions at the same moment as the one before them from which on much is tied."""
 LARGEST_SQUARE = 20_000
 """Items up to which EASE and ItemKNN are fitted: their matrices grow with the square."""
 
@@ -39,7 +44,7 @@ class Workload:
     """What all candidates of a search share; sent to each worker once.
 
     Attributes:
-        base, revision, dtype, max_item_tokens, history, tower, time_gaps, width: the config's section `model`.
+        base, revision, dtype, max_item_tokens, history, tower, towers, time_gaps, width: the config's section `model`.
         texts: what the encoder reads, one an item.
         categories: of each item, or None where distances come from the frozen text vectors.
         space: serving genes only.
@@ -55,7 +60,8 @@ class Workload:
     dtype: Precision
     max_item_tokens: int
     history: int
-    tower: Tower
+    tower: TowerKind
+    towers: int
     time_gaps: bool
     width: int
     texts: Sequence[str]
@@ -114,9 +120,15 @@ class Worker:
         """
         return f"{self.base.sha256} {self.encoder.dtype}"
 
-    def fit(self, name: str) -> dict[str, bytes] | None:
-        """The files of a component, trained here; None where the catalogue is too large for it."""
+    def fit(self, name: str, number: int | None = None) -> dict[str, bytes] | None:
+        """The files of a component, trained here; None where the catalogue is too large for it.
+
+        Args:
+            number: which of the warm start's towers, to be `joined` with those that others train; None for all.
+        """
         split, seed = self.load.split, self.load.seed
+        if name == "warm-start" and number is None:
+            return joined([self.fit(name, tower) or {} for tower in range(self.load.towers)])
         if name == "ease":
             if split.n_items > LARGEST_SQUARE:
                 return None
@@ -124,12 +136,28 @@ class Worker:
         text = None if name == "sasrec" else self.encoder.frozen.to(self.device)
         epochs = SASREC_EPOCHS if name == "sasrec" else WARM_START_EPOCHS
         # SASRec is the attention tower on IDs alone, whatever tower the candidates have.
-        tower: Tower = "attention" if name == "sasrec" else self.load.tower
+        tower: TowerKind = "attention" if name == "sasrec" else self.load.tower
         width = 0 if text is None else self.encoder.width
         gaps = tower == "attention" and bool(width) and self.load.time_gaps and split.train.gaps is not None
-        shape = Shape(split.n_items, self.load.width, self.load.history, tower, width, item_embeddings=True, gaps=gaps)
+        tied = gaps and np.mean(split.train.gaps == SAME_MOMENT) >= TIED
+        shape = Shape(
+            split.n_items,
+            self.load.width,
+            self.load.history,
+            tower,
+            width,
+            item_embeddings=True,
+            gaps=gaps,
+            dropout=TIED_DROPOUT if tied else DROPOUT,
+        )
         model = train_tower(
-            shape, text, split.train, epochs=epochs, seed=seed, dtype=self.encoder.dtype, device=self.device
+            shape,
+            text,
+            split.train,
+            epochs=epochs,
+            seed=_seed(seed, f"tower {number}") if number else seed,
+            dtype=self.encoder.dtype,
+            device=self.device,
         )
         return model.files(self._notes({"component": name}))
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,17 +70,17 @@ class PlainTrainer:
         began, load = time.perf_counter(), self._load
         seed = int(name, 16) % 2**32
         torch.manual_seed(seed)
-        encoder, tower = _PlainEncoder(load, genes), _tower(self._start, genes)
-        loss = _Loss(load, ItemTensors(self._items, "cpu"), tower, genes, seed)
+        encoder, model = _PlainEncoder(load, genes), _started(self._start, genes)
+        loss = _Loss(load, ItemTensors(self._items, "cpu"), model, genes, seed)
         serving = {gene: genes[gene] for gene in load.space.roles}
-        for steps in _train(encoder, tower, loss, genes, self._rungs[-1]):
+        for steps in _train(encoder, model, loss, genes, self._rungs[-1]):
             if steps in self._rungs:
-                scorers = {"model": _scorer(encoder, tower), **self._components}
+                scorers = {"model": _scorer(encoder, model), **self._components}
                 values = Ranking(load.split.validation, self._items, scorers).values([serving], load.metrics)[0]
             if steps in self._rungs[:-1]:
                 report(steps, values)
         evaluations = (Evaluation(name, 1, self._rungs[-1], 0, serving, values),)
-        files = encoder.files() | tower.files({"candidate": name, "genes": dict(genes)})
+        files = encoder.files() | model.files({"candidate": name, "genes": dict(genes)})
         return Result(evaluations, files, time.perf_counter() - began)
 
 
@@ -150,27 +151,30 @@ def _targets(base: Any, wish: str) -> list[str]:
     return [".".join(parts) for parts in inside if wanted is None or parts[-1] in wanted]
 
 
-def _tower(start: Recommender, genes: Genes) -> Recommender:
+def _started(start: Recommender, genes: Genes) -> Recommender:
     """The warm start as the genes ask for it."""
-    tower = Recommender(replace(start.shape, item_embeddings=bool(genes["id_embeddings"])))
-    tower.load_state_dict({k: v for k, v in start.state_dict().items() if k in tower.state_dict()})
-    tower.temperature.fill_(float(genes["temperature"]))
-    return tower
+    model = Recommender(replace(start.shape, item_embeddings=bool(genes["id_embeddings"])))
+    model.load_state_dict({k: v for k, v in start.state_dict().items() if k in model.state_dict()})
+    for tower in model.towers:
+        tower.temperature.fill_(float(genes["temperature"]))
+    return model
 
 
 class _Loss:
     """Our scalarised loss, in plain torch."""
 
-    def __init__(self, load: Workload, items: ItemTensors, tower: Recommender, genes: Genes, seed: int) -> None:
-        self._items, self._objectives, self._tower = items, load.objectives, tower
+    def __init__(self, load: Workload, items: ItemTensors, model: Recommender, genes: Genes, seed: int) -> None:
+        self._items, self._objectives = items, load.objectives
         weights = {n.removeprefix("weight."): float(w) for n, w in genes.items() if n.startswith("weight.")}
         self._scalarise = Scalariser(cast(Scalarisation, genes["scalarisation"]), weights, load.objectives)
-        self._batches = Batches(load.split.train, tower.shape.history, BATCH, seed)
+        shape = model.shape
+        self._batches = Batches(load.split.train, shape.history, BATCH, seed, ties=shape.gaps)
         self._stream, self._rng = iter(self._batches), np.random.default_rng(seed)
+        self._turns = cycle(model.towers)
 
     def __call__(self, text: Tensor) -> Tensor:
         """The loss of the next batch, given the items' text vectors `(n_items, t)`."""
-        batch, tower = next(self._stream), self._tower
+        batch, tower = next(self._stream), next(self._turns)
         vectors = tower.item_vectors(text, ID_DROPOUT)
         states = tower.states(batch.items, batch.lengths, vectors, batch.gaps)
         known = batch.targets >= 0
@@ -184,17 +188,17 @@ class _Loss:
         return self._scalarise(accuracy, list_values(lists, self._items, histories, self._objectives))
 
 
-def _train(encoder: _PlainEncoder, tower: Recommender, loss: _Loss, genes: Genes, steps: int) -> Iterator[int]:
+def _train(encoder: _PlainEncoder, model: Recommender, loss: _Loss, genes: Genes, steps: int) -> Iterator[int]:
     """Trains both; yields the number of steps done after each."""
     decay = float(genes["weight_decay"])
     adapter_weights = [p for p in encoder.model.parameters() if p.requires_grad]
-    tower_weights = list(tower.parameters())
+    tower_weights = list(model.parameters())
     adapter_step = _stepper(adapter_weights, float(genes["adapter_lr"]), decay, steps)
     tower_step = _stepper(tower_weights, float(genes["tower_lr"]), decay, steps * TOWER_BATCHES)
     text = encoder.catalogue()
     for step in range(1, steps + 1):
         encoder.train(True)
-        tower.train()
+        model.train()
         text.requires_grad_()
         for _ in range(TOWER_BATCHES):
             value = loss(text)
@@ -206,7 +210,7 @@ def _train(encoder: _PlainEncoder, tower: Recommender, loss: _Loss, genes: Genes
         text = encoder.backward(text.grad)
         adapter_step()
         encoder.train(False)
-        tower.eval()
+        model.eval()
         yield step
     if not all(bool(p.isfinite().all()) for p in (*adapter_weights, *tower_weights)):
         raise DivergedError("the weights are not finite after the last step")
@@ -229,5 +233,5 @@ def _stepper(parameters: Sequence[nn.Parameter], lr: float, decay: float, steps:
     return step
 
 
-def _scorer(encoder: _PlainEncoder, tower: Recommender) -> TowerScorer:
-    return TowerScorer.of(tower, encoder.catalogue())
+def _scorer(encoder: _PlainEncoder, model: Recommender) -> TowerScorer:
+    return TowerScorer.of(model, encoder.catalogue())

@@ -14,6 +14,8 @@ Strategy = Literal["leave_last_out", "temporal"]
 TRAIN, VALIDATION, TEST = 0, 1, 2
 GAPS = 64
 """How many kinds of gaps between interactions there are: see `gaps`. The last takes all that are longer."""
+SAME_MOMENT = 1
+"""The kind of no gap at all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,15 +132,17 @@ def order_of(dataset: Dataset, tie_seed: int) -> NDArray[np.int64]:
 def gaps(users: NDArray[np.int32], timestamps: NDArray[np.float64]) -> NDArray[np.uint8]:
     """How long after the same user's interaction before it each one came, by powers of two of the data's unit of time.
 
-    1 + log2(1 + time), rounded down: 1 is the same moment, and 0 is not known, as of a user's first.
+    1 + log2(1 + time), rounded up: 1 is the same moment, and 0 is not known, as of a user's first.
 
     Args:
         users, timestamps: `(n,)`, ordered by user and then by time.
     """
     kinds = np.zeros(len(users), np.uint8)
     same = np.flatnonzero(users[1:] == users[:-1]) + 1
-    passed = 1 + np.log2(1 + (timestamps[same] - timestamps[same - 1]))  # the difference first: nanoseconds swallow a 1
-    kinds[same] = np.minimum(passed, GAPS - 1).astype(np.uint8)
+    passed = SAME_MOMENT + np.log2(
+        1 + (timestamps[same] - timestamps[same - 1])
+    )  # the difference first: nanoseconds swallow a 1
+    kinds[same] = np.minimum(np.ceil(passed), GAPS - 1).astype(np.uint8)
     return kinds
 
 

@@ -47,12 +47,12 @@ def test_the_last_item_is_tested_and_the_one_before_validates(tmp_path: Path) ->
 def test_gaps_are_counted_by_powers_of_two_and_the_first_is_not_known() -> None:
     times = np.array([5, 5, 6, 8, 11, 71, 2.0**70, 3, 3.5])
     users = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1], np.int32)
-    assert gaps(users, times).tolist() == [0, 1, 2, 2, 3, 6, 63, 0, 1]
+    assert gaps(users, times).tolist() == [0, 1, 2, 3, 3, 7, 63, 0, 2]
 
 
 def test_gaps_of_nanoseconds_are_none_where_times_tie() -> None:
     times = np.array([1.7e18, 1.7e18, 1.7e18 + 1e9])
-    assert gaps(np.zeros(3, np.int32), times).tolist() == [0, 1, 30]  # 2^29 ns < a second < 2^30 ns
+    assert gaps(np.zeros(3, np.int32), times).tolist() == [0, 1, 31]  # 2^29 ns < a second < 2^30 ns
 
 
 def test_gaps_go_with_their_interactions(tmp_path: Path) -> None:

@@ -79,6 +79,38 @@ def test_seen_is_the_whole_history_up_to_a_place_not_only_the_window(train: Sequ
             assert batch.targets[row, place] not in item[owner == query]
 
 
+def test_items_of_one_moment_change_places_and_all_others_stay(train: Sequences) -> None:
+    # Of each user the second and third are of one moment, and from the fifth on all are.
+    place = np.concatenate([np.arange(length) for length in LENGTHS])
+    tied = Sequences(train.indptr, train.items, None, np.where(np.isin(place, [0, 1, 3, 4]), 2, 1).astype(np.uint8))
+    batches = Batches(tied, 50, size=3, seed=0, ties=True)
+    stream, orders = iter(batches), []
+    for _ in range(20):
+        found: dict[int, list[int]] = {}
+        for batch in epoch(stream):
+            assert batch.gaps is not None
+            for row, user in enumerate(batch.users.tolist()):
+                length = int(batch.lengths[row])
+                read, targets = batch.items[row, :length].tolist(), batch.targets[row, :length].tolist()
+                found[user] = [*read, targets[-1]]
+                assert read[1:] == targets[:-1]
+                assert batch.gaps[row, :length].tolist() == tied.gaps[tied.indptr[user] :][:length].tolist()  # type: ignore[index]
+                _, item = batches.seen(batch, np.array([row]), np.array([length - 1]))
+                assert item.tolist() == read
+        for user, items in found.items():
+            own = train.of(user).tolist()
+            moments = [own[:1], own[1:3], own[3:4], own[4:]]
+            assert [sorted(items[i:j]) for i, j in ((0, 1), (1, 3), (3, 4), (4, None))] == [sorted(m) for m in moments]
+        orders.append(tuple(found[6][:3]))
+    assert set(orders) == {tuple(train.of(6)[[0, 1, 2]].tolist()), tuple(train.of(6)[[0, 2, 1]].tolist())}
+
+
+def test_without_times_there_are_no_ties(train: Sequences) -> None:
+    untimed = Sequences(train.indptr, train.items, None)
+    first, second = ([b.items.tolist() for b in epoch(iter(Batches(untimed, 4, 3, 0, ties=t)))] for t in (False, True))
+    assert first == second
+
+
 @pytest.mark.parametrize("history", [1, 4, 50])
 def test_the_number_of_batches_an_epoch_is_about_right(train: Sequences, history: int) -> None:
     batches = Batches(train, history, size=3, seed=0)

@@ -23,7 +23,7 @@ from pareto_search.workers.recommender import Recommender, Shape
 
 NARROW = LoraShape(rank=4, alpha=11.0, dropout=0.1, targets="query_value", layers=2)
 WIDE = LoraShape(rank=6, alpha=20.0, dropout=0.0, targets="all", layers=3)
-TOWER = Shape(n_items=20, width=16, history=6, tower="attention", text_width=32, item_embeddings=True)
+TOWER = Shape(n_items=20, width=16, history=6, tower="attention", text_width=32, item_embeddings=True, towers=2)
 WEIGHTS = (0.3, 0.7)
 
 
@@ -38,7 +38,8 @@ def checkpoint(
             module.B.normal_(std=0.3)
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
-        model.temperature.fill_(1.0 + seed / 10)
+        for number in range(TOWER.towers):
+            model.towers[number].temperature.fill_(1.0 + number + seed / 10)
         return adapter.files("tiny", None) | model.files({"candidate": f"c{seed:04d}"})
 
 
@@ -194,8 +195,7 @@ def test_towers_are_averaged_by_name(encoder: Encoder) -> None:
     one, two, merged = (load(f["recommender.safetensors"]) for f in (*both, merge(both, WEIGHTS, 8, {})))
     assert merged.keys() == one.keys()
     assert all(torch.allclose(merged[n], 0.3 * one[n] + 0.7 * two[n]) for n in one)
-    assert float(merged["temperature"]) == pytest.approx(0.3 * 1.0 + 0.7 * 1.1)
-    assert merged["temperature"].shape == ()
+    assert merged["temperature"].tolist() == pytest.approx([0.3 * 1.0 + 0.7 * 1.1, 0.3 * 2.0 + 0.7 * 2.1])
 
 
 @pytest.mark.parametrize("ids", [(True, False), (False, True), (True, True), (False, False)])
@@ -205,7 +205,7 @@ def test_ids_that_one_lacks_count_as_zero_there(encoder: Encoder, ids: tuple[boo
     tensors = load(merged["recommender.safetensors"])
     assert ("item_embedding" in tensors) == json.loads(merged["recommender.json"])["item_embeddings"] == any(ids)
     if any(ids):
-        theirs = [load(f["recommender.safetensors"]).get("item_embedding", torch.zeros(20, 16)) for f in both]
+        theirs = [load(f["recommender.safetensors"]).get("item_embedding", torch.zeros(2, 20, 16)) for f in both]
         assert torch.allclose(tensors["item_embedding"], 0.3 * theirs[0] + 0.7 * theirs[1])
     assert Recommender.loaded(merged).shape == replace(TOWER, item_embeddings=any(ids))
 

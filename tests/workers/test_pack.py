@@ -159,7 +159,7 @@ def test_one_that_diverges_does_not_touch_the_others(task: Task, several: list[d
     tunings = [begun(task, genes, seed) for seed, genes in enumerate(several)]
     with torch.no_grad():
         if where == "tower":
-            tunings[1].model.projection.weight[0, 0] = math.nan
+            tunings[1].model.towers[0].projection.weight[0, 0] = math.nan
         else:
             next(tunings[1].adapter.named())[1].B.fill_(math.nan)
     first, failed, *others = together(Pack(task.encoder), tunings)

@@ -10,7 +10,7 @@ import torch
 from pareto_search.entry import of_run
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.recommend import History, Serving, sequences
-from pareto_search.workers.recommender import Recommender, Shape, Tower, TowerScorer
+from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer
 
 CHOSEN = np.array([3, 11, 0], np.int32)
 SEEN = History.timed(np.array([5, 9, 2, 14, 5, 7, 19, 8], np.int32), [0, 0, 5, 60, 61, 3000, 3001, 9000])
@@ -22,13 +22,15 @@ def serving(toy_run: Path, toy: Dataset) -> Serving:
     return Serving(of_run(toy_run, "c0000-s00"), toy)
 
 
-def stirred(tower: Tower, text: torch.Tensor) -> TowerScorer:
+def stirred(tower: TowerKind, text: torch.Tensor) -> TowerScorer:
     torch.manual_seed(0)
-    model = Recommender(Shape(20, 8, WINDOW, tower, text.shape[1], item_embeddings=True, gaps=True)).eval()
+    shape = Shape(20, 8, WINDOW, tower, text.shape[1], item_embeddings=True, gaps=True, towers=2)
+    model = Recommender(shape).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
-        model.temperature.fill_(0.8)
+        for number in range(2):
+            model.towers[number].temperature.fill_(0.8 + number)
     return TowerScorer.of(model, text)
 
 
@@ -36,7 +38,8 @@ def test_reasons_of_a_decayed_mean_sum_to_the_score(serving: Serving) -> None:
     serving.model = stirred("decayed_mean", serving.encoder.frozen)
     added = serving.contributions(SEEN, CHOSEN)
     scores = serving.model.scores(sequences([SEEN]))[0, CHOSEN]
-    bias = serving.model.model.item_bias.detach().numpy()[CHOSEN]
+    first, second = (serving.model.model.towers[number].item_bias for number in range(2))
+    bias = ((first + second) / 2).detach().numpy()[CHOSEN]
     assert added.sum(1) + bias == pytest.approx(scores, abs=1e-5)
     assert added.shape == (3, 8)
     assert not added[:, :2].any()  # before the window
@@ -47,15 +50,15 @@ def test_reasons_of_the_attention_tower_are_what_the_score_loses_without_the_ite
     serving.model = stirred("attention", serving.encoder.frozen)
     added = serving.contributions(SEEN, CHOSEN)
     full = serving.model.scores(sequences([SEEN]))[0, CHOSEN]
-    # Gaps are 0 and then 0, 5, 55, 1, 2939, 1, 5999 units of time, in powers of two.
-    assert SEEN.gaps.tolist() == [0, 1, 3, 6, 2, 12, 2, 13]
+    # Gaps are 0 and then 0, 5, 55, 1, 2939, 1, 5999 units of time, in powers of two, rounded up.
+    assert SEEN.gaps.tolist() == [0, 1, 4, 7, 2, 13, 2, 14]
     without = {
-        2: [0, 1, 6, 2, 12, 2, 13],
-        3: [0, 1, 3, 6, 12, 2, 13],
-        4: [0, 1, 3, 6, 12, 2, 13],
-        5: [0, 1, 3, 6, 2, 12, 13],
-        6: [0, 1, 3, 6, 2, 12, 13],
-        7: [0, 1, 3, 6, 2, 12, 2],
+        2: [0, 1, 7, 2, 13, 2, 14],
+        3: [0, 1, 4, 7, 13, 2, 14],
+        4: [0, 1, 4, 7, 13, 2, 14],
+        5: [0, 1, 4, 7, 2, 13, 14],
+        6: [0, 1, 4, 7, 2, 13, 14],
+        7: [0, 1, 4, 7, 2, 13, 2],
     }
     without = {place: np.array(kinds, np.uint8) for place, kinds in without.items()}
     for place in range(8 - WINDOW, 8):
@@ -66,7 +69,7 @@ def test_reasons_of_the_attention_tower_are_what_the_score_loses_without_the_ite
 
 
 def test_without_its_first_item_a_history_has_no_first_gap() -> None:
-    assert SEEN.without(0).gaps.tolist() == [0, 3, 6, 2, 12, 2, 13]
+    assert SEEN.without(0).gaps.tolist() == [0, 4, 7, 2, 13, 2, 14]
 
 
 def test_the_strongest_reasons_are_told(serving: Serving, toy: Dataset, monkeypatch: Any) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.numpy import load
 
+from pareto_search.errors import CheckpointError
 from pareto_search.recsys.split import Sequences
-from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, last_items
+from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined, last_items
 
 ATTENTION = Shape(n_items=25, width=16, history=6, tower="attention", text_width=9, item_embeddings=True)
 HISTORIES = [[3], [1, 2, 3, 4, 5, 6], [9, 8, 9], [0, 24, 0, 11, 17, 2, 5, 21, 3, 3]]
@@ -31,9 +32,11 @@ def stirred(shape: Shape) -> Recommender:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
-        if shape.gaps:
-            model.gap[0] = 0.0
-        model.temperature.fill_(0.8)
+        for number in range(shape.towers):
+            tower = model.towers[number]
+            if shape.gaps:
+                tower.gap[0] = 0.0
+            tower.temperature.fill_(0.8 + number)
     return model
 
 
@@ -51,6 +54,8 @@ SHAPES = {
     "text only": changed(item_embeddings=False),
     "IDs only": changed(text_width=0),
     "decayed mean": changed(tower="decayed_mean"),
+    "three towers": changed(towers=3),
+    "three decayed means": changed(tower="decayed_mean", towers=3),
 }
 
 
@@ -71,16 +76,28 @@ def test_gaps_that_are_not_known_stay_zero_in_training() -> None:
     model, text = stirred(changed(gaps=True)).train(), texts(ATTENTION)
     items, gaps = torch.tensor([[4, 7, 1]]).expand(64, 3), torch.tensor([[0, 3, 9]]).expand(64, 3)
     torch.manual_seed(0)
-    model.states(items, torch.full((64,), 3), model.item_vectors(text), gaps).square().sum().backward()
-    assert model.gap.grad is not None
-    assert model.gap.grad.abs().sum(1).nonzero().flatten().tolist() == [3, 9]
+    tower = model.towers[0]
+    tower.states(items, torch.full((64,), 3), tower.item_vectors(text), gaps).square().sum().backward()
+    assert tower.gap.grad is not None
+    assert tower.gap.grad.abs().sum(1).nonzero().flatten().tolist() == [3, 9]
 
 
-def test_a_checkpoint_from_before_gaps_is_read() -> None:
-    files = stirred(ATTENTION).files({})
-    notes = json.loads(files["recommender.json"])
-    del notes["gaps"]
-    assert Recommender.loaded({**files, "recommender.json": json.dumps(notes).encode()}).shape == ATTENTION
+@pytest.mark.parametrize("other", [changed(gaps=True), changed(towers=2), changed(tower="decayed_mean")], ids=str)
+def test_files_that_do_not_fit_each_other_are_refused(other: Shape) -> None:
+    files = {**stirred(ATTENTION).files({}), "recommender.json": stirred(other).files({})["recommender.json"]}
+    with pytest.raises(CheckpointError, match="it was written by another release"):
+        Recommender.loaded(files)
+
+
+def test_joined_the_towers_of_several_score_their_mean() -> None:
+    one, more, text = stirred(ATTENTION), stirred(changed(towers=2)), texts(ATTENTION)
+    files = joined([one.files({"component": "first"}), more.files({"component": "second"})])
+    whole = Recommender.loaded(files)
+    assert whole.shape == changed(towers=3)
+    assert json.loads(files["recommender.json"])["component"] == "first"
+    first, second, found = (TowerScorer.of(m, text).scores(sequences(HISTORIES)) for m in (one, more, whole))
+    assert found == pytest.approx((first + 2 * second) / 3, abs=1e-4)
+    assert not np.allclose(first, second, atol=0.1)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -106,43 +123,46 @@ def test_the_names_in_the_file_are_plain() -> None:
 def test_a_user_is_the_same_alone_as_beside_longer_ones(tower: Any) -> None:
     model = stirred(changed(tower=tower))
     scorer = TowerScorer.of(model, texts(ATTENTION))
-    together = scorer.users(sequences(HISTORIES))
+    together = scorer.scores(sequences(HISTORIES))
     for row, history in enumerate(HISTORIES):
-        assert torch.allclose(scorer.users(sequences([history]))[0], together[row], atol=1e-5)
+        assert scorer.scores(sequences([history]))[0] == pytest.approx(together[row], abs=1e-4)
 
 
 @pytest.mark.parametrize("tower", ["attention", "decayed_mean"])
 def test_training_and_serving_see_the_same_states(tower: Any) -> None:
     # In training a window may be shorter than the longest history, and has a state after each item.
     model, text = stirred(changed(tower=tower)), texts(ATTENTION)
-    vectors = model.item_vectors(text)
-    states = model.states(torch.tensor([[4, 7, 1], [2, 0, 0]]), torch.tensor([3, 1]), vectors)
+    part = model.towers[0]
+    vectors = part.item_vectors(text)
+    states = part.states(torch.tensor([[4, 7, 1], [2, 0, 0]]), torch.tensor([3, 1]), vectors)
     prefixes = sequences([[4], [4, 7], [4, 7, 1], [2]])
-    expected = TowerScorer.of(model, text).users(prefixes)
-    found = torch.stack([states[0, 0], states[0, 1], states[0, 2], states[1, 0]])
+    expected = TowerScorer.of(model, text).scores(prefixes)
+    trained = torch.stack([states[0, 0], states[0, 1], states[0, 2], states[1, 0]])
+    found = (trained @ vectors.T / part.temperature + part.item_bias).detach().numpy()
     if tower == "decayed_mean":
-        assert torch.allclose(found, expected, atol=1e-5)
+        assert found == pytest.approx(expected, abs=1e-4)
     else:  # a position counts from the window's end, so only the last state is what serving sees
-        assert torch.allclose(found[2:], expected[2:], atol=1e-5)
+        assert found[2:] == pytest.approx(expected[2:], abs=1e-4)
 
 
 def test_what_lies_before_the_window_changes_nothing() -> None:
     scorer = TowerScorer.of(stirred(ATTENTION), texts(ATTENTION))
-    long, short = scorer.users(sequences([[7, 7, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]]))
-    assert torch.allclose(long, short, atol=1e-6)
+    long, short = scorer.scores(sequences([[7, 7, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]]))
+    assert long == pytest.approx(short, abs=1e-5)
 
 
 def test_a_user_without_history_gets_the_items_biases() -> None:
-    model = stirred(ATTENTION)
+    model = stirred(changed(towers=2))
     scores = TowerScorer.of(model, texts(ATTENTION)).scores(sequences([[], [3]]))
-    assert scores[0] == pytest.approx(model.item_bias.detach().numpy(), abs=1e-6)
+    biases = (model.towers[0].item_bias + model.towers[1].item_bias) / 2
+    assert scores[0] == pytest.approx(biases.detach().numpy(), abs=1e-6)
 
 
 def test_a_saved_recommender_is_loaded_bit_for_bit() -> None:
-    model = stirred(ATTENTION)
+    model = stirred(changed(towers=2))
     files = model.files({"note": "kept"})
     again = Recommender.loaded(files)
-    assert again.shape == ATTENTION
+    assert again.shape == model.shape
     assert again.files({"note": "kept"}) == files
     scored, expected = (TowerScorer.of(m, texts(ATTENTION)).scores(sequences(HISTORIES)) for m in (again, model))
     assert np.array_equal(scored, expected)
@@ -154,19 +174,19 @@ def test_the_notes_stand_beside_the_shape() -> None:
 
 
 def test_centred_the_mean_text_maps_to_zero() -> None:
-    model, text = stirred(ATTENTION), texts(ATTENTION)
+    tower, text = stirred(ATTENTION).towers[0], texts(ATTENTION)
     assert text is not None
-    model.centre(text)
-    assert torch.allclose(model.projection(text).mean(0), torch.zeros(16), atol=1e-5)
+    tower.centre(text)
+    assert torch.allclose(tower.projection(text).mean(0), torch.zeros(16), atol=1e-5)
 
 
 def test_in_training_some_items_go_without_their_id() -> None:
-    model, text = stirred(ATTENTION).train(), texts(ATTENTION)
+    tower, text = stirred(ATTENTION).train().towers[0], texts(ATTENTION)
     torch.manual_seed(0)
-    moved = (model.item_vectors(text, 0.4) - model.projection(text)).abs().sum(1) > 1e-4
+    moved = (tower.item_vectors(text, 0.4) - tower.projection(text)).abs().sum(1) > 1e-4
     assert 0 < int(moved.sum()) < 25
-    model.eval()
-    assert torch.equal(model.item_vectors(text, 0.4), model.item_vectors(text))
+    tower.eval()
+    assert torch.equal(tower.item_vectors(text, 0.4), tower.item_vectors(text))
 
 
 def test_the_last_items_are_padded_on_the_right() -> None:

@@ -19,10 +19,11 @@ from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import default_genes
 from pareto_search.workers import train
 from pareto_search.workers.base import Base
+from pareto_search.workers.batches import Batches
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraShape, attached
 from pareto_search.workers.losses import ItemTensors, list_values
-from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
+from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined
 from pareto_search.workers.train import OPTIMISER, DivergedError, EncoderStep, FineTuning, Task, fine_tune, train_tower
 
 SHAPE = Shape(n_items=20, width=16, history=6, tower="attention", text_width=32, item_embeddings=True)
@@ -107,6 +108,39 @@ def test_fine_tuning_lowers_the_loss_and_beats_popularity(
     after, _ = tuned(task, genes, steps=10)
     assert loss(after, toy_split) < loss(before, toy_split) - 0.3
     assert ndcg(after, toy_split, items) > 1.5 * ndcg(Popularity(items.users), toy_split, items)
+
+
+def test_all_towers_are_fine_tuned_in_turn(task: Task, genes: dict[str, Any]) -> None:
+    frozen, parts = task.encoder.frozen, []
+    for seed in range(5):
+        parts.append(train_tower(SHAPE, frozen, task.train, epochs=2, seed=seed).files({}))
+    task = replace(task, start=Recommender.loaded(joined(parts)))
+    with fine_tune(task, genes, steps=2, seed=0) as tuning:
+        tuning.advance(1)  # six batches for five towers
+        halfway = [tower.projection.weight.detach().clone() for tower in tuning.model.towers]
+        before = [tower.projection.weight for tower in task.start.towers]
+        assert all(not torch.equal(now, then) for now, then in zip(halfway, before, strict=True))
+        tuning.advance(2)  # goes on where the first step has ended: with the second tower
+        again = [tower.projection.weight.detach().clone() for tower in tuning.model.towers]
+        assert all(not torch.equal(now, then) for now, then in zip(again, halfway, strict=True))
+
+
+@pytest.mark.parametrize("gaps", [True, False])
+def test_only_a_tower_that_reads_gaps_is_shown_other_orders_of_ties(
+    task: Task, genes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gaps: bool
+) -> None:
+    told: list[bool] = []
+
+    class Spy(Batches):
+        def __init__(self, *args: Any, ties: bool, **kwargs: Any) -> None:
+            told.append(ties)
+            super().__init__(*args, ties=ties, **kwargs)
+
+    monkeypatch.setattr(train, "Batches", Spy)
+    start = train_tower(replace(SHAPE, gaps=gaps), task.encoder.frozen, task.train, epochs=1, seed=0)
+    assert told == [gaps]
+    FineTuning(replace(task, start=start), genes, steps=1, seed=0, source=None)
+    assert set(told[1:]) == {gaps}
 
 
 def test_fine_tuning_leaves_encoder_and_warm_start_as_they_were(task: Task, genes: dict[str, Any]) -> None:
@@ -281,7 +315,7 @@ def test_all_training_genes_are_tried_here(genes: dict[str, Any], objectives: Se
 def test_without_id_embeddings_the_file_has_none(task: Task, genes: dict[str, Any]) -> None:
     scorer, _ = tuned(task, {**genes, "id_embeddings": False})
     assert not scorer.model.shape.item_embeddings
-    assert "item_embedding" not in scorer.model.state_dict()
+    assert "item_embedding" not in parameters(scorer.model)
     assert task.start.shape.item_embeddings
 
 
@@ -369,9 +403,9 @@ def test_the_learning_rate_falls_over_the_steps_of_the_full_rung(task: Task, gen
     for steps in (2, 20):
         with fine_tune(task, {**genes, "weight_decay": 0.0}, steps=steps, seed=0) as tuning:
             tuning.advance(1)
-            before = tuning.model.projection.weight.detach().clone()
+            before = tuning.model.towers[0].projection.weight.detach().clone()
             tuning.advance(2)
-            moved.append(float((tuning.model.projection.weight - before).detach().abs().mean()))
+            moved.append(float((tuning.model.towers[0].projection.weight - before).detach().abs().mean()))
     # The second of two steps is the last, on the way down to zero; the second of twenty is at full height.
     assert moved[0] < 0.7 * moved[1]
 
@@ -380,7 +414,7 @@ def test_a_divergence_after_a_pause_is_noticed(task: Task, genes: dict[str, Any]
     with fine_tune(task, genes, steps=4, seed=0) as tuning:
         tuning.advance(2)
         with torch.no_grad():
-            tuning.model.projection.weight[0, 0] = math.nan
+            tuning.model.towers[0].projection.weight[0, 0] = math.nan
         with pytest.raises(DivergedError, match="step 3 of 4"):
             tuning.advance(4)
 
@@ -420,16 +454,21 @@ def test_a_child_starts_from_its_parents_vectors(
     assert torch.allclose(seen[0], vectors, atol=1e-5)
 
 
+def parameters(model: Recommender) -> dict[str, torch.Tensor]:
+    """By their names in the file."""
+    return load(model.files({})["recommender.safetensors"])
+
+
 def test_a_child_starts_from_its_parents_tower_with_a_temperature_of_its_own(
     task: Task, genes: dict[str, Any], parent: tuple[dict[str, bytes], torch.Tensor]
 ) -> None:
-    theirs = load(parent[0]["recommender.safetensors"])
+    theirs = parameters(Recommender.loaded(parent[0]))
     with fine_tune(task, {**genes, **CHILD}, steps=6, seed=1, source=parent[0]) as tuning:
-        ours = tuning.model.state_dict()
+        ours = parameters(tuning.model)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == ["temperature"]
-    assert float(ours["temperature"]) == pytest.approx(0.8)
-    start = task.start.state_dict()
+    assert ours["temperature"].tolist() == pytest.approx([0.8])
+    start = parameters(task.start)
     assert not any(torch.equal(theirs[name], start[name]) for name in theirs if name != "temperature")
 
 
@@ -438,8 +477,8 @@ def test_ids_that_the_parent_lacks_come_from_the_warm_start(task: Task, genes: d
         tuning.advance(4)
         bare = files(tuning)
     with fine_tune(task, genes, steps=4, seed=1, source=bare) as tuning:
-        ours = tuning.model.state_dict()
-    theirs, start = load(bare["recommender.safetensors"]), task.start.state_dict()
+        ours = parameters(tuning.model)
+    theirs, start = parameters(Recommender.loaded(bare)), parameters(task.start)
     assert set(ours) - set(theirs) == {"item_embedding"}
     assert torch.equal(ours["item_embedding"], start["item_embedding"])
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -449,7 +488,7 @@ def test_ids_that_the_child_does_not_want_are_left_behind(
     task: Task, genes: dict[str, Any], parent: tuple[dict[str, bytes], torch.Tensor]
 ) -> None:
     with fine_tune(task, {**genes, "id_embeddings": False}, steps=4, seed=1, source=parent[0]) as tuning:
-        assert "item_embedding" not in tuning.model.state_dict()
+        assert "item_embedding" not in parameters(tuning.model)
         tuning.advance(4)
 
 

@@ -16,6 +16,7 @@ from pareto_search.recsys.split import Split
 from pareto_search.workers import worker as module
 from pareto_search.workers.base import Base
 from pareto_search.workers.evaluate import component, score, scorer
+from pareto_search.workers.recommender import joined
 from pareto_search.workers.train import OPTIMISER, DivergedError
 from pareto_search.workers.worker import PackWorker, Worker, Workload
 
@@ -178,6 +179,31 @@ def test_only_a_warm_start_with_attention_reads_gaps_and_only_if_it_may(
     assert json.loads(files["recommender.json"])["gaps"] is reads
     gap = load(files["recommender.safetensors"]).get("gap")
     assert (gap is not None and bool(gap.any())) is reads
+
+
+def test_the_towers_of_the_warm_start_differ_wherever_they_are_trained(worker: Worker) -> None:
+    whole = worker.fit("warm-start")
+    assert whole is not None
+    notes, tensors = json.loads(whole["recommender.json"]), load(whole["recommender.safetensors"])
+    assert notes["towers"] == len(tensors["projection.weight"]) == 2
+    assert not np.allclose(*tensors["projection.weight"], atol=0.01)
+    parts = [worker.fit("warm-start", number) for number in range(2)]
+    assert joined([part for part in parts if part]) == whole
+    sasrec = worker.fit("sasrec")
+    assert sasrec is not None
+    assert json.loads(sasrec["recommender.json"])["towers"] == 1
+
+
+@pytest.mark.parametrize(("share", "dropout"), [(0.1, 0.3), (0.5, 0.1)])
+def test_where_much_is_tied_there_is_less_dropout(workload: Workload, share: float, dropout: float) -> None:
+    train = workload.split.train
+    tied = replace(train, gaps=np.where(np.arange(len(train.items)) % 10 < 10 * share, 1, 5).astype(np.uint8))
+    worker = Worker(replace(workload, split=replace(workload.split, train=tied)))
+    warm, sasrec = worker.fit("warm-start", 0), worker.fit("sasrec")
+    assert warm is not None
+    assert sasrec is not None
+    assert json.loads(warm["recommender.json"])["dropout"] == dropout
+    assert json.loads(sasrec["recommender.json"])["dropout"] == 0.3
 
 
 def test_sasrec_reads_no_text_whatever_the_tower(workload: Workload) -> None:
