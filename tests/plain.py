@@ -73,6 +73,17 @@ def attention(window: Array, t: Mapping[str, Array], heads: int = 2) -> Array:
     return norm("final_norm", last)
 
 
+def turned(history: Sequence[int], gaps: Sequence[int], part: float) -> list[int]:
+    """The items of each moment, those with gap 1 after the one before them, begin further on by a part of them."""
+    moments: list[list[int]] = []
+    for place, (item, gap) in enumerate(zip(history, gaps, strict=True)):
+        if gap == 1 and place > 0:
+            moments[-1].append(item)
+        else:
+            moments.append([item])
+    return [item for m in moments for item in (*m[int(len(m) * part) :], *m[: int(len(m) * part)])]
+
+
 def scores(
     notes: Mapping[str, Any],
     tensors: Mapping[str, Array],
@@ -84,8 +95,10 @@ def scores(
     total = 0.0
     for number in range(notes["towers"]):
         tower = {name: stacked[number].astype(np.float64) for name, stacked in tensors.items()}
-        vectors = item_vectors(tower, text)
-        windows = [vectors[np.asarray(history)[-notes["history"] :]] for history in histories]
+        vectors, read = item_vectors(tower, text), histories
+        if notes["gaps"] and gaps is not None:
+            read = [turned(*row, number / notes["towers"]) for row in zip(histories, gaps, strict=True)]
+        windows = [vectors[np.asarray(history)[-notes["history"] :]] for history in read]
         if notes["gaps"] and gaps is not None:
             windows = [w + tower["gap"][np.asarray(g)[-notes["history"] :]] for w, g in zip(windows, gaps, strict=True)]
         users = [decayed_mean(w) if notes["tower"] == "decayed_mean" else attention(w, tower) for w in windows]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pareto_search.errors import CheckpointError
 from pareto_search.executor import Files
-from pareto_search.recsys.split import GAPS, Sequences
+from pareto_search.recsys.split import GAPS, SAME_MOMENT, Sequences
 from pareto_search.workers.dropout import dropout
 
 TowerKind = Literal["attention", "decayed_mean"]
@@ -250,16 +250,23 @@ class TowerScorer:
 
     @torch.no_grad()
     def scores(self, history: Sequences) -> NDArray[np.float32]:
-        """Scores `(m, n_items)`: the mean over towers of u·v / temperature + bias."""
-        items, gaps, lengths = last_items(history, self.model.shape.history)
-        total = np.zeros((len(items), self.model.shape.n_items), np.float32)
-        for start in range(0, len(items), 512):  # bounds the memory of the attention windows
-            rows = slice(start, start + 512)
-            read, passed, ends = (torch.from_numpy(x[rows]).to(self.vectors[0].device) for x in (items, gaps, lengths))
-            for tower, vectors in zip(self.model.towers, self.vectors, strict=True):
-                users = tower.users(read, passed, ends, vectors) / tower.temperature
+        """Scores `(m, n_items)`: the mean over towers of u·v / temperature + bias.
+
+        Items of one moment have no order, so each tower reads them in another one: of J towers the j-th, counted from
+        0, begins with the item after j / J of them and ends with the one before it.
+        """
+        shape, device = self.model.shape, self.vectors[0].device
+        m = len(history.indptr) - 1
+        total = np.zeros((m, shape.n_items), np.float32)
+        for number, (tower, vectors) in enumerate(zip(self.model.towers, self.vectors, strict=True)):
+            turned = ties_turned(history, number, shape.towers) if shape.gaps else history
+            windows = last_items(turned, shape.history)
+            for start in range(0, m, 512):  # bounds the memory of the attention windows
+                rows = slice(start, start + 512)
+                items, gaps, lengths = (torch.from_numpy(x[rows]).to(device) for x in windows)
+                users = tower.users(items, gaps, lengths, vectors) / tower.temperature
                 total[rows] += torch.addmm(tower.item_bias, users, vectors.T).cpu().numpy()
-        return total / np.float32(len(self.vectors))
+        return total / np.float32(shape.towers)
 
 
 def _decay(size: int, like: Tensor) -> Tensor:
@@ -267,6 +274,22 @@ def _decay(size: int, like: Tensor) -> Tensor:
     age = torch.arange(size, device=like.device)
     weights = (DECAY ** (age[:, None] - age).clamp(min=0)).tril().to(like.dtype)
     return weights / weights.sum(1, keepdim=True)
+
+
+def ties_turned(history: Sequences, turn: int, turns: int) -> Sequences:
+    """Histories in which the m items of each moment begin with the one after ⌊m · turn / turns⌋ of them.
+
+    Without times there are none, and histories stay as they are.
+    """
+    if history.gaps is None or turn == 0:
+        return history
+    first = history.gaps != SAME_MOMENT
+    first[history.indptr[:-1][np.diff(history.indptr) > 0]] = True
+    begin = np.flatnonzero(first)
+    count = np.diff(np.append(begin, len(first)))
+    moment = np.cumsum(first) - 1
+    place = np.arange(len(first)) - begin[moment] + count[moment] * turn // turns
+    return replace(history, items=history.items[begin[moment] + place % count[moment]])
 
 
 def last_items(history: Sequences, size: int) -> tuple[NDArray[np.int64], ...]:

@@ -12,7 +12,7 @@ from safetensors.numpy import load
 
 from pareto_search.errors import CheckpointError
 from pareto_search.recsys.split import Sequences
-from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined, last_items
+from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined, last_items, ties_turned
 
 ATTENTION = Shape(n_items=25, width=16, history=6, tower="attention", text_width=9, item_embeddings=True)
 HISTORIES = [[3], [1, 2, 3, 4, 5, 6], [9, 8, 9], [0, 24, 0, 11, 17, 2, 5, 21, 3, 3]]
@@ -70,6 +70,32 @@ def test_gaps_between_interactions_are_added_to_what_the_tower_reads() -> None:
     assert without == pytest.approx(plain.scores(notes, tensors, text.numpy(), HISTORIES), abs=1e-4)
     assert not np.allclose(ours[1:], without[1:], atol=0.1)
     assert ours[0] == pytest.approx(without[0], abs=1e-5)  # a first interaction has no gap
+
+
+@pytest.mark.parametrize("towers", [2, 3, 4])
+def test_each_tower_reads_the_items_of_one_moment_in_another_order(towers: int) -> None:
+    model, text = stirred(changed(gaps=True, towers=towers, history=8)), texts(ATTENTION)
+    assert text is not None
+    files, scorer = model.files({}), TowerScorer.of(model, text)
+    notes, tensors = json.loads(files["recommender.json"]), load(files["recommender.safetensors"])
+    histories, gaps = [[5, 1, 2, 3, 4, 9, 7], [8, 6], [3, 3, 1], [2]], [[0, 6, 1, 1, 1, 9, 1], [0, 1], [1, 4, 1], [1]]
+    ours = scorer.scores(sequences(histories, gaps))
+    assert ours == pytest.approx(plain.scores(notes, tensors, text.numpy(), histories, gaps), abs=1e-4)
+    apart = [[7 if gap == 1 else gap for gap in row] for row in gaps]  # no two at one moment
+    assert not np.allclose(ours[:3], scorer.scores(sequences(histories, apart))[:3], atol=0.1)
+
+
+def test_ties_are_turned_by_a_part_of_them() -> None:
+    history = sequences([[1, 2, 3, 4, 5, 6, 7], [], [8, 9]], [[0, 1, 1, 5, 1, 1, 1], [], [1, 1]])
+    orders = [ties_turned(history, turn, 4).items.tolist() for turn in range(4)]
+    assert orders == [
+        [1, 2, 3, 4, 5, 6, 7, 8, 9],
+        [1, 2, 3, 5, 6, 7, 4, 8, 9],
+        [2, 3, 1, 6, 7, 4, 5, 9, 8],
+        [3, 1, 2, 7, 4, 5, 6, 9, 8],
+    ]
+    untimed = sequences([[1, 2, 3]])
+    assert ties_turned(untimed, 1, 2) is untimed
 
 
 def test_gaps_that_are_not_known_stay_zero_in_training() -> None:
