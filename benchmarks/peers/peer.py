@@ -26,14 +26,13 @@ from pareto_search.recsys.split import split
 from pareto_search.results import ENTRIES, write_whole
 from pareto_search.space import BLENDED, SearchSpace
 from pareto_search.store import Store
+from pareto_search.workers.recommender import joined
 from pareto_search.workers.worker import Components, Worker, Workload
 
 Tier = Literal["tuned", "default"]
 Report = Callable[[int, Values], None]
 """Is told the steps taken, and the values of the checkpoint alone, at each rung below the full one."""
 OURS = "ours"
-COMPONENTS = ("sasrec", "warm-start", "ease")
-"""What all trials need, the longest to fit first."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,9 @@ class PeerSearch:
 
     def prepare(self, worker: Worker) -> None:
         """Fits what all trials share, unless it is there; the processes that come at the same time share the work."""
-        for name in COMPONENTS:
+        for name, what in self._fits.items():
             if self._claims(name):
-                checkpoint.write(self.folder / "components" / name, worker.fit(name) or {})
+                checkpoint.write(self.folder / "components" / name, worker.fit(*what) or {})
         components = self.components()
         if self.tier == "tuned":
             if self._claims("known"):
@@ -105,8 +104,19 @@ class PeerSearch:
 
     def components(self) -> Components:
         """Waits until they are fitted; one that the catalogue is too large for is left out."""
-        folders = {name: self.folder / "components" / name for name in COMPONENTS}
-        return {name: files for name, folder in folders.items() if (files := checkpoint.read(_there(folder)))}
+        files = {name: checkpoint.read(_there(self.folder / "components" / name)) for name in self._fits}
+        towers = [files.pop(name) for name, (component, *_) in self._fits.items() if component == "warm-start"]
+        return {"warm-start": joined(towers), **{name: found for name, found in files.items() if found}}
+
+    @property
+    def _fits(self) -> dict[str, tuple[str] | tuple[str, int]]:
+        """What all trials need, by the name of its folder, and how a worker fits it: the longest first.
+
+        Our launch hands out the warm start's towers one by one too, but keeps them as one.
+        """
+        each = {f"warm-start-{n}": ("warm-start", n) for n in range(self.config.model.towers)}
+        towers = {"warm-start": ("warm-start",)} if self.peer == OURS else each
+        return {"sasrec": ("sasrec",), **towers, "ease": ("ease",)}
 
     def known(self) -> list[Genes]:
         """Waits until they are found: the settings that serve the warm start well."""
