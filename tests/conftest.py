@@ -185,16 +185,32 @@ def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[O
 
 
 @pytest.fixture(scope="session")
-def toy_run(
+def toy_run(make_run: Callable[[Any], Path], workload: Any) -> Path:
+    """One that nobody changes."""
+    return make_run(workload)
+
+
+@pytest.fixture(scope="session")
+def make_run(
     tmp_path_factory: pytest.TempPathFactory,
+    toy: Dataset,
+    toy_split: Split,
+    objectives: tuple[Objective, ...],
+    genes: dict[str, Any],
+) -> Callable[[Any], Path]:
+    """Makes a run folder whose one checkpoint has an adapter far from zero, and two entries: `c0000-s02` re-ranks and
+    blends in EASE, and is diverse; `c0000-s00` is the checkpoint alone, and accurate."""
+    return lambda workload: _run(tmp_path_factory.mktemp("toy") / "run", workload, toy, toy_split, objectives, genes)
+
+
+def _run(
+    folder: Path,
     workload: Any,
     toy: Dataset,
     toy_split: Split,
     objectives: tuple[Objective, ...],
     genes: dict[str, Any],
 ) -> Path:
-    """A run folder whose one checkpoint has an adapter far from zero, and two entries: `c0000-s02` re-ranks and blends
-    in EASE, and is diverse; `c0000-s00` is the checkpoint alone, and accurate."""
     from pareto_search.workers.worker import Worker
 
     notes = {
@@ -207,7 +223,6 @@ def toy_run(
     assert warm is not None
     assert ease is not None
     worker.equip({"warm-start": warm})
-    folder = tmp_path_factory.mktemp("toy") / "run"
     checkpoint.write(folder / "checkpoints" / "c0000", worker.run(Attempt(Candidate("c0000", genes))).files)
     checkpoint.write(folder / "components" / "ease", ease)
     names = [o.name for o in objectives]

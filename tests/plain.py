@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 def text_vectors(base: str, folder: str, texts: Sequence[str]) -> Array:
-    """PEFT's model over padded texts: the mean over tokens, brought to unit length."""
+    """PEFT's model over texts padded on the right, pooled as recommender.json says, and brought to unit length."""
     import torch
     from peft import PeftModel
     from transformers import AutoModel, AutoTokenizer
@@ -33,8 +33,12 @@ def text_vectors(base: str, folder: str, texts: Sequence[str]) -> Array:
     with torch.no_grad():
         hidden = model.eval()(batch["input_ids"], batch["attention_mask"]).last_hidden_state.float()
     mask = batch["attention_mask"][..., None]
-    mean = (hidden * mask).sum(1) / mask.sum(1)
-    return torch.nn.functional.normalize(mean, dim=1).numpy()
+    pooled = {
+        "mean": (hidden * mask).sum(1) / mask.sum(1),
+        "first": hidden[:, 0],
+        "last": hidden[torch.arange(len(hidden)), mask.sum(1)[:, 0] - 1],
+    }
+    return torch.nn.functional.normalize(pooled[notes["pooling"]], dim=1).numpy()
 
 
 def item_vectors(tensors: Mapping[str, Array], text: Array | None) -> Array:

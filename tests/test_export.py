@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import plain
 import pytest
+from transformers import GPT2Config, Qwen3Config
 
 from pareto_search import checkpoint, entry
 from pareto_search.errors import CheckpointError, ConfigError, RunError
@@ -22,6 +23,20 @@ from pareto_search.workers import convert
 from pareto_search.workers.recommend import Serving
 
 NAME = "c0000-s02"
+SMALL = {"vocab_size": 40, "initializer_range": 0.3}
+DECODERS = {
+    "gpt2": GPT2Config(**SMALL, n_positions=32, n_embd=32, n_layer=3, n_head=2),
+    "qwen3": Qwen3Config(
+        **SMALL,
+        max_position_embeddings=32,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+    ),
+}
 Export = Callable[[str], Path]
 
 
@@ -104,6 +119,44 @@ def test_onnxruntime_gives_the_items_text_vectors_in_batches_of_any_shape(
     for rows in (slice(0, 1), slice(3, 20)):
         (vectors,) = session.run(None, dict(tokens(exported("onnx"), toy.texts[rows])))
         assert least_cosine(vectors, theirs[rows]) >= least
+
+
+@pytest.mark.parametrize("form", ["merged", "sentence-transformers", "onnx"])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_a_decoder_is_exported_too(
+    make_run: Callable[[Any], Path],
+    save_base: Callable[[Any], Any],
+    workload: Any,
+    toy: Dataset,
+    tmp_path: Path,
+    family: str,
+    form: str,
+) -> None:
+    base = save_base(DECODERS[family])
+    run = make_run(replace(workload, base=base.id))
+    theirs = plain.text_vectors(str(base.folder), str(run / "checkpoints" / "c0000"), toy.texts)
+    ours = Serving(entry.of_run(run, NAME), toy)
+    assert ours.encoder.pooling == "last"
+    assert least_cosine(ours.encoder.frozen.numpy(), theirs) < 0.99
+    export(run, NAME, toy, tmp_path / form, form)  # refuses what is not the checkpoint
+    again = Serving(entry.of_folder(tmp_path / form), toy)
+    found, expected = again.evaluate("test"), ours.evaluate("test")
+    assert {n: s["mean"] for n, s in found.items()} == pytest.approx({n: s["mean"] for n, s in expected.items()})
+
+
+def test_a_merged_model_pools_as_its_base_did(
+    make_run: Callable[[Any], Path], tiny_base: Any, workload: Any, toy: Dataset, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base.folder, base)
+    (base / "1_Pooling").mkdir()
+    (base / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    run = make_run(replace(workload, base=str(base)))
+    export(run, NAME, toy, tmp_path / "merged", "merged")
+    ours, theirs = Serving(entry.of_run(run, NAME), toy), Serving(entry.of_folder(tmp_path / "merged"), toy)
+    assert (ours.encoder.pooling, theirs.encoder.pooling) == ("first", "first")
+    expected = plain.text_vectors(str(base), str(run / "checkpoints" / "c0000"), toy.texts)
+    assert least_cosine(theirs.encoder.frozen.numpy(), expected) >= 0.99999
 
 
 def test_int8_weights_are_smaller_bytes(exported: Export) -> None:

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from pareto_search.entry import Entry
 from pareto_search.errors import CheckpointError, ConfigError
 from pareto_search.executor import Files
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.workers.encoder import Encoder
+from pareto_search.workers.encoder import POOLINGS, Encoder, Pooling
 from pareto_search.workers.evaluate import score
 from pareto_search.workers.lora import loaded, parts
 from pareto_search.workers.recommend import Serving
@@ -58,16 +59,23 @@ QUANTISATIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 class Pooled(nn.Module):
-    """A text encoder from padded tokens to text vectors `(m, t)`: the mean over the tokens, at unit length."""
+    """A text encoder from tokens that are padded on the right to text vectors `(m, t)` of unit length."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pooling: Pooling) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.pooling = model, pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+        if self.pooling == "first":
+            pooled = hidden[:, 0]
+        elif self.pooling == "last":
+            after = nn.functional.pad(mask, (0, 0, 0, 1))[:, 1:]
+            pooled = (hidden * (mask - after)).sum(1)
+        else:
+            pooled = (hidden * mask).sum(1) / mask.sum(1)
+        return nn.functional.normalize(pooled, dim=1)
 
 
 def convert(entry: Entry, data: Dataset, form: str, folder: Path) -> Measures:
@@ -92,7 +100,7 @@ def features(entry: Entry, data: Dataset) -> bytes:
 def _to_merged(served: Serving, folder: Path) -> Measures:
     _merge(served.encoder, served.entry.files).save_pretrained(folder)
     _tokenizer(served).save_pretrained(folder)
-    encode = Pooled(AutoModel.from_pretrained(folder, local_files_only=True).eval())
+    encode = Pooled(AutoModel.from_pretrained(folder, local_files_only=True).eval(), served.encoder.pooling)
 
     @torch.no_grad()
     def run(batch: Batch) -> Floats:
@@ -108,7 +116,8 @@ def _to_sentence_transformers(served: Serving, folder: Path) -> Measures:
         _merge(served.encoder, served.entry.files).save_pretrained(merged)
         _tokenizer(served).save_pretrained(merged)
         text = modules.Transformer(merged, max_seq_length=served.entry.notes["max_item_tokens"])
-        pooling = modules.Pooling(served.encoder.width, pooling_mode="mean")
+        mode = next(name for name, pooling in POOLINGS.items() if pooling == served.encoder.pooling)
+        pooling = modules.Pooling(served.encoder.width, pooling_mode=mode)
         made = library.SentenceTransformer(modules=[text, pooling, modules.Normalize()], device="cpu")
         made.save(str(folder), create_model_card=False)
         again = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
@@ -120,7 +129,7 @@ def _to_onnx(served: Serving, folder: Path) -> Measures:
     runtime = _needed("onnxruntime", "onnx")
     _needed("onnxscript", "onnx")
     path, small = folder / "model.onnx", folder / "model_int8.onnx"
-    model = Pooled(_merge(served.encoder, served.entry.files)).eval()
+    model = Pooled(_merge(served.encoder, served.entry.files), served.encoder.pooling).eval()
     large = sum(p.numel() * p.element_size() for p in model.parameters()) > PROTOBUF
     with _quiet():
         _trace(model, path, large)
@@ -162,7 +171,8 @@ def _merge(encoder: Encoder, files: Files) -> Any:
     scale, tensors = parts(files)
     for name in {n.partition(".lora_")[0] for n in tensors}:
         linear = model.get_submodule(name.removeprefix("base_model.model."))
-        linear.weight += scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
+        added = scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
+        linear.weight += added.T if isinstance(linear, Conv1D) else added
     return model
 
 
@@ -258,7 +268,11 @@ def _batch(served: Serving, texts: Sequence[str]) -> Batch:
 
 
 def _tokenizer(served: Serving) -> Any:
-    return AutoTokenizer.from_pretrained(served.encoder.base.folder, local_files_only=True)
+    """The base model's, which pads on the right: many a decoder's does not pad at all."""
+    tokenizer = AutoTokenizer.from_pretrained(served.encoder.base.folder, local_files_only=True, padding_side="right")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _needed(module: str, form: str) -> Any:

@@ -5,8 +5,9 @@ mean. The hidden states that enter the top blocks do not depend on any adapter, 
 which a candidate may start, or at least for the lowest one.
 """
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -21,6 +22,10 @@ from pareto_search.errors import CheckpointError
 from pareto_search.workers.base import Base
 
 Precision = Literal["auto", "bfloat16", "float32"]
+Pooling = Literal["mean", "first", "last"]
+"""What becomes an item's text vector, brought to unit length: the mean of the last hidden states, or one of them."""
+POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "cls": "first", "lasttoken": "last"}
+"""By their names in sentence-transformers."""
 
 TOKENS = 4096
 """The largest batch in tokens: activations stay bounded whatever the size of the catalogue."""
@@ -44,6 +49,7 @@ class Encoder:
         blocks: its transformer blocks, bottom first; adapters are put into them.
         width: the width t of a pooled vector.
         layers: how many of the top blocks a candidate may adapt, at most.
+        pooling: how a text vector comes from the last hidden states; that of the base model, unless it is given.
         frozen: `(n_items, t)` float32, the vectors of the base model as it is.
     """
 
@@ -56,6 +62,7 @@ class Encoder:
         layers: int,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        pooling: Pooling | None = None,
     ) -> None:
         self.base, self.dtype, self.device = base, dtype, device
         self.model = _load(base, dtype, device).to(device)
@@ -64,6 +71,7 @@ class Encoder:
         self.layers = min(layers, len(self.blocks))
         self.prefix = _prefix(self.model, self.blocks)
         self._final = _final(self.model, self.prefix)
+        self.pooling = pooling or _pooling(base, self.model)
         tokens = _tokenise(base, texts, max_tokens)
         lengths = np.array([len(t) for t in tokens])
         self._row = np.empty(len(texts), np.int64)  # an item's row among the items of its length
@@ -147,7 +155,7 @@ class Encoder:
                 hidden = prefix if hidden is None else torch.cat([hidden, prefix])
             arguments, options = self._extra[length, index]
             hidden = _output(self.blocks[index](hidden, *arguments, **options))
-        return pool(self._final(hidden)).view(len(chunks), size, -1)
+        return pool(self._final(hidden), self.pooling).view(len(chunks), size, -1)
 
     def depth(self, layers: int) -> int:
         """The block with which the top `layers` begin, or the highest below it whose prefix is cached."""
@@ -194,16 +202,18 @@ class Encoder:
         try:
             self.model(input_ids=ids[:1])  # leaves arguments of batch size 1, which broadcast over any batch
             for start in range(0, len(ids), size):
-                pooled.append(pool(self.model(input_ids=ids[start : start + size]).last_hidden_state))
+                hidden = self.model(input_ids=ids[start : start + size]).last_hidden_state
+                pooled.append(pool(hidden, self.pooling))
         finally:
             for hook in hooks:
                 hook.remove()
         return torch.cat(pooled)
 
 
-def pool(hidden: Tensor) -> Tensor:
-    """Mean over the tokens `(m, length, t)`, brought to unit length: `(m, t)` float32."""
-    return nn.functional.normalize(hidden.float().mean(1), dim=1)
+def pool(hidden: Tensor, pooling: Pooling) -> Tensor:
+    """Text vectors `(m, t)` float32 from hidden states `(m, length, t)` without padding."""
+    pooled = hidden.float().mean(1) if pooling == "mean" else hidden[:, 0 if pooling == "first" else -1].float()
+    return nn.functional.normalize(pooled, dim=1)
 
 
 def _load(base: Base, dtype: torch.dtype, device: str) -> Any:
@@ -218,6 +228,33 @@ def _load(base: Base, dtype: torch.dtype, device: str) -> Any:
         raise CheckpointError(f"base model '{base.id}' cannot be loaded: {str(error).splitlines()[0]}") from error
     model.config.use_cache = False  # of keys and values, which decoders would keep from one call to the next
     return model.eval().requires_grad_(False)
+
+
+def _pooling(base: Base, model: Any) -> Pooling:
+    """As the base model's own sentence-transformers folder says; else the mean, or the last token of a decoder, which
+    alone has read the whole text.
+
+    Raises:
+        CheckpointError: the base model pools in a way that is unknown here.
+    """
+    for path in sorted(base.folder.glob("*_Pooling/config.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        flags = [key.removeprefix("pooling_mode_") for key in content if key.startswith("pooling_mode_")]
+        older = [
+            flag.removesuffix("_token").removesuffix("_tokens") for flag in flags if content[f"pooling_mode_{flag}"]
+        ]
+        mode = content.get("pooling_mode", "+".join(older))
+        if mode not in POOLINGS:
+            raise CheckpointError(f"base model '{base.id}' pools by '{mode}'; expected one of: {', '.join(POOLINGS)}")
+        return POOLINGS[mode]
+    return "last" if _is_causal(model) else "mean"
+
+
+@torch.no_grad()
+def _is_causal(model: Any) -> bool:
+    """Whether a token is blind to those after it, as in a decoder."""
+    hidden = model(input_ids=torch.tensor([[3, 4, 5], [3, 4, 6]], device=model.device)).last_hidden_state
+    return torch.allclose(hidden[0, :2], hidden[1, :2]) and not torch.allclose(hidden[0, 2], hidden[1, 2])
 
 
 def _blocks(model: Any, base: Base) -> nn.ModuleList:
@@ -244,7 +281,8 @@ def _final(model: Any, prefix: str) -> nn.Module:
 def _tokenise(base: Base, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
     ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
-    return ids
+    # A decoder's tokenizer makes nothing of an empty text.
+    return [own or [tokenizer.eos_token_id or 0] for own in ids]
 
 
 def _output(result: Any) -> Tensor:

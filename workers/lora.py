@@ -7,12 +7,13 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from pareto_search.errors import CheckpointError
 from pareto_search.workers.dropout import dropout
@@ -20,10 +21,13 @@ from pareto_search.workers.encoder import Encoder
 
 Targets = Literal["query_value", "attention", "all"]
 
-FUSED = ("Wqkv", "qkv", "qkv_proj", "query_key_value")
-"""Query, key and value in one map, as ModernBERT has them: whoever wants one of them gets all."""
+FUSED = ("Wqkv", "qkv", "qkv_proj", "query_key_value", "c_attn")
+"""Query, key and value in one map, as ModernBERT and GPT-2 have them: whoever wants one of them gets all."""
 QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v", *FUSED)
-ATTENTION = (*QUERY_VALUE, "key", "k_proj", "k_lin", "k", "o_proj", "out_lin", "out_proj", "o")
+OUTPUT = ("o_proj", "out_lin", "out_proj", "o", "attention.output.dense", "attn.Wo", "attn.c_proj")
+ATTENTION = (*QUERY_VALUE, "key", "k_proj", "k_lin", "k", *OUTPUT)
+LINEAR = (nn.Linear, Conv1D)
+"""Conv1D is what GPT-2 calls a linear map with its weights the other way round: `(in, out)`."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,21 @@ class LoraShape:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear map with a low-rank correction; adapters are float32, products in the base's dtype."""
+    """A frozen linear map with a low-rank correction; adapters are float32, products in the base's dtype.
+
+    Args:
+        linear: one of `LINEAR`.
+    """
 
     def __init__(
-        self, linear: nn.Linear, rank: int, scale: float, drop: float, generator: torch.Generator | None = None
+        self, linear: Any, rank: int, scale: float, drop: float, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
         self.linear, self.scale, self.drop, self.generator = linear, scale, drop, generator
         device = linear.weight.device
-        self.A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
-        self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        into, out = (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
+        self.A = nn.Parameter(torch.empty(rank, into, device=device))
+        self.B = nn.Parameter(torch.zeros(out, rank, device=device))
         nn.init.kaiming_uniform_(self.A, a=5**0.5, generator=generator)  # PEFT's own start
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,6 +89,7 @@ class Adapter(nn.Module):
             lora_alpha=self.shape.alpha,
             lora_dropout=self.shape.dropout,
             target_modules=sorted(name for name, _ in self.named()),
+            fan_in_fan_out=any(isinstance(module.linear, Conv1D) for _, module in self.named()),
             base_model_name_or_path=base,
             revision=revision,
             task_type="FEATURE_EXTRACTION",
@@ -206,13 +216,18 @@ def adapted_layers(files: Mapping[str, bytes], depth: int) -> int:
     return depth - min(numbers, default=0)
 
 
-def _places(encoder: Encoder, shape: LoraShape) -> dict[str, nn.Linear]:
+def is_target(name: str, targets: str) -> bool:
+    """Whether targets mean the linear map of that name within a block."""
+    wanted = {"query_value": QUERY_VALUE, "attention": ATTENTION}.get(targets)
+    return wanted is None or any(f".{name}".endswith(f".{child}") for child in wanted)
+
+
+def _places(encoder: Encoder, shape: LoraShape) -> dict[str, nn.Module]:
     """The linear maps that the shape's targets mean, by full name."""
-    wanted = {"query_value": QUERY_VALUE, "attention": ATTENTION}.get(shape.targets)
     depth = len(encoder.blocks)
     return {
         f"{encoder.prefix}.{index}.{name}": module
         for index in range(depth - shape.layers, depth)
         for name, module in encoder.blocks[index].named_modules()
-        if isinstance(module, nn.Linear) and (wanted is None or name.rpartition(".")[2] in wanted)
+        if isinstance(module, LINEAR) and is_target(name, shape.targets)
     }

@@ -114,8 +114,8 @@ class Stack(nn.Module):
         mine = [m for m in slots if m is not None]
         self.linear, device = mine[0].linear, mine[0].A.device
         rank = max(len(m.A) for m in mine)
-        self.A = nn.Parameter(torch.zeros(len(slots), rank, self.linear.in_features, device=device))
-        self.B = nn.Parameter(torch.zeros(len(slots), self.linear.out_features, rank, device=device))
+        self.A = nn.Parameter(torch.zeros(len(slots), rank, mine[0].A.shape[1], device=device))
+        self.B = nn.Parameter(torch.zeros(len(slots), len(mine[0].B), rank, device=device))
         self.rows: Sequence[int] = ()
         drops = [0.0 if m is None else m.drop for m in slots]
         self._dropout = JointDropout(drops, [None if m is None else m.generator for m in slots], device)

@@ -112,6 +112,7 @@ class Serving:
             max_tokens=notes["max_item_tokens"],
             layers=notes["layers"],
             dtype=precision(dtype or notes["dtype"], "cpu"),
+            pooling=notes["pooling"],
         )
         how = notes["split"]
         self.split: Split = split(data, how["strategy"], how["tie_seed"])

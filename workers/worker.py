@@ -334,7 +334,7 @@ class Worker:
             "dtype": str(self.encoder.dtype).removeprefix("torch."),
             "max_item_tokens": self.load.max_item_tokens,
             "layers": self.encoder.layers,
-            "pooling": "mean over tokens, then unit length",
+            "pooling": self.encoder.pooling,
             **self.load.notes,
             **more,
         }

@@ -32,7 +32,7 @@ from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.base import locate
 from pareto_search.workers.batches import Batches
 from pareto_search.workers.evaluate import similarity
-from pareto_search.workers.lora import ATTENTION, QUERY_VALUE
+from pareto_search.workers.lora import is_target
 from pareto_search.workers.losses import Histories, ItemTensors, Scalarisation, Scalariser, list_values
 from pareto_search.workers.recommender import Recommender, TowerScorer
 from pareto_search.workers.train import BATCH, ID_DROPOUT, LISTS, TOWER_BATCHES, DivergedError
@@ -145,10 +145,8 @@ class _PlainEncoder:
 
 def _targets(base: Any, wish: str) -> list[str]:
     """The full names of the blocks' linear maps that the gene `targets` means."""
-    wanted = {"query_value": QUERY_VALUE, "attention": ATTENTION}.get(wish)
-    linears = [name.split(".") for name, module in base.named_modules() if isinstance(module, nn.Linear)]
-    inside = [parts for parts in linears if any(part.isdigit() for part in parts)]
-    return [".".join(parts) for parts in inside if wanted is None or parts[-1] in wanted]
+    linears = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linears if any(part.isdigit() for part in name.split(".")) and is_target(name, wish)]
 
 
 def _started(start: Recommender, genes: Genes) -> Recommender:

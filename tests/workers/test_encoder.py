@@ -1,18 +1,23 @@
 """The encoder against plain transformers, which pads and masks."""
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModel,
     AutoTokenizer,
     BertConfig,
     BertModel,
     DistilBertConfig,
+    GPT2Config,
     LlamaConfig,
     ModernBertConfig,
     MPNetConfig,
@@ -25,6 +30,7 @@ from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers import encoder as module
 from pareto_search.workers.base import MINILM_SHA256, Base, locate
 from pareto_search.workers.encoder import Encoder, precision
+from pareto_search.workers.lora import LoraShape, Targets, attached
 
 SIZE = {"vocab_size": 40, "max_position_embeddings": 32, "pad_token_id": 0, "initializer_range": 0.3}
 BERT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -36,18 +42,24 @@ CONFIGS = {
     "modernbert": ModernBertConfig(**SIZE, **BERT),
     "llama": LlamaConfig(**SIZE, **BERT),
     "qwen3": Qwen3Config(**SIZE, **BERT, num_key_value_heads=2, head_dim=16),
+    "gpt2": GPT2Config(vocab_size=40, n_positions=32, n_embd=32, n_layer=3, n_head=2, initializer_range=0.3),
 }
+DECODERS = ("llama", "qwen3", "gpt2")
 
 
-def plain(base: Base, texts: Sequence[str], max_tokens: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Mean pooling over padded texts with an attention mask, then L2 normalisation."""
-    model = AutoModel.from_pretrained(base.folder, dtype=dtype).eval()
+def plain(
+    base: Base, texts: Sequence[str], max_tokens: int, dtype: torch.dtype = torch.float32, model: Any = None
+) -> torch.Tensor:
+    """Over padded texts with an attention mask, the mean or a decoder's last token, then L2 normalisation."""
+    model = model or AutoModel.from_pretrained(base.folder, dtype=dtype).eval()
     batch = AutoTokenizer.from_pretrained(base.folder)(
         list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
     )
     with torch.no_grad():
         hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
     mask = batch["attention_mask"][..., None]
+    if model.config.model_type in DECODERS:
+        return torch.nn.functional.normalize(hidden[torch.arange(len(hidden)), mask[..., 0].sum(1) - 1], dim=1)
     return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
 
@@ -60,6 +72,74 @@ def test_frozen_vectors_are_those_of_plain_transformers(base: Base, toy: Dataset
     ours = Encoder(base, toy.texts, max_tokens=16, layers=2).frozen
     assert torch.allclose(ours, plain(base, toy.texts, 16), atol=1e-5)
     assert (ours @ ours.T).min() < 0.95  # the texts do not all look alike
+
+
+def test_peft_loads_an_adapter_of_every_family_and_computes_the_same_vectors(
+    base: Base, toy: Dataset, tmp_path: Path
+) -> None:
+    ours = Encoder(base, toy.texts, max_tokens=16, layers=2)
+    found: dict[str, set[str]] = {}
+    for targets in get_args(Targets):
+        with attached(ours, LoraShape(4, 16.0, 0.0, targets, 2)) as adapter, torch.no_grad():
+            for _, module in adapter.named():
+                module.B.normal_(std=0.3)
+            vectors = ours.catalogue(2)
+            found[targets] = {name for name, _ in adapter.named()}
+            for name, content in adapter.files(base.id, None).items():
+                (tmp_path / name).write_bytes(content)
+        theirs = PeftModel.from_pretrained(AutoModel.from_pretrained(base.folder), tmp_path).eval()
+        assert torch.allclose(vectors, plain(base, toy.texts, 16, model=theirs), atol=1e-4)
+        assert not torch.allclose(vectors, ours.frozen, atol=1e-2)
+    assert found["query_value"] < found["attention"] < found["all"]
+
+
+@pytest.mark.parametrize(
+    ("content", "pooling"),
+    [
+        ({"pooling_mode": "cls", "include_prompt": True}, "first"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "first"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}, "mean"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}, "last"),
+    ],
+    ids=str,
+)
+def test_a_base_model_that_says_how_it_pools_is_obeyed(
+    tiny_base: Base, toy: Dataset, tmp_path: Path, content: dict[str, Any], pooling: str
+) -> None:
+    base = replace(tiny_base, folder=tmp_path / "base")
+    shutil.copytree(tiny_base.folder, base.folder)
+    (base.folder / "1_Pooling").mkdir()
+    (base.folder / "1_Pooling" / "config.json").write_text(json.dumps(content))
+    ours = Encoder(base, toy.texts, max_tokens=16, layers=1)
+    model, tokens = AutoModel.from_pretrained(base.folder), AutoTokenizer.from_pretrained(base.folder)
+    for item in (0, 7):
+        with torch.no_grad():
+            [hidden] = model(**tokens(toy.texts[item], return_tensors="pt")).last_hidden_state
+        wanted = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1]}[pooling]
+        assert torch.allclose(ours.frozen[item], torch.nn.functional.normalize(wanted, dim=0), atol=1e-5)
+    assert torch.allclose(ours.catalogue(1), ours.frozen, atol=1e-5)
+
+
+def test_a_pooling_that_is_unknown_is_named(tiny_base: Base, toy: Dataset, tmp_path: Path) -> None:
+    base = replace(tiny_base, folder=tmp_path / "base")
+    shutil.copytree(tiny_base.folder, base.folder)
+    (base.folder / "1_Pooling").mkdir()
+    both = {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}
+    (base.folder / "1_Pooling" / "config.json").write_text(json.dumps(both))
+    with pytest.raises(CheckpointError, match=r"pools by 'max\+mean'; expected one of: mean, cls, lasttoken"):
+        Encoder(base, toy.texts, max_tokens=16, layers=1)
+
+
+def test_an_empty_text_has_a_vector_where_the_tokenizer_makes_nothing_of_it(
+    save_base: Callable[[Any], Base], toy: Dataset
+) -> None:
+    base = save_base(CONFIGS["gpt2"])
+    tokens = json.loads((base.folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (base.folder / "tokenizer.json").write_text(json.dumps(tokens))
+    ours = Encoder(base, ["", *toy.texts], max_tokens=16, layers=1)
+    assert torch.isfinite(ours.frozen).all()
+    assert torch.allclose(ours.frozen[1:], Encoder(base, toy.texts, max_tokens=16, layers=1).frozen, atol=1e-5)
 
 
 def test_every_depth_of_the_cached_prefix_leads_to_the_same_vectors(base: Base, toy: Dataset) -> None:

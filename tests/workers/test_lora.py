@@ -72,7 +72,7 @@ def test_a_fresh_adapter_is_the_identity(encoder: Encoder) -> None:
     [
         ("query_value", 1, [f"{SELF}.query", f"{SELF}.value"]),
         ("query_value", 3, [f"{SELF}.query", f"{SELF}.value"]),
-        ("attention", 2, [f"{SELF}.query", f"{SELF}.key", f"{SELF}.value"]),
+        ("attention", 2, [f"{SELF}.query", f"{SELF}.key", f"{SELF}.value", "attention.output.dense"]),
         ("all", 2, [f"{SELF}.query", f"{SELF}.key", f"{SELF}.value", *DENSE]),
     ],
 )

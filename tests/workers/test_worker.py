@@ -100,7 +100,7 @@ def test_the_files_are_complete(result: Result, worker: Worker, workload: Worklo
     }
     notes = json.loads(result.files["recommender.json"])
     assert notes["base"] == {"id": workload.base, "revision": None, "sha256": worker.base.sha256}
-    assert notes["pooling"] == "mean over tokens, then unit length"
+    assert notes["pooling"] == "mean"
     assert (notes["dtype"], notes["max_item_tokens"], notes["history"]) == ("float32", 16, 6)
     assert (notes["candidate"], notes["genes"], notes["steps"]) == ("c0003", genes, 3)
     assert notes["items"] == [str(i) for i in range(20)]
