@@ -51,13 +51,13 @@ class Cold:
         held[np.random.default_rng(seed).permutation(len(held))[: round(SHARE * len(held))]] = True
         order = order_of(data, seed)
         users, items = data.users[order], data.items[order]
-        passed = gaps(users, data.timestamps[order])
+        times = data.timestamps[order]
         self.warm, self.count = _without(data, held), int(held.sum())
         self.texts = [*self.warm.texts, *(text for text, out in zip(data.texts, held, strict=True) if out)]
         place = np.where(held, np.cumsum(held), np.cumsum(~held)) - 1
         both = np.intersect1d(users[held[items]], users[~held[items]])
-        self._history = _rows(users, place[items], passed, ~held[items], both)
-        self._targets = _rows(users, place[items], passed, held[items], both)
+        self._history = _rows(users, place[items], times, ~held[items], both)
+        self._targets = _rows(users, place[items], times, held[items], both)
 
     def ndcg(self, scores: NDArray[np.float32]) -> float:
         """NDCG@10 of the cold items, which are the last of scores `(m, n)`."""
@@ -131,14 +131,15 @@ def _without(data: Dataset, held: NDArray[np.bool_]) -> Dataset:
 def _rows(
     owners: NDArray[np.int32],
     items: NDArray[np.int64],
-    passed: NDArray[np.uint8],
+    times: NDArray[np.float64],
     inside: NDArray[np.bool_],
     users: NDArray[np.int32],
 ) -> Sequences:
     """What some users did, of the interactions that are inside; these are ordered by user."""
     inside = inside & np.isin(owners, users)
     counts = np.bincount(np.searchsorted(users, owners[inside]), minlength=len(users))
-    return Sequences(np.concatenate([[0], np.cumsum(counts)]), items[inside].astype(np.int32), None, passed[inside])
+    passed = gaps(owners[inside], times[inside])
+    return Sequences(np.concatenate([[0], np.cumsum(counts)]), items[inside].astype(np.int32), None, passed)
 
 
 def main() -> None:

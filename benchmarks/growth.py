@@ -99,7 +99,7 @@ def measure(n_items: int) -> Figures:
     )
     note("encoder")
     items = ItemStatistics.of(train, n_items, encoder.frozen.numpy())
-    shape = Shape(n_items, model.width, model.history, model.tower, encoder.width, item_embeddings=True)
+    shape = Shape(n_items, model.width, model.history, model.tower, encoder.width, True, towers=model.towers)
     task = Task(encoder, Recommender(shape), train, ItemTensors(items, "cpu"), objectives)
     note("statistics")
     weights = {f"weight.{o.name}": WEIGHT for o in objectives}

@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,7 @@ from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import TOKENS, Encoder, precision
 from pareto_search.workers.lora import LoraShape, attached
 from pareto_search.workers.losses import CHUNK, Histories, ItemTensors, cross_entropy, list_values
-from pareto_search.workers.recommender import Shape, TowerScorer
+from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
 from pareto_search.workers.train import BATCH, ID_DROPOUT, LISTS, TOWER_BATCHES, Task, fine_tune, train_tower
 
 GENES: Genes = {
@@ -226,10 +226,9 @@ class Bench:
             "list losses": tuple(list_products(shape, self.items.features.shape[1], n)),
         }
 
-    def batches(self, steps: int) -> tuple[Batches, list[Batch]]:
-        """The tower batches of so many steps, and the stream that they are from."""
-        stream = Batches(self.split.train, self.shape.history, BATCH, seed=0, ties=self.shape.gaps)
-        return stream, list(islice(stream, steps * TOWER_BATCHES))
+    def stream(self) -> Batches:
+        """The tower batches of a fine-tuning, from the first."""
+        return Batches(self.split.train, self.shape.history, BATCH, seed=0, ties=self.shape.gaps)
 
     def training(self, layers: int, steps: int) -> list[Part]:
         """The parts of a fine-tuning, and at last the whole."""
@@ -239,11 +238,11 @@ class Bench:
         with fine_tune(self.task, {**GENES, **self.weights, "layers": layers}, steps=steps, seed=0) as tuning:
             tuning.advance(steps)
             whole = time.process_time() - began
-        stream, batches = self.batches(steps)
-        products = self.products(layers, batches)
+        products = self.products(layers, list(islice(self.stream(), steps * TOWER_BATCHES)))
+        stream = self.stream()
         measured = [
             self._encode(tuple(encoder.encoded), layers),
-            *np.sum([self._batch(b, stream) for b in batches], axis=0),
+            *np.sum([self._batch(b, stream) for b in islice(stream, steps * TOWER_BATCHES)], axis=0),
         ]
         parts = [Part(name, products[name], seconds) for name, seconds in zip(products, measured, strict=True)]
         parts.append(Part("all else", (), whole - sum(p.measured for p in parts)))
@@ -261,7 +260,9 @@ class Bench:
 
         users = len(part.users)
         lengths = np.minimum(np.diff(part.history.indptr), shape.history)
-        scores = [
+        towers = self.config.model.towers
+        model = TowerScorer.of(Recommender(replace(shape, towers=towers)), self.encoder.frozen)
+        scores = towers * [
             *projection_products(shape, train=False),
             *tower_products(shape, lengths, torch.float32, train=False),
             Product(users, shape.width, shape.n_items, torch.float32),
@@ -269,12 +270,11 @@ class Bench:
         metrics = [o.name for o in self.config.objectives]
 
         def ranking() -> Ranking:
-            return Ranking(part, self.items, {"model": TowerScorer.of(self.start, self.encoder.frozen)})
+            return Ranking(part, self.items, {"model": TowerScorer.of(model.model, self.encoder.frozen)})
 
         alone = timed(lambda: ranking().values([{}], metrics))
         parts.append(Part(f"{users} users scored", scores, alone))
 
-        model = TowerScorer.of(self.start, self.encoder.frozen)
         blended = Ranking(part, self.items, {"model": model, "ease": ease(self.split.train, shape.n_items)})
         space = SearchSpace.build(default_genes(self.config.objectives), {}).of("serving").without({"sasrec"})
         tried = [space.from_unit(list(u)) for u in np.random.default_rng(0).random((settings, len(space.genes)))]

@@ -14,6 +14,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from benchmarks.limit import GENES, Bench, clock
 from pareto_search.candidate import Genes
 from pareto_search.workers.pack import Pack
-from pareto_search.workers.train import FineTuning, fine_tune
+from pareto_search.workers.train import TOWER_BATCHES, FineTuning, fine_tune
 
 LAYERS = 2
 RANKS, DROPOUTS = (4, 8, 16, 32), (0.0, 0.1, 0.2)
@@ -70,8 +71,7 @@ def measured(bench: Bench, pack: int, count: int, steps: int, device: str) -> di
     train(bench, pack, count, steps)
     seconds, wall = clock(device) - began, time.perf_counter() - started
     # The encoder's chunks of all candidates are known; each took as many tower batches as any other.
-    _, batches = bench.batches(steps)
-    products = bench.products(LAYERS, batches)
+    products = bench.products(LAYERS, list(islice(bench.stream(), steps * TOWER_BATCHES)))
     limit = sum(p.seconds(device) * (1 if part == "encoder" else count) for part, own in products.items() for p in own)
     return {
         "pack": pack,

@@ -141,7 +141,9 @@ class ModelSection(_Section):
     Attributes:
         base: `minilm`, a local folder or a hub id.
         history: how many of a user's last items the tower reads.
-        towers: how many of them, trained from different random numbers, share the text; a score is the mean of theirs.
+        tower: what makes a user of these items.
+        towers: how many towers share the text vectors; they differ by chance, and a score is the mean of theirs. Each
+            has ID embeddings of its own: with a hundred thousand items one is enough to pay for.
         time_gaps: whether the attention tower also reads how long after the one before it each of these came, where
             the data has times.
         width: the size of item and user vectors.

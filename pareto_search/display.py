@@ -26,7 +26,7 @@ class Live:
     def notice(self, text: str) -> None:
         """One line of text."""
         if self._bar:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False, markup=False)
         else:
             print(f"[{_duration(time.monotonic() - self._began)}] {text}", flush=True)
 

@@ -258,7 +258,8 @@ def _check(config: SearchConfig, data: Dataset) -> None:
 def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher: Watcher) -> Store:
     """The record, begun if it is not there yet; search.yaml comes first, so that a kill in between can be mended."""
     base = locate(config.model.base, config.model.revision)
-    write_whole(run / "search.yaml", config.to_yaml())
+    if not (run / "search.yaml").is_file():
+        write_whole(run / "search.yaml", config.to_yaml())
     where = config.store or run / "search.db"
     try:
         store = Store.open(where, config.name, watcher.notice)
@@ -285,11 +286,15 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher:
         raise RunError(f"{config.name} is searched in {store.fact('run')}; go on there, or give the config a new name")
     seen = store.search
     if seen.identity != config.identity():
-        raise RunError(f"the record of {run} is of another search; give --out a new folder, or the search a new name")
+        raise RunError(
+            f"the record of {run} is of another search, or one of another release; give --out a new folder, or the "
+            "search a new name"
+        )
     if (seen.data_sha256, seen.split_sha256) != (data.sha256, parts.sha256):
         raise DataError(f"the data is not what {run} was begun with; give --out a new folder")
     if seen.base_sha256 != base.sha256:
         raise CheckpointError(f"base model '{base.id}' is not what {run} was begun with; give --out a new folder")
+    write_whole(run / "search.yaml", config.to_yaml())  # budget and workers may be others now
     return store
 
 

@@ -107,8 +107,13 @@ def moved(files: Files, items: Sequence[str], place: NDArray[np.intp]) -> dict[s
     Args:
         items: the ids of the other catalogue, m of them.
         place: `(m,)` where each is in the catalogue of the files, -1 where it is not.
+
+    Raises:
+        CheckpointError: another release wrote the files.
     """
     found = dict(files)
+    if "recommender.json" in files and "towers" not in json.loads(files["recommender.json"]):
+        raise CheckpointError("the old front was made by another release, whose checkpoints are not read; search anew")
     for file in files.keys() & {"recommender.safetensors", "weights.safetensors"}:
         rows = {name: _rows(name, tensor, place) for name, tensor in load(files[file]).items()}
         found[file] = save({n: np.ascontiguousarray(r) for n, r in rows.items()})  # of another layout it saves nonsense

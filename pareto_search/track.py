@@ -5,7 +5,7 @@ exported entries into its registry.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -59,8 +59,12 @@ class MLflow:
     def __init__(self, config: SearchConfig, run: Path) -> None:
         self._client = _needed("mlflow", "mlflow").MlflowClient()
         self._run = _mlflow_run(self._client, config.name).run_id
-        for key, value in _flat(config.model_dump(mode="json", by_alias=True, exclude={"store"})):
-            self._client.log_param(self._run, _mlflow_name(key), value)
+        try:
+            for key, value in _flat(config.model_dump(mode="json", by_alias=True, exclude={"store"})):
+                self._client.log_param(self._run, _mlflow_name(key), value)
+        except Exception:
+            self._client.set_terminated(self._run, "FAILED")
+            raise
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -142,6 +146,8 @@ class Several:
                 tell(tracker)
             except Exception as error:  # each library has errors of its own
                 del self._trackers[name]
+                with suppress(Exception):  # so that what it was told so far is whole, where that can be
+                    tracker.close()
                 self._notice(f"{name} fails and is told no more: {_said(error)}")
 
 

@@ -77,7 +77,7 @@ def attention(window: Array, t: Mapping[str, Array], heads: int = 2) -> Array:
     return norm("final_norm", last)
 
 
-def turned(history: Sequence[int], gaps: Sequence[int], part: float) -> list[int]:
+def turned(history: Sequence[int], gaps: Sequence[int], number: int, towers: int) -> list[int]:
     """The items of each moment, those with gap 1 after the one before them, begin further on by a part of them."""
     moments: list[list[int]] = []
     for place, (item, gap) in enumerate(zip(history, gaps, strict=True)):
@@ -85,7 +85,7 @@ def turned(history: Sequence[int], gaps: Sequence[int], part: float) -> list[int
             moments[-1].append(item)
         else:
             moments.append([item])
-    return [item for m in moments for item in (*m[int(len(m) * part) :], *m[: int(len(m) * part)])]
+    return [item for m in moments for at in [len(m) * number // towers] for item in (*m[at:], *m[:at])]
 
 
 def scores(
@@ -101,7 +101,7 @@ def scores(
         tower = {name: stacked[number].astype(np.float64) for name, stacked in tensors.items()}
         vectors, read = item_vectors(tower, text), histories
         if notes["gaps"] and gaps is not None:
-            read = [turned(*row, number / notes["towers"]) for row in zip(histories, gaps, strict=True)]
+            read = [turned(*row, number, notes["towers"]) for row in zip(histories, gaps, strict=True)]
         windows = [vectors[np.asarray(history)[-notes["history"] :]] for history in read]
         if notes["gaps"] and gaps is not None:
             windows = [w + tower["gap"][np.asarray(g)[-notes["history"] :]] for w, g in zip(windows, gaps, strict=True)]

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from running import Ended, Finished, undisturbed
 
 from benchmarks import small
+from pareto_search import load_front
 from pareto_search.cli import cli, main
 
 __all__ = ["undisturbed"]
@@ -389,6 +390,17 @@ def test_evaluate_finds_the_reported_test_scores_again(call: Call, undisturbed: 
         assert found == pytest.approx(reported, abs=1e-3)
     shown = call("evaluate", undisturbed.run, entry["entry"]).out
     assert f"{entry['entry']}  test  ndcg@5  {entry['test']['ndcg@5']['mean']:.4f}" in shown
+
+
+def test_only_a_look_at_test_that_has_happened_is_counted(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
+    run, entry = tmp_path / "run", chosen(undisturbed)["entry"]
+    shutil.copytree(undisturbed.run, run)
+    looks = load_front(run)["test_evaluations"]
+    assert call("evaluate", run, entry, "--split", "validation").code == 0
+    assert call("evaluate", run, entry, "--data", tmp_path / "nothing").code == 2
+    assert load_front(run)["test_evaluations"] == looks
+    assert call("evaluate", run, entry, "--split", "test").code == 0
+    assert load_front(run)["test_evaluations"] == looks + 1
 
 
 def test_an_exported_entry_is_evaluated_from_its_folder_alone(

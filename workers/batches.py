@@ -41,7 +41,7 @@ class Batches:
 
     Args:
         ties: whether each epoch puts the items of one moment in another order, because the one that they have says
-            nothing; it takes data with times.
+            nothing; without times nothing changes.
 
     Raises:
         DataError: there is no transition.

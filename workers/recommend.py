@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -226,18 +226,23 @@ class Serving:
         """What each item of a history adds to the model's scores of the chosen items: `(k, n)`.
 
         Of the decayed mean it is exact: with an item's bias they sum to its score. Of the attention tower, where items
-        act together, it is what the score loses without the item (leave one out). Items before the window add nothing.
+        act together, it is what the score loses without the item (leave one out). Items before a tower's window add
+        nothing to its part.
         """
-        model, window = self.model.model, self.model.model.shape.history
-        first = max(0, len(history.items) - window)
+        shape = self.model.model.shape
+        first = max(0, len(history.items) - shape.history)
         added = np.zeros((len(chosen), len(history.items)))
-        if model.shape.tower == "decayed_mean":
+        if shape.tower == "decayed_mean":
             added[:, first:] = self.model.shares(history.items[first:], chosen)
             return added
-        without = sequences([history.without(place) for place in range(first, len(history.items))])
-        full = self.model.scores(sequences([history]))[0, chosen]
-        added[:, first:] = full[:, None] - self.model.scores(without)[:, chosen].T
-        return added
+        places = replace(sequences([history]), items=np.arange(len(history.items), dtype=np.int32))
+        for number in range(shape.towers):
+            order = self.model.read_by(number, places).items
+            read = History(history.items[order], history.gaps)
+            without = sequences([read.without(place) for place in range(first, len(order))])
+            full = self.model.of_tower(number, sequences([read]))[0, chosen]
+            added[:, order[first:]] += full[:, None] - self.model.of_tower(number, without)[:, chosen].T
+        return added / shape.towers
 
 
 def sequences(histories: Sequence[History]) -> Sequences:

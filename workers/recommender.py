@@ -197,15 +197,17 @@ class Recommender(nn.Module):
         Raises:
             CheckpointError: they do not fit each other, as those of another release do not.
         """
-        model = cls(Shape.of(json.loads(files["recommender.json"])))
+        notes = json.loads(files["recommender.json"])
+        model = cls(Shape.of(notes))
         tensors = load(files["recommender.safetensors"])
         try:
             for number, tower in enumerate(model.towers):
                 tower.load_state_dict({name: tensor[number] for name, tensor in tensors.items()})
         except (IndexError, RuntimeError):
+            whose = notes.get("candidate") or notes.get("component") or "a checkpoint"
             raise CheckpointError(
-                "recommender.safetensors is not what recommender.json says; it was written by another release, with "
-                "which it can be read"
+                f"recommender.safetensors of {whose} is not what its recommender.json says; another release has "
+                "probably written it, and can read it"
             ) from None
         return model.eval()
 
@@ -250,23 +252,34 @@ class TowerScorer:
 
     @torch.no_grad()
     def scores(self, history: Sequences) -> NDArray[np.float32]:
-        """Scores `(m, n_items)`: the mean over towers of u·v / temperature + bias.
+        """Scores `(m, n_items)`: the mean over towers of u·v / temperature + bias."""
+        total = self.of_tower(0, self.read_by(0, history))
+        for number in range(1, len(self.vectors)):
+            total += self.of_tower(number, self.read_by(number, history))
+        return total / np.float32(len(self.vectors))
 
-        Items of one moment have no order, so each tower reads them in another one: of J towers the j-th, counted from
-        0, begins with the item after j / J of them and ends with the one before it.
+    def read_by(self, number: int, history: Sequences) -> Sequences:
+        """Histories in the order in which a tower reads them.
+
+        Items of one moment have no order, so each tower takes another one: of J towers the j-th, counted from 0, begins
+        with the item after ⌊m·j / J⌋ of the m.
         """
-        shape, device = self.model.shape, self.vectors[0].device
-        m = len(history.indptr) - 1
-        total = np.zeros((m, shape.n_items), np.float32)
-        for number, (tower, vectors) in enumerate(zip(self.model.towers, self.vectors, strict=True)):
-            turned = ties_turned(history, number, shape.towers) if shape.gaps else history
-            windows = last_items(turned, shape.history)
-            for start in range(0, m, 512):  # bounds the memory of the attention windows
-                rows = slice(start, start + 512)
-                items, gaps, lengths = (torch.from_numpy(x[rows]).to(device) for x in windows)
-                users = tower.users(items, gaps, lengths, vectors) / tower.temperature
-                total[rows] += torch.addmm(tower.item_bias, users, vectors.T).cpu().numpy()
-        return total / np.float32(shape.towers)
+        if not self.model.shape.gaps:
+            return history
+        return replace(history, items=history.items[ties_turned(history, number, len(self.vectors))])
+
+    @torch.no_grad()
+    def of_tower(self, number: int, history: Sequences) -> NDArray[np.float32]:
+        """The scores `(m, n_items)` that one tower gives to histories in the order in which it reads them."""
+        tower, vectors = self.model.towers[number], self.vectors[number]
+        windows = last_items(history, self.model.shape.history)
+        scores = np.empty((len(windows[0]), len(vectors)), np.float32)
+        for start in range(0, len(scores), 512):  # bounds the memory of the attention windows
+            rows = slice(start, start + 512)
+            items, gaps, lengths = (torch.from_numpy(x[rows]).to(vectors.device) for x in windows)
+            users = tower.users(items, gaps, lengths, vectors) / tower.temperature
+            scores[rows] = torch.addmm(tower.item_bias, users, vectors.T).cpu().numpy()
+        return scores
 
 
 def _decay(size: int, like: Tensor) -> Tensor:
@@ -276,20 +289,19 @@ def _decay(size: int, like: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def ties_turned(history: Sequences, turn: int, turns: int) -> Sequences:
-    """Histories in which the m items of each moment begin with the one after ⌊m · turn / turns⌋ of them.
-
-    Without times there are none, and histories stay as they are.
+def ties_turned(history: Sequences, turn: int, turns: int) -> NDArray[np.int64]:
+    """The places `(n,)` of histories' items in an order in which the m items of each moment begin with the one after
+    ⌊m · turn / turns⌋ of them; as they are where there are no times.
     """
-    if history.gaps is None or turn == 0:
-        return history
+    if history.gaps is None:
+        return np.arange(len(history.items))
     first = history.gaps != SAME_MOMENT
     first[history.indptr[:-1][np.diff(history.indptr) > 0]] = True
     begin = np.flatnonzero(first)
     count = np.diff(np.append(begin, len(first)))
     moment = np.cumsum(first) - 1
     place = np.arange(len(first)) - begin[moment] + count[moment] * turn // turns
-    return replace(history, items=history.items[begin[moment] + place % count[moment]])
+    return begin[moment] + place % count[moment]
 
 
 def last_items(history: Sequences, size: int) -> tuple[NDArray[np.int64], ...]:

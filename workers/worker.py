@@ -26,7 +26,7 @@ from pareto_search.workers.lora import LoraShape, fresh
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.merge import merge
 from pareto_search.workers.pack import Pack
-from pareto_search.workers.recommender import Recommender, Shape, TowerKind, joined
+from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer, joined
 from pareto_search.workers.train import FineTuning, Task, fine_tune, train_tower
 
 SASREC_EPOCHS = 30
@@ -128,7 +128,8 @@ class Worker:
         """
         split, seed = self.load.split, self.load.seed
         if name == "warm-start" and number is None:
-            return joined([self.fit(name, tower) or {} for tower in range(self.load.towers)])
+            towers = [self.fit(name, tower) for tower in range(self.load.towers)]
+            return joined([files for files in towers if files])
         if name == "ease":
             if split.n_items > LARGEST_SQUARE:
                 return None
@@ -168,7 +169,7 @@ class Worker:
             start = Recommender.loaded(components["warm-start"]).to(self.device)
             items = ItemTensors(self.items, self.device)
             self._task = Task(self.encoder, start, self.load.split.train, items, self.load.objectives)
-            self._warm = scorer(components["warm-start"], self.encoder)
+            self._warm = TowerScorer.of(start, self.encoder.frozen.to(self.device))  # shares its parameters
 
     def teach(self, known: Sequence[Genes]) -> None:
         """Takes the settings from which each candidate's inner search starts."""

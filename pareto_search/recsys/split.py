@@ -139,9 +139,8 @@ def gaps(users: NDArray[np.int32], timestamps: NDArray[np.float64]) -> NDArray[n
     """
     kinds = np.zeros(len(users), np.uint8)
     same = np.flatnonzero(users[1:] == users[:-1]) + 1
-    passed = SAME_MOMENT + np.log2(
-        1 + (timestamps[same] - timestamps[same - 1])
-    )  # the difference first: nanoseconds swallow a 1
+    waited = timestamps[same] - timestamps[same - 1]  # first of all: nanoseconds swallow a 1
+    passed = SAME_MOMENT + np.log2(1 + waited)
     kinds[same] = np.minimum(np.ceil(passed), GAPS - 1).astype(np.uint8)
     return kinds
 

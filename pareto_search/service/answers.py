@@ -61,7 +61,7 @@ class SearchDetail(Search):
 
 
 class Searches(BaseModel):
-    """A page of the searches, the latest first.
+    """A page of the searches: first those that run or wait, then the latest.
 
     Attributes:
         total: how many there are on all pages.

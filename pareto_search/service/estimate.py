@@ -1,5 +1,6 @@
 """How long a search will take, judged by what this service has searched before."""
 
+from contextlib import closing
 from pathlib import Path
 
 from pareto_search.config import SearchConfig
@@ -24,11 +25,10 @@ def _by(config: SearchConfig, run: Path) -> tuple[float | None, str]:
     """In proportion to candidates, steps and workers; what comes before the first candidate is taken as it was."""
     try:
         before = SearchConfig.load(run / "search.yaml")
-        store = Store.open(before.store or run / "search.db", before.name)
+        with closing(Store.open(before.store or run / "search.db", before.name)) as store:
+            record, attempts, candidates = store.search, store.attempts(), store.candidates()
     except UserError:  # not there yet, or of a release whose config reads otherwise
         return None, "nothing like it has come far enough here yet"
-    record, attempts, candidates = store.search, store.attempts(), store.candidates()
-    store.close()
     trained = {c.id for c in candidates if c.kind == "trained"} & {a.candidate for a in attempts if a.ended}
     if not trained or not record.elapsed_seconds:
         return None, "nothing like it has come far enough here yet"

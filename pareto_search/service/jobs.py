@@ -4,12 +4,12 @@ import fcntl
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pareto_search import results
-from pareto_search.config import SearchConfig
+from pareto_search.config import SearchConfig, read
 from pareto_search.errors import AbsentError, RunError, UserError
 from pareto_search.results import write_whole
 from pareto_search.service.catalogue import Catalogue
@@ -199,18 +199,11 @@ def _forget(run: Path) -> None:
     """Removes a search's record from a database that others share.
 
     Raises:
-        RunError: the database cannot be used.
+        UserError: the config cannot be read, or the database not be used.
     """
-    try:
-        config = SearchConfig.load(run / "search.yaml")
-    except (
-        UserError
-    ):  # it never began, or an earlier release wrote what this one refuses: then its folder goes at least
+    if not (run / "search.yaml").is_file():
         return
-    if config.store:
-        with suppress(AbsentError):
-            store = Store.open(config.store, config.name)
-            try:
-                store.remove()
-            finally:
-                store.close()
+    config = read(run / "search.yaml")  # and no more: an earlier release may have written what this one refuses
+    if config.get("store"):
+        with suppress(AbsentError), closing(Store.open(config["store"], config["name"])) as store:
+            store.remove()

@@ -35,7 +35,7 @@ def answered(run: Path, entry: str, question: Question) -> dict[str, Any]:
     try:
         key = (str(run), (run / FRONT).stat().st_mtime_ns)  # a search that has gone on since is another one
     except FileNotFoundError:
-        raise RunError("the search goes on since you have asked; its entries are there when it has ended") from None
+        raise RunError("the search has gone on since you asked; its entries are there when it has ended") from None
     desk = _desks.get(key)
     if desk is None:
         desk = _desks[key] = Desk(run, [entry], load(**load_config(run).data.arguments()))

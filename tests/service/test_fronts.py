@@ -8,7 +8,12 @@ import pytest
 from conftest import Shared
 
 from pareto_search import decide, entry
+from pareto_search.config import SearchConfig
+from pareto_search.errors import RunError
 from pareto_search.objective import Constraint, Objective
+from pareto_search.question import Question
+from pareto_search.service.estimate import estimate
+from pareto_search.service.previewer import answered
 from pareto_search.store import Store
 
 
@@ -147,6 +152,18 @@ def test_what_is_not_there_is_refused(shared: Shared, path: str) -> None:
     answer = shared.client.get(f"/v1/searches/{shared.search}{path}")
     assert answer.status_code in (400, 404, 422)
     assert set(answer.json()) == {"error"}
+
+
+def test_an_estimate_makes_nothing_of_a_config_that_is_refused_by_now(shared: Shared, tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text("{name: old, data: {source: films}, colour: red}")
+    seconds, because = estimate(SearchConfig.parse({"name": "new", "data": {"source": "films"}}), tmp_path)
+    assert seconds is None
+    assert because.startswith("nothing like it has come far enough")
+
+
+def test_a_question_to_a_search_that_has_gone_on_since_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="has gone on since you asked"):
+        answered(tmp_path, "c0000-s00", Question(user="1"))
 
 
 def test_an_estimate_is_judged_by_what_was_searched_before(shared: Shared, store: Store) -> None:

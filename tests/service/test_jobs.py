@@ -12,7 +12,8 @@ from running import eventually
 from serving import begun, ended, material, runners, serving
 
 from pareto_search.errors import AbsentError
-from pareto_search.store import Store
+from pareto_search.service.jobs import _forget
+from pareto_search.store import SearchRecord, Store
 
 Material = tuple[list[str | Path], dict[str, Any]]
 
@@ -149,3 +150,16 @@ def test_one_root_has_one_service(small: Material, tmp_path: Path) -> None:
         said = pareto_search("serve", "--root", tmp_path / "root", "--port", "0").complaint
     assert said.startswith("another service uses")
     shutil.rmtree(tmp_path / "root")
+
+
+def test_a_search_whose_config_is_refused_by_now_leaves_no_record_behind(where: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    Store.create(where, SearchRecord("old", "i", "", 0, "d", "s", "b", "b", lanes=1)).close()
+    Store.create(where, SearchRecord("other", "i", "", 0, "d", "s", "b", "b", lanes=1)).close()
+    (run / "search.yaml").write_text(f"{{name: old, store: '{where}', data: {{source: films}}, colour: red}}")
+    _forget(run)
+    with pytest.raises(AbsentError, match="holds other"):
+        Store.open(where, "old")
+    _forget(run)  # it is gone, and that is no mistake
+    Store.open(where, "other").close()

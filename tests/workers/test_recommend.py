@@ -1,5 +1,6 @@
 """Reasons: what each item of a history adds to a score."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,26 @@ def test_reasons_of_the_attention_tower_are_what_the_score_loses_without_the_ite
         left = serving.model.scores(sequences([History(SEEN.items[others], without[place])]))[0, CHOSEN]
         assert added[:, place] == pytest.approx(full - left, abs=1e-4)
     assert not added[:, :2].any()
+
+
+def test_reasons_are_found_tower_by_tower_where_each_reads_ties_in_another_order(serving: Serving) -> None:
+    serving.model = stirred("attention", serving.encoder.frozen)
+    # One moment lies across the border of the window, and another one is the last.
+    seen = History.timed(np.array([5, 9, 2, 14, 6, 7, 19, 8], np.int32), [0, 0, 0, 0, 61, 3000, 3000, 3000])
+    assert seen.gaps.tolist() == [0, 1, 1, 1, 7, 13, 1, 1]
+    orders = [[0, 1, 2, 3, 4, 5, 6, 7], [2, 3, 0, 1, 4, 6, 7, 5]]
+    expected = np.zeros((3, 8))
+    for number, order in enumerate(orders):
+        model = Recommender(replace(serving.model.model.shape, towers=1)).eval()
+        model.towers[0].load_state_dict(serving.model.model.towers[number].state_dict())
+        alone = TowerScorer.of(model, serving.encoder.frozen)
+        read = History(seen.items[order], seen.gaps)
+        full = alone.scores(sequences([read]))[0, CHOSEN]
+        for place in range(8 - WINDOW, 8):
+            expected[:, order[place]] += (full - alone.scores(sequences([read.without(place)]))[0, CHOSEN]) / 2
+    added = serving.contributions(seen, CHOSEN)
+    assert added == pytest.approx(expected, abs=1e-4)
+    assert np.abs(added).min() > 0  # of each item of the moment at the border, one tower or the other reads it
 
 
 def test_without_its_first_item_a_history_has_no_first_gap() -> None:

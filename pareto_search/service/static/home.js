@@ -23,7 +23,7 @@ export async function home(main, signal) {
     const focused = document.activeElement?.id; // the list is made anew, and the keyboard should not notice
     fill(list, searches.length ? searches.map((s) => card(s, chosen, tick)) : empty());
     if (focused) document.getElementById(focused)?.focus();
-    older.follow(searches.length, total, (s) => card(s, chosen, tick));
+    older.follow(searches, total, (s) => card(s, chosen, tick));
   });
 }
 
@@ -33,28 +33,32 @@ const PAGE = 100;
 class Older {
   constructor() {
     this.searches = [];
+    this.watched = [];
     this.list = h("div", {});
     this.more = h("button", { id: "older", hidden: true, onclick: doing(() => this.fetch()) });
     this.element = h("div", {}, this.list, this.more);
   }
 
   follow(watched, total, draw) {
+    const ids = new Set(watched.map((s) => s.id)), moved = this.watched.some((s) => !ids.has(s.id)) || this.searches.some((s) => ids.has(s.id));
     Object.assign(this, { watched, total, draw });
-    const left = total - watched - this.searches.length;
+    if (moved && this.searches.length) return this.fetch(0);
+    const left = total - watched.length - this.searches.length;
     this.more.hidden = left <= 0;
     this.more.textContent = `Show older ones (${left})`;
   }
 
-  async fetch() {
-    // From the first again, as many as there were and a page more: new ones have moved them, and some may be gone.
-    const wanted = this.searches.length + PAGE, found = [];
+  async fetch(more = PAGE) {
+    // From the first again, as many as there were and some more: new ones have moved them, and some may be gone.
+    const wanted = this.searches.length + more, found = [];
     let page, total;
     do {
-      ({ searches: page, total } = await get(`/searches?offset=${this.watched + found.length}&limit=${PAGE}`));
+      ({ searches: page, total } = await get(`/searches?offset=${this.watched.length + found.length}&limit=${PAGE}`));
       found.push(...page);
     } while (page.length && found.length < wanted);
-    this.searches = found;
-    fill(this.list, found.map(this.draw));
+    const ids = new Set(this.watched.map((s) => s.id));
+    this.searches = found.filter((s) => !ids.has(s.id));
+    fill(this.list, this.searches.map(this.draw));
     this.follow(this.watched, total, this.draw);
   }
 }
