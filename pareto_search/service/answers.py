@@ -1,8 +1,11 @@
 """What goes over the wire."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import Query
+from fastapi import Header, Query
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from pareto_search.service.fleet import State as FleetState
@@ -12,6 +15,14 @@ Name = Annotated[str, Field(pattern=NAME)]
 Budget = Annotated[int, Field(ge=1, le=1_000_000)]
 Offset = Annotated[int, Query(ge=0, le=10**9, description="How many to leave out.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many a page has at most.")]
+
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+"""Who asks again under the key of an earlier request gets what that one made."""
+
+
+def digest(body: Mapping[str, Any]) -> str:
+    """What tells two bodies apart that come under one key."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 class Asked(BaseModel):
@@ -79,6 +90,17 @@ class Data(BaseModel):
     origin: Origin
     facts: dict[str, Any]
     created: float
+
+
+class Titled(BaseModel):
+    item: str
+    title: str
+
+
+class Found(BaseModel):
+    """Items of a data set by what is in their title."""
+
+    items: list[Titled]
 
 
 class DataSets(BaseModel):
@@ -151,6 +173,7 @@ class Deployment(BaseModel):
 
     id: str
     search: str
+    data: str
     state: FleetState
     error: str | None
     entries: list[str]

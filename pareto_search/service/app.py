@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import plotly
-from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
+from fastapi import APIRouter, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Security
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -101,6 +101,16 @@ def _data_routes(record: Record, catalogue: Catalogue) -> APIRouter:
     def get_data(name: str) -> answers.Data:
         """One data set."""
         return answers.Data.model_validate(record.data_set(name), from_attributes=True)
+
+    @router.get("/data/{name}/items")
+    def find_items(
+        name: str,
+        query: Annotated[str, Query(min_length=1, max_length=100, description="Words, or parts of words.")],
+        limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    ) -> answers.Found:
+        """Items whose title has all the words, the shortest titles first."""
+        found = catalogue.find(name, query, limit)
+        return answers.Found(items=[answers.Titled(item=item, title=title) for item, title in found])
 
     @router.delete("/data/{name}", status_code=204)
     def delete_data(name: str) -> None:

@@ -4,8 +4,10 @@ import json
 import re
 import secrets
 import shutil
+import threading
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from pareto_search.service.record import NAME, ConflictError, DataSet, Deploymen
 
 UNPACKED = 1 << 30
 """The most bytes that an uploaded archive may unpack to."""
+READ = 4
+"""Of how many data sets the titles are kept at hand."""
 ATOMIC = (".inter", ".item")
 TABLES = (".csv", ".parquet")
 
@@ -39,6 +43,8 @@ class Catalogue:
 
     def __init__(self, root: Path, record: Record, data: Sequence[str], bases: Sequence[str]) -> None:
         self._folder, self._record = root / "data", record
+        self._lock = threading.Lock()
+        self._titles: OrderedDict[tuple[str, float], Sequence[tuple[str, str, str]]] = OrderedDict()
         self._bases = {MINILM: {"base": MINILM}} | dict(map(_base, bases))
         self._register(dict(map(_source, data)))
 
@@ -75,6 +81,25 @@ class Catalogue:
             raise ConfigError("store is not yours to choose on a service; leave it out")
         section = {**{k: v for k, v in data.items() if k != "source"}, **self._record.data_set(name).section}
         return {**config, "data": section, "model": {**model, **self._bases[base]}}
+
+    def find(self, name: str, words: str, limit: int) -> list[tuple[str, str]]:
+        """Ids and titles of items whose title has all the words, or parts of words; the shortest titles first.
+
+        The first question reads the data set, which takes as long as it does for a search.
+
+        Raises:
+            MissingError: the data set is not registered.
+            DataError: it cannot be read any more.
+        """
+        data, wanted = self._record.data_set(name), words.lower().split()
+        key = (data.name, data.created)
+        with self._lock:
+            titles = self._titles.pop(key, None) or self._read(data)
+            self._titles[key] = titles
+            while len(self._titles) > READ:
+                self._titles.popitem(last=False)
+        found = [(item, title) for item, title, small in titles if all(word in small for word in wanted)]
+        return sorted(found, key=lambda pair: (len(pair[1]), pair))[:limit]
 
     def upload_archive(self, name: str, archive: BinaryIO) -> DataSet:
         """Adds a zip archive with one RecBole `.inter` and one `.item` file.
@@ -131,6 +156,10 @@ class Catalogue:
         self._record.remove_data(name)
         files = data.section.get("interactions")
         shutil.rmtree(Path(files).parent if files else data.section["source"], ignore_errors=True)
+
+    def _read(self, data: DataSet) -> Sequence[tuple[str, str, str]]:
+        read = load(**DataSection(**_tuples(data.section)).arguments())
+        return [(item, title, title.lower()) for item, title in zip(read.item_ids, read.titles, strict=True)]
 
     def _register(self, given: Mapping[str, Mapping[str, Any]]) -> None:
         """Makes the operator's data sets in the record those of this start."""

@@ -23,9 +23,13 @@ def routes(record: Record, fleet: Fleet) -> APIRouter:
         return answers.Deployments(deployments=[_summary(fleet, d) for d in reversed(record.deployments())])
 
     @router.post("/deployments", status_code=201)
-    def deploy(wish: answers.Deploy, response: Response) -> answers.DeploymentDetail:
-        """Deploys entries of a search that has ended; whatever becomes of the search, the deployment keeps them."""
-        made = fleet.deploy(wish.search, wish.entries)
+    def deploy(wish: answers.Deploy, response: Response, key: answers.Key = None) -> answers.DeploymentDetail:
+        """Deploys entries of a search that has ended; whatever becomes of the search, the deployment keeps them.
+
+        Under an idempotency key that was used for the same entries, gives that deployment (200).
+        """
+        made, new = fleet.deploy(wish.search, wish.entries, key, answers.digest(wish.model_dump()))
+        response.status_code = 201 if new else 200
         response.headers["location"] = f"/v1/deployments/{made.id}"
         return _detail(fleet, made)
 
@@ -72,6 +76,7 @@ def _summary(fleet: Fleet, deployment: Deployment) -> answers.Deployment:
     return answers.Deployment(
         id=deployment.id,
         search=deployment.search,
+        data=deployment.data,
         state=fleet.state(deployment),
         error=deployment.error,
         entries=list(deployment.entries),

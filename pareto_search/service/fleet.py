@@ -48,16 +48,30 @@ class Fleet:
         """Looks after the processes for the length of a block; raises as `processes.kept`."""
         return kept(self._folder, "deployments", self.look)
 
-    def deploy(self, search: str, entries: Sequence[str]) -> Deployment:
+    def deploy(
+        self, search: str, entries: Sequence[str], key: str | None = None, body_sha256: str = ""
+    ) -> tuple[Deployment, bool]:
         """Deploys entries of a search that has ended, the one first that answers who names none.
+
+        Args:
+            key, body_sha256: an idempotency key, and the hash of what is asked under it.
+
+        Returns:
+            The deployment, and whether it is new: under a key that was used there is one already.
 
         Raises:
             MissingError: there is no such search.
             RunError: its front has no such entry.
-            ConflictError: it has not ended, or there are too many deployments.
+            ConflictError: it has not ended, there are too many deployments, or the key was used for another one.
         """
         with self._lock:
-            job, held = self._record.search(search), self._record.deployments()
+            held = self._record.deployments()
+            for known in held:
+                if key is not None and known.key == key:
+                    if known.body_sha256 != body_sha256:
+                        raise ConflictError("this Idempotency-Key was used for another deployment; choose a new key")
+                    return known, False
+            job = self._record.search(search)
             if len(held) >= MOST:
                 raise ConflictError(f"there are {MOST} deployments, each with a model in memory; delete one first")
             made = Deployment(
@@ -67,6 +81,8 @@ class Fleet:
                 entries=list(dict.fromkeys(entries)),
                 port=_free_port({d.port for d in held}),
                 token=secrets.token_urlsafe(32),
+                key=key,
+                body_sha256=body_sha256,
             )
             self._folder_of(made).mkdir(mode=0o700, parents=True)
             try:
@@ -76,7 +92,7 @@ class Fleet:
                 shutil.rmtree(self._folder_of(made), ignore_errors=True)
                 raise
         self.look()
-        return self._record.deployment(made.id)
+        return self._record.deployment(made.id), True
 
     def try_out(self, name: str, canary: Canary) -> Deployment:
         """Lets another entry of the search answer a share of the users.

@@ -84,6 +84,7 @@ class Deployment:
         port: where it listens on 127.0.0.1, to whoever has the token.
         wish: "delete" while its process stops.
         error: why it does not recommend, one line.
+        key, body_sha256: the idempotency key that it was asked for under, if any, and the hash of what was asked.
         created: a Unix time.
     """
 
@@ -97,6 +98,8 @@ class Deployment:
     earlier: Sequence[Sequence[str]] = ()
     wish: Literal["serve", "delete"] = "serve"
     error: str | None = None
+    key: str | None = None
+    body_sha256: str = ""
     created: float = field(default_factory=time.time)
 
 
@@ -134,9 +137,12 @@ _deployments = sa.Table(
     sa.Column("port", sa.Integer, nullable=False, unique=True),
     sa.Column("error", sa.String),
     sa.Column("created", sa.Float, nullable=False),
+    sa.Column("key", sa.String),
+    sa.Column("body_sha256", sa.String, nullable=False, server_default=""),
+    sa.UniqueConstraint("key", name="service_deployment_key"),
 )
 
-SERVICE = Schema("service", tables, version=3, unversioned=(1, "service_search", "body_sha256"))
+SERVICE = Schema("service", tables, version=4, unversioned=(1, "service_search", "body_sha256"))
 
 
 class Record:

@@ -1,13 +1,11 @@
 """The routes of a search's life: submitted, watched, paused, resumed, cancelled, deleted."""
 
-import hashlib
-import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Request, Response
+from fastapi import APIRouter, Body, Depends, Request, Response
 from fastapi.sse import EventSourceResponse
 
 from pareto_search.config import MINILM, SearchConfig
@@ -47,10 +45,10 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
     def submit(
         config: Config,
         response: Response,
-        key: Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)] = None,
+        key: answers.Key = None,
     ) -> answers.SearchDetail:
         """Submits a search. Under an idempotency key that was used for the same config, gives that search (200)."""
-        body = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        body = answers.digest(config)
         checked = parsed(config)
         job = Job(
             id=f"{checked.name[:52].rstrip('-')}-{secrets.token_hex(4)}",

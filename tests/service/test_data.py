@@ -54,6 +54,27 @@ def test_tables_that_are_uploaded_can_be_named_until_they_are_deleted(shared: Sh
     assert shared.client.post("/v1/searches", json=config).status_code == 404
 
 
+def test_items_are_found_by_parts_of_their_titles(shared: Shared) -> None:
+    archive = packed(up_inter=INTER, up_item=ITEM.replace("The film 3", "The long film 3 of Ünal"))
+    shared.client.post("/v1/data", data={"name": "titled"}, files={"archive": ("a.zip", archive)})
+
+    def found(query: str, **more: int) -> list[str]:
+        answer = shared.client.get("/v1/data/titled/items", params={"query": query, **more})
+        assert answer.status_code == 200, answer.text
+        return [f"{i['item']} {i['title']}" for i in answer.json()["items"]]
+
+    assert found("ünAL fil") == ["i3 The long film 3 of Ünal"]
+    assert found("film") == [f"i{i} The film {i}" for i in (0, 1, 2, 4, 5, 6)] + ["i3 The long film 3 of Ünal"]
+    assert found("film", limit=2) == ["i0 The film 0", "i1 The film 1"]
+    assert found("book") == []
+    assert shared.client.delete("/v1/data/titled").status_code == 204
+    assert shared.client.get("/v1/data/titled/items?query=film").status_code == 404
+    again = packed(up_inter=INTER, up_item=ITEM.replace("film", "book"))
+    shared.client.post("/v1/data", data={"name": "titled"}, files={"archive": ("a.zip", again)})
+    assert len(found("book")) == 7  # and not the titles of the one that had the name before
+    shared.client.delete("/v1/data/titled")
+
+
 def test_an_archive_is_read_by_its_two_files_wherever_they_lie_in_it(shared: Shared) -> None:
     archive = packed(**{"..__..__up_inter": INTER, "deep__down_item": ITEM, "..__evil.py": "raise SystemExit"})
     answer = shared.client.post("/v1/data", data={"name": "films"}, files={"archive": ("a.zip", archive)})

@@ -61,6 +61,22 @@ def changed(client: httpx.Client, method: str, path: str, **options: Any) -> dic
     return settled(client, answer.json()["id"])
 
 
+def test_under_a_key_entries_are_deployed_once(shared: Shared, names: list[str]) -> None:
+    wish, key = {"search": shared.search, "entries": names[:1]}, {"Idempotency-Key": "once"}
+    first, again = (shared.client.post("/v1/deployments", json=wish, headers=key) for _ in range(2))
+    try:
+        assert (first.status_code, again.status_code) == (201, 200)
+        assert first.headers["location"] == again.headers["location"]
+        assert first.json()["id"] == again.json()["id"]
+        other = shared.client.post("/v1/deployments", json={**wish, "entries": names[1:2]}, headers=key)
+        assert other.status_code == 409
+        assert "was used for another deployment" in other.json()["error"]
+    finally:
+        gone = f"/v1/deployments/{first.json()['id']}"
+        shared.client.delete(gone)
+    eventually(lambda: shared.client.get(gone).status_code == 404)
+
+
 def asked(client: httpx.Client, deployment: str, **question: Any) -> dict[str, Any]:
     answer = client.post(f"/v1/deployments/{deployment}/recommend", json={"k": 3, **question})
     assert answer.status_code == 200, answer.text

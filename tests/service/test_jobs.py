@@ -55,7 +55,7 @@ def test_a_killed_service_finds_what_goes_on_and_what_has_ended(small: Material,
         with serving(root, *options, "--searches", "2") as again, again.client() as other:
             listed = other.get("/v1/searches").json()["searches"]
             states = {s["id"]: s["state"] for s in listed}
-            assert list(states) == [waiting, short, long]
+            assert list(states) == [waiting, long, short]
             assert (states[long], states[short]) == ("running", "finished")
             eventually(lambda: other.get(f"/v1/searches/{waiting}").json()["state"] in ("running", "finished"))
             assert other.post(f"/v1/searches/{long}/cancel").status_code == 200

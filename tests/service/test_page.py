@@ -141,6 +141,19 @@ def test_bounds_are_drawn_and_the_lists_of_two_entries_stand_beside_each_other(c
     assert page.locator("#previews li").count() == 20
     page.locator("#previews").scroll_into_view_if_needed()
     shot(page, "5-lists")
+
+    found = []
+    for words in ("7", "11"):
+        page.fill("#previews-find", words)
+        option = page.locator(f"#previews-find-titles option:first-child[value*='{words}']")
+        option.wait_for(state="attached")
+        page.fill("#previews-find", option.get_attribute("value"))  # as a click on it does
+        answer = shared.client.get(f"/v1/data/{shared.config['data']['source']}/items", params={"query": words})
+        found.append(answer.json()["items"][0])
+    assert page.input_value("#previews [name=history]") == ", ".join(i["item"] for i in found)
+    assert page.inner_text("#previews .chosen") == ", ".join(i["title"] for i in found)
+    page.locator("#previews [name=history]").press("Enter")
+    page.wait_for_selector("#previews ol.items >> nth=1")
     assert wrong == []
 
 

@@ -137,7 +137,7 @@ class Card {
   }
 
   ask(who) {
-    const form = asker(field("Entry", who));
+    const form = asker(this.now.data, this.id, field("Entry", who));
     const weights = this.objectives.map((name) => h("input", { type: "range", min: 0, max: 10, value: 1, "aria-label": `How much ${name} matters` }));
     this.sliders = h("div", { className: "grid", hidden: true }, this.objectives.map((name, i) => field(name, weights[i])));
     const ask = async () => {

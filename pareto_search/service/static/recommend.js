@@ -1,12 +1,40 @@
 // Recommendations: the form that asks for them, and the lists that come back.
 
-import { post } from "./api.js";
+import { get, post } from "./api.js";
 import { count, doing, field, fill, h } from "./dom.js";
 
 const ids = (text) => text.split(",").map((id) => id.trim()).filter(Boolean);
 
+// Finds items of a data set by their title, and adds the one that is chosen to a text of ids.
+function finder(data, into, id) {
+  const options = h("datalist", { id: `${id}-titles` }), chosen = h("small", { className: "chosen", "aria-live": "polite" });
+  const input = h("input", { id, type: "search", size: 18, placeholder: "a word of a title", autocomplete: "off", list: options.id });
+  const titles = new Map();
+  let last = 0;
+  const add = () => {
+    const item = titles.get(input.value);
+    if (item === undefined) return false;
+    into.value = [...ids(into.value), item].join(", ");
+    fill(chosen, chosen.textContent ? `${chosen.textContent}, ` : "", input.value);
+    input.value = "";
+    return true;
+  };
+  input.addEventListener("input", async () => {
+    const asked = ++last;
+    if (add() || !input.value.trim()) return;
+    const { items } = await get(`/data/${data}/items?query=${encodeURIComponent(input.value.trim())}&limit=12`).catch(() => ({ items: [] })); // the ids can still be typed
+    if (asked !== last) return;
+    titles.clear();
+    const count = (title) => items.filter((i) => i.title === title).length;
+    for (const { item, title } of items) titles.set(count(title) > 1 ? `${title} (${item})` : title, item);
+    fill(options, [...titles.keys()].map((value) => h("option", { value })));
+  });
+  into.addEventListener("input", () => fill(chosen)); // they are not the ones that were chosen any more
+  return [input, options, chosen];
+}
+
 // Who is asked about, how many items and of which kind; `question` raises where nobody is named.
-export function asker(extra) {
+export function asker(data, id, extra) {
   const text = (name, placeholder, size) => h("input", { name, placeholder, size, autocomplete: "off" });
   const user = text("user", "such as 42", 9), history = text("history", "item ids, oldest first", 18), exclude = text("exclude", "item ids", 12);
   const k = h("input", { type: "number", min: 1, max: 100, value: 10, name: "k" });
@@ -27,7 +55,7 @@ export function asker(extra) {
     };
   };
   const element = [
-    h("div", { className: "row" }, field("User", user), field("or history", history), field("How many", k), extra),
+    h("div", { className: "row" }, field("User", user), field("or history", history), field("add by title", finder(data, history, `${id}-find`)), field("How many", k), extra),
     h("details", {}, h("summary", {}, "Filters"), h("div", { className: "row" }, field("Without items", exclude), field("Least credibility", credibility), field("Least novelty", novelty))),
   ];
   return { element, question, isAsked: () => Boolean(user.value.trim() || history.value.trim()) };
@@ -48,10 +76,10 @@ export function listing(answer, everywhere = new Set()) {
 
 // What some entries of a search that has ended would show to the same user, a column each.
 export class Previews {
-  constructor(search) {
+  constructor(search, data) {
     this.search = search;
     this.entries = [];
-    this.form = asker();
+    this.form = asker(data, "previews");
     this.lists = h("div", { "aria-live": "polite" });
     this.heading = h("h2", {}, "What it recommends");
     this.element = h(

@@ -91,6 +91,7 @@ class Explorer {
   }
 
   async refresh(search) {
+    this.data = search.data;
     let front;
     try {
       front = await get(`/searches/${this.id}/front`);
@@ -140,7 +141,7 @@ class Explorer {
     this.side = h("div", { id: "compared" });
     this.family = h("div", { id: "genealogy" });
     this.shown = null; // the candidate whose genealogy it has
-    this.previews = new Previews(this.id);
+    this.previews = new Previews(this.id, this.data);
     const axis = (key, options, label) => field(label, select(options, view[key], (e) => ((view[key] = e.target.value), this.redraw())));
     const pairs = names.map((n) => [n, n]);
     const parts = this.front.final ? [["validation", "validation"], ["test", "test"]] : [["validation", "validation"]];
@@ -311,7 +312,7 @@ class Explorer {
   deployer(entry) {
     const others = [...this.view.compared].filter((name) => name !== entry);
     const deploy = doing(async () => {
-      const made = await post("/deployments", { search: this.id, entries: [entry, ...others] });
+      const made = await post("/deployments", { search: this.id, entries: [entry, ...others] }, { headers: { "Idempotency-Key": crypto.randomUUID() } });
       location.hash = `#/deployments/${made.id}`;
     });
     return h("button", { className: "primary", onclick: deploy, id: "deploy" }, ["Deploy", "Deploy both"][others.length] ?? `Deploy all ${others.length + 1}`);
