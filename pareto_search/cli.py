@@ -453,8 +453,8 @@ def _search(
     *,
     refreshes: Path | None = None,
 ) -> None:
-    from pareto_search.launch import Watcher, run_search
-    from pareto_search.search import Progress
+    from pareto_search.launch import run_search
+    from pareto_search.search import Progress, Watcher
 
     try:
         with display.live() as shown, tracking(track, config, run, shown.notice) as told:

@@ -91,14 +91,16 @@ class ColumnsSection(_Section):
     text: Annotated[tuple[Text, ...], Listed, Field(min_length=1)]
     categories: Text | None = None
     separator: Text = "|"
+    groups: Annotated[tuple[Text, ...], Listed] = ()
 
 
 class DataSection(_Section):
-    """Either `source`, or `interactions`, `items` and `columns`; and how the data is split."""
+    """Either `source`, or `interactions`, `items`, perhaps `users`, and `columns`; and how the data is split."""
 
     source: Text | None = None
     interactions: Text | None = None
     items: Text | None = None
+    users: Text | None = None
     columns: ColumnsSection | None = None
     split: Literal["leave_last_out", "temporal"] = "leave_last_out"
     tie_seed: Seed = 0
@@ -108,6 +110,8 @@ class DataSection(_Section):
         tables = [self.interactions, self.items, self.columns]
         if any(t is not None for t in tables) if self.source else any(t is None for t in tables):
             raise ValueError("given incompletely or twice; expected either source, or interactions, items and columns")
+        if (self.users is None) != (self.columns is None or not self.columns.groups):
+            raise ValueError("has one of users and columns.groups; expected both, or neither")
         return self
 
     def arguments(self) -> dict[str, Any]:
@@ -115,7 +119,7 @@ class DataSection(_Section):
         if self.columns is None:
             return {"source": self.source}
         columns = Columns(**self.columns.model_dump())
-        return {"interactions": self.interactions, "items": self.items, "columns": columns}
+        return {"interactions": self.interactions, "items": self.items, "users": self.users, "columns": columns}
 
     def at(self, place: str) -> "DataSection":
         """The same tables or atomic files at another place, split in the same way; see `SearchConfig.refreshed`."""
@@ -124,13 +128,18 @@ class DataSection(_Section):
             return other.model_copy(update={"split": self.split, "tie_seed": self.tie_seed})
         if self.interactions is None or self.items is None:
             return self.model_copy(update={"source": place})
-        names = (PurePosixPath(path).name for path in (self.interactions, self.items))
-        interactions, items = (f"{place.rstrip('/')}/{name}" for name in names)
-        return self.model_copy(update={"interactions": interactions, "items": items})
+        tables = {"interactions": self.interactions, "items": self.items, "users": self.users}
+        there = {k: f"{place.rstrip('/')}/{PurePosixPath(path).name}" for k, path in tables.items() if path is not None}
+        return self.model_copy(update=there)
 
     def resolved(self, folder: Path) -> "DataSection":
         """With paths that are relative to `folder` made absolute; URLs and known data sets stay."""
-        given = {"source": self.source, "interactions": self.interactions, "items": self.items}
+        given = {
+            "source": self.source,
+            "interactions": self.interactions,
+            "items": self.items,
+            "users": self.users,
+        }
         paths = {k: v for k, v in given.items() if v is not None and v != MOVIELENS and "://" not in v}
         return self.model_copy(update={k: os.path.abspath(folder / v) for k, v in paths.items()})
 
@@ -186,7 +195,7 @@ class ObjectiveSection(_Section):
 
     @property
     def objective(self) -> Objective:
-        return Objective(self.metric, parse_metric(self.metric)[0].direction, self.reference, self.ideal)
+        return Objective(self.metric, parse_metric(self.metric).direction, self.reference, self.ideal)
 
 
 _DEFAULT_OBJECTIVES = (
@@ -365,7 +374,7 @@ class SearchConfig(_Section):
             )
         asked = [*names, *(c.metric for c in self.constraints)]
         for family, column, kind in (("credibility", "rating", "ratings"), ("calibration", "categories", "categories")):
-            needy = next((n for n in asked if metric_family(n) == family), None)
+            needy = next((n for n in asked if n.startswith(f"{family}@")), None)
             if needy is not None and self.data.columns is not None and getattr(self.data.columns, column) is None:
                 raise ConfigError(f"{needy} needs {kind}; expected data.columns.{column} to name their column")
         if self.workers.pack > 1 and self.search.mode == "ordered":

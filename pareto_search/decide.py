@@ -122,7 +122,7 @@ def parse_preferences(text: str) -> dict[str, float]:
     """
     weights: dict[str, float] = {}
     for part in text.split(","):
-        name, _, number = (word.strip() for word in part.partition("="))
+        name, _, number = (word.strip() for word in part.rpartition("="))
         try:
             weight = float(number)
         except ValueError:

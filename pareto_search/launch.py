@@ -3,59 +3,23 @@
 import os
 import secrets
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from pareto_search import checkpoint, refreshing, results
-from pareto_search.archive import choose
-from pareto_search.candidate import Evaluation
+from pareto_search import refreshing, results
+from pareto_search.comparison import Comparison
 from pareto_search.config import SearchConfig
-from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
-from pareto_search.objective import is_feasible
+from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError, nearest
 from pareto_search.question import Canary
 from pareto_search.recsys.dataset import Dataset, load
 from pareto_search.recsys.metrics import parse_metric
 from pareto_search.recsys.split import Split, split
-from pareto_search.render import write
-from pareto_search.report import report
 from pareto_search.results import Document, write_whole
-from pareto_search.search import Progress, Search
-from pareto_search.space import BLENDED, metric_family
+from pareto_search.search import Search, Watcher
 from pareto_search.store import SearchRecord, Store, lock
 from pareto_search.workers.base import locate
-from pareto_search.workers.recommender import joined
 from pareto_search.workers.worker import Workload
-
-if TYPE_CHECKING:
-    from pareto_search.workers.pool import RayPool
-
-BASELINES = ("popularity", "item-knn", "ease", "sasrec", "frozen-encoder", "warm-start")
-CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
-    "practitioner": (("ease", ()), ("sasrec", ()), ("sasrec", ("ease",))),
-    "warm-start": (("warm-start", ("ease", "sasrec")),),
-}
-"""What the front is compared with: for each curve its models, with the components blended into each."""
-SQUARE = ("item-knn", "ease")
-"""Baselines that grow with the square of the catalogue, and are left out where it is large."""
-CURVE_SETTINGS = 16
-"""A baseline's inner search has this many times the settings of a candidate's: it has no earlier one to start from,
-and what it finds for the warm start is where all candidates start."""
-
-
-@dataclass(frozen=True)
-class Watcher:
-    """Who is told how a search goes.
-
-    Attributes:
-        notice: takes one line of text.
-        progress: is called after every candidate.
-    """
-
-    notice: Callable[[str], None] = lambda _: None
-    progress: Callable[[Progress], None] = lambda _: None
 
 
 def run_search(
@@ -114,10 +78,10 @@ def run_search(
                 timeout=config.search.candidate_timeout * workers.pack,
                 address=address,
             ) as pool:
-                launch = _Launch(run, search, pool, watcher)
-                launch.prepare()
+                comparison = Comparison(run, search, pool, watcher.notice)
+                comparison.prepare()
                 search.run(pool, watcher.progress)
-                return launch.finish(retrain)
+                return comparison.finish(retrain)
         finally:
             store.close()
 
@@ -245,13 +209,23 @@ def _check(config: SearchConfig, data: Dataset) -> None:
         ("credibility", data.ratings, "ratings"),
         ("calibration", data.categories, "categories"),
     ):
-        needy = next((name for name in asked if metric_family(name) == family), None)
+        needy = next((name for name in asked if name.startswith(f"{family}@")), None)
         if needy is not None and given is None:
             raise ConfigError(f"{needy} needs {kind}, and {data.name} has none; leave it out or name their column")
     if config.data.split == "temporal" and not data.timed:
         raise ConfigError(f"split temporal needs timestamps, and {data.name} has none; use leave_last_out")
-    longest = max(asked, key=lambda name: parse_metric(name)[1])
-    if parse_metric(longest)[1] > len(data.item_ids):
+    for name, wish in ((name, parse_metric(name)) for name in asked):
+        if wish.by is not None and wish.by not in data.groups:
+            known = ", ".join(data.groups) or "no groups"
+            raise ConfigError(
+                f"{name} wants the users' {wish.by}, but {data.name} has {known}; name data.columns.groups"
+            )
+        if wish.by is not None and wish.group is not None and wish.group not in data.groups[wish.by]:
+            raise ConfigError(
+                f"{name}: no user's {wish.by} is '{wish.group}'; {nearest(wish.group, set(data.groups[wish.by]))}"
+            )
+    longest = max(asked, key=lambda name: parse_metric(name).k)
+    if parse_metric(longest).k > len(data.item_ids):
         raise ConfigError(f"{longest} needs more items than the {len(data.item_ids)} of {data.name}; lower its cut-off")
 
 
@@ -333,153 +307,3 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
             "metrics": asked,
         },
     )
-
-
-class _Launch:
-    """A search with its workers at hand: what comes before the loop, and after."""
-
-    def __init__(self, run: Path, search: Search, pool: "RayPool", watcher: Watcher) -> None:
-        self._run, self._search, self._pool, self._watcher = run, search, pool, watcher
-        self._store, self._config = search.store, search.config
-
-    def prepare(self) -> None:
-        """Fits the components and finds the baselines' curves, once per run."""
-        if self._store.fact("components") is None:
-            self._watcher.notice("Fitting EASE, SASRec and the warm start.")
-            self._fit()
-        components = {n: checkpoint.read(self._run / "components" / n) for n in self._store.fact("components")}
-        self._pool.tell_all("equip", components)
-        if self._store.fact("curves") is None:
-            self._watcher.notice("Finding the baselines' curves.")
-            self._find_curves(set(components))
-        # A fine-tuned candidate is not far from the warm start, so what served the one well serves the other.
-        self._pool.tell_all("teach", [point["serving"] for point in self._store.fact("curves")["warm-start"]])
-
-    def finish(self, retrain: bool) -> Document:
-        """Looks at the test part, once, for the chosen entries, the baselines and their curves; writes what is seen."""
-        self._watcher.notice("Scoring the front and the baselines on test.")
-        with self._store.transaction() as record:
-            record.count_test_evaluation()
-        entries = self._test_front()
-        if retrain:
-            self._watcher.notice("Training what inherited weights from scratch, as a control.")
-            self._retrain(entries)
-        baselines, curves = self._store.fact("baselines"), self._store.fact("curves")
-        for points in (baselines, *(points for name, points in curves.items() if name != "old")):
-            self._test(points)
-        self._score_old("test", curves.get("old", []))
-        front = results.document(self._store.search, self._config.objectives, entries, baselines, curves)
-        config = self._config
-        moments = results.moments(self._store, config.objectives, config.constraints, config.search.steps)
-        full = [e for e in self._search.evaluations if e.steps == config.search.steps]
-        write(report(front, full, moments), self._run / "report.html")
-        results.save(front, self._run)  # the last: with it the run is whole
-        return front
-
-    def _fit(self) -> None:
-        towers = self._config.model.towers
-        # The longest first.
-        calls = [("sasrec",), *(("warm-start", number) for number in range(towers)), ("ease",)]
-        sasrec, *warm, ease = self._pool.map("fit", calls)
-        fitted = {"sasrec": sasrec, "warm-start": joined(warm), "ease": ease}
-        folder = self._run / "components"
-        sums = {name: checkpoint.write(folder / name, files) for name, files in fitted.items() if files is not None}
-        with self._store.transaction() as record:
-            record.put_fact("components", sums)
-
-    def _find_curves(self, components: set[str]) -> None:
-        names = [n for n in BASELINES if "ease" in components or n not in SQUARE]
-        values = self._pool.map("baseline", [(name,) for name in names])
-        models = {
-            name: [(m, tuple(b for b in blend if b in components)) for m, blend in wish if m in components]
-            for name, wish in CURVES.items()
-        }
-        calls = list(dict.fromkeys(call for several in models.values() for call in several))
-        count = CURVE_SETTINGS * self._config.search.serving_settings
-        found = self._pool.map("curve", [(*call, count) for call in calls])
-        points = {
-            call: [
-                {"name": "+".join((call[0], *call[1])), "serving": dict(setting), "validation": dict(scores)}
-                for setting, scores in curve
-            ]
-            for call, curve in zip(calls, found, strict=True)
-        }
-        curves = {
-            name: self._shortlist([point for call in several for point in points[call]])
-            for name, several in models.items()
-        }
-        old = [
-            {"name": e["entry"], **{k: e[k] for k in ("candidate", "serving")}} for e in refreshing.entries(self._run)
-        ]
-        if old:
-            self._score_old("validation", old)
-            best = self._config.objectives[0]
-            kept = self._shortlist(old)
-            curves["old"] = sorted(kept, key=lambda p: -best.normalise(p["validation"][best.name]))
-        with self._store.transaction() as record:
-            record.put_fact("baselines", [{"name": n, "validation": v} for n, v in zip(names, values, strict=True)])
-            record.put_fact("curves", curves)
-
-    def _shortlist(self, points: Sequence[Document]) -> list[Document]:
-        """The points of a curve that stand for it: as many as the front has, chosen in the same way."""
-        objectives = self._config.objectives
-        kept = [p for p in points if is_feasible(p["validation"], objectives, self._config.constraints)]
-        return [kept[i] for i in choose([p["validation"] for p in kept], objectives, results.ENTRIES)]
-
-    def _test_front(self) -> list[Document]:
-        chosen = results.chosen(self._search.front, self._config.objectives)
-        mine: dict[str, list[Evaluation]] = {}
-        for evaluation in chosen:
-            mine.setdefault(evaluation.candidate, []).append(evaluation)
-        calls = [
-            (checkpoint.read(self._search.checkpoints / name), [e.serving for e in several])
-            for name, several in mine.items()
-        ]
-        candidates = {c.id: c for c in self._store.candidates()}
-        seconds: dict[str, float] = defaultdict(float)
-        for attempt in self._store.attempts():
-            seconds[attempt.candidate] += attempt.seconds or 0.0
-        return [
-            results.entry(
-                evaluation, candidates[name], self._search.schedule.lineage_steps(name), seconds[name], scores
-            )
-            for (name, several), tested in zip(mine.items(), self._pool.map("test", calls), strict=True)
-            for evaluation, scores in zip(several, tested, strict=True)
-        ]
-
-    def _score_old(self, part: Literal["validation", "test"], points: Sequence[Document]) -> None:
-        """Adds the scores on a part to an older front's entries, which blend in the components of their own search."""
-        mine: dict[str, list[Document]] = {}
-        for point in points:
-            mine.setdefault(point["candidate"], []).append(point)
-        folder = self._run / refreshing.FOLDER
-        components = {n: checkpoint.read(folder / n) for n in BLENDED if (folder / n).is_dir()}
-        calls = [(checkpoint.read(folder / n), [p["serving"] for p in several]) for n, several in mine.items()]
-        method = "test" if part == "test" else "validated"
-        for several, scores in zip(mine.values(), self._pool.map(method, calls, components), strict=True):
-            for point, score in zip(several, scores, strict=True):
-                point[part] = score
-
-    def _retrain(self, entries: Sequence[Document]) -> None:
-        """Adds to entries whose checkpoint inherited weights what the same genes and steps give from the warm start."""
-        mine: dict[str, list[Document]] = {}
-        for entry in entries:
-            if entry["kind"] == "trained" and entry["lineage_steps"] > entry["steps"]:
-                mine.setdefault(entry["candidate"], []).append(entry)
-        calls = [
-            (self._search.schedule.candidates[name], several[0]["lineage_steps"], [e["serving"] for e in several])
-            for name, several in mine.items()
-        ]
-        for several, scores in zip(mine.values(), self._pool.map("retrained", calls), strict=True):
-            for entry, (validation, tested) in zip(several, scores, strict=True):
-                entry["retrained"] = {"validation": validation, "test": tested}
-
-    def _test(self, points: Sequence[Document]) -> None:
-        """Adds the scores on test to points of baselines, one call a model."""
-        mine: dict[str, list[Document]] = {}
-        for point in points:
-            mine.setdefault(point["name"].split("+")[0], []).append(point)
-        calls = [(name, [p.get("serving", {}) for p in several]) for name, several in mine.items()]
-        for several, scores in zip(mine.values(), self._pool.map("test_baseline", calls), strict=True):
-            for point, score in zip(several, scores, strict=True):
-                point["test"] = score

@@ -53,7 +53,7 @@ class Constraint:
         Raises:
             ConfigError: the text has another form.
         """
-        match = re.fullmatch(r"\s*([a-z_]+(?:@\d+)?)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
+        match = re.fullmatch(r"\s*([a-z_]+(?:@\d+)?(?:\[[^\[\]]+\])?)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
         try:
             if match is None:
                 raise ValueError

@@ -37,6 +37,19 @@ class Progress:
     left: float | None
 
 
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told how a search goes.
+
+    Attributes:
+        notice: takes one line of text.
+        progress: is called after every candidate.
+    """
+
+    notice: Callable[[str], None] = lambda _: None
+    progress: Callable[[Progress], None] = lambda _: None
+
+
 class Search:
     """One search in the middle of its life: what is recorded, and the schedule brought to the same point.
 

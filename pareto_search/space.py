@@ -210,8 +210,8 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
 
 
 def metric_family(name: str) -> str:
-    """A metric's name without its cut-off: `ndcg@10` -> `ndcg`."""
-    return name.partition("@")[0]
+    """A metric's name without its cut-off: `ndcg@10` -> `ndcg`; that of a group of users is no such metric."""
+    return name if "[" in name else name.partition("@")[0]
 
 
 def _is_number(value: object) -> TypeGuard[float]:

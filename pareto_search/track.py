@@ -4,6 +4,7 @@ Each hears of every candidate that ends (front size and hypervolume) and, at the
 exported entries into its registry.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -223,8 +224,8 @@ def _mlflow_run(client: Any, name: str) -> Any:
 
 
 def _mlflow_name(name: str) -> str:
-    """MLflow has no @ in its names."""
-    return name.replace("@", "_at_")
+    """MLflow has neither @ nor brackets in its names."""
+    return re.sub(r"[^\w\-./ ]", "_", name.replace("@", "_at_")).rstrip("_")
 
 
 def _said(error: Exception) -> str:

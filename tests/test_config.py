@@ -56,7 +56,8 @@ def test_directions_are_the_metrics_own() -> None:
 def test_data_becomes_the_arguments_of_the_loader() -> None:
     columns = Columns(user="userId", item="movieId", rating="rating", text=("title", "genres"))
     tables = parsed(data=TABLES).data.arguments()
-    assert tables == {"interactions": str(Path("ratings.csv").absolute()), "items": TABLES["items"], "columns": columns}
+    interactions = str(Path("ratings.csv").absolute())
+    assert tables == {"interactions": interactions, "items": TABLES["items"], "users": None, "columns": columns}
     assert parsed().data.arguments() == {"source": "movielens-100k"}
 
 
@@ -169,6 +170,35 @@ def test_relative_paths_are_relative_to_the_file_and_urls_stay(tmp_path: Path) -
     config = SearchConfig.load(file)
     assert config.data.source == "movielens-100k"
     assert config.model.base == "owner/name"
+
+
+def test_users_are_a_table_of_their_own_with_the_columns_by_which_they_belong_together(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    tables = "interactions: r.csv, items: i.csv, users: people.csv"
+    columns = "user: u, item: i, text: [title], groups: [gender, town]"
+    objectives = "[{metric: ndcg@5, reference: 0, ideal: 1}, {metric: 'ndcg@5[gender]', reference: 0.2, ideal: 0}]"
+    file.write_text(f"name: a\ndata: {{{tables}, columns: {{{columns}}}}}\nobjectives: {objectives}\n")
+    config = SearchConfig.load(file)
+    assert config.data.arguments()["users"] == str(tmp_path / "people.csv")
+    assert config.data.arguments()["columns"].groups == ("gender", "town")
+    assert config.data.at("s3://new/").users == "s3://new/people.csv"
+    assert config.objectives[1] == Objective("ndcg@5[gender]", "minimise", 0.2, 0.0)
+    assert {
+        g.name for g in config.search_space.genes if g.name.startswith("weight.")
+    } == set()  # a gap has no surrogate
+    for lacking in (columns.replace(", groups: [gender, town]", ""), columns):
+        rest = tables if lacking != columns else tables.replace(", users: people.csv", "")
+        file.write_text(f"name: a\ndata: {{{rest}, columns: {{{lacking}}}}}\n")
+        with pytest.raises(ConfigError, match="expected both, or neither"):
+            SearchConfig.load(file)
+
+
+def test_a_metric_of_a_group_is_no_accuracy_to_train_for() -> None:
+    only = [
+        {"metric": m, "reference": 0.5 - i, "ideal": i} for i, m in enumerate(("ndcg@5[gender]", "ndcg@5[gender=F]"))
+    ]
+    with pytest.raises(ConfigError, match="objectives has no accuracy metric"):
+        parsed(objectives=only)
 
 
 def test_an_exponent_is_a_number_without_a_decimal_point(tmp_path: Path) -> None:

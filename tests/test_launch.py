@@ -56,6 +56,9 @@ def test_a_run_folder_keeps_its_store(run: Path) -> None:
     [
         ("leave_last_out", {"ratings": None}, "credibility@10 needs ratings"),
         ("temporal", {"timed": False}, "split temporal needs timestamps"),
+        ("leave_last_out", {}, r"ndcg@10\[town\] wants the users' town, but ratings has no groups"),
+        ("leave_last_out", {"groups": {"gender": ("F",) * 40}}, r"ratings has gender; name data.columns.groups"),
+        ("leave_last_out", {"groups": {"town": ("Ulm",) * 40}}, r"ndcg@10\[town=Ulmm\]: no user's town is 'Ulmm'; did"),
     ],
 )
 def test_what_the_data_cannot_give_is_refused(
@@ -69,7 +72,7 @@ def test_what_the_data_cannot_give_is_refused(
     config = SearchConfig.load(undisturbed.config)
     changes = {
         "data": config.data.model_copy(update={"split": split}),
-        "constraint_texts": ("credibility@10 >= 0.1",),
+        "constraint_texts": ("credibility@10 >= 0.1", "ndcg@10[town] <= 0.1", "ndcg@10[town=Ulmm] >= 0"),
     }
     config = config.model_copy(update=changes)
     lacking = dataclasses.replace(dataset.load(**config.data.arguments()), **change)

@@ -36,6 +36,8 @@ def test_normalised_values_are_0_at_the_reference_and_1_at_the_ideal(
         ("  novelty@5<=1e-3 ", Constraint("novelty@5", False, 0.001)),
         ("seconds <= 20", Constraint("seconds", False, 20.0)),
         ("delta >= -0.5", Constraint("delta", True, -0.5)),
+        ("ndcg@10[home town=New York] >= 0.1", Constraint("ndcg@10[home town=New York]", True, 0.1)),
+        ("ndcg@10[gender]<=0.02", Constraint("ndcg@10[gender]", False, 0.02)),
     ],
 )
 def test_constraints_are_read_from_text(text: str, expected: Constraint) -> None:

@@ -162,6 +162,10 @@ class Worker:
         )
         return model.files(self._notes({"component": name}))
 
+    def join(self, towers: Sequence[Files]) -> dict[str, bytes]:
+        """The warm start with these towers, which were fitted one by one."""
+        return joined(towers)
+
     def equip(self, components: Components) -> None:
         """Takes the components that were fitted, here or elsewhere."""
         self.components = {n: component(f, self.encoder) for n, f in components.items() if n != "warm-start"}

@@ -17,9 +17,10 @@ from typing import Any, Literal
 from pareto_search import checkpoint
 from pareto_search.archive import choose
 from pareto_search.candidate import Evaluation, Genes
+from pareto_search.comparison import CURVE_SETTINGS
 from pareto_search.config import SearchConfig
 from pareto_search.executor import Result
-from pareto_search.launch import CURVE_SETTINGS, workload
+from pareto_search.launch import workload
 from pareto_search.objective import Values, is_feasible
 from pareto_search.recsys.dataset import load
 from pareto_search.recsys.split import split

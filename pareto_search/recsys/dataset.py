@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,14 @@ CATEGORY_FIELDS = ("class", "genre", "genres", "category", "categories")
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column holds what; `item` names the id's column in both tables.
+    """Which column holds what; `item` and `user` name the ids' columns in all tables.
 
     Attributes:
         rating: may be missing; all interactions count, ratings are only carried along.
         timestamp: any number that grows with time; where it is None, the order of a user's rows counts as time.
         text: the columns an encoder reads, in this order; the first is the item's title.
         categories: a column of names divided by `separator` (or of lists, in Parquet).
+        groups: columns of the users' table by which users belong together.
     """
 
     user: str
@@ -39,6 +40,7 @@ class Columns:
     text: tuple[str, ...]
     categories: str | None = None
     separator: str = "|"
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ class Dataset:
         titles: what a person reads of each item.
         categories: each item's categories, or None where the data has none.
         dropped: reason -> how many were left out; only reasons that occurred.
+        groups: what users belong together by -> each user's group, empty where it is not known.
     """
 
     name: str
@@ -70,11 +73,15 @@ class Dataset:
     titles: tuple[str, ...]
     categories: tuple[tuple[str, ...], ...] | None
     dropped: Mapping[str, int]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
         """The hash of the content, whatever its name, file format and order of rows."""
-        words = [self.user_ids, self.item_ids, self.texts, self.titles, self.categories, self.ratings is not None]
+        words: list[object] = [self.user_ids, self.item_ids, self.texts, self.titles, self.categories]
+        words.append(self.ratings is not None)
+        if self.groups:
+            words.append(sorted(self.groups.items()))
         digest = hashlib.sha256(json.dumps(words).encode())
         digest.update(self.users.astype("<i4").tobytes() + self.items.astype("<i4").tobytes())
         digest.update(self.timestamps.astype("<f8").tobytes())
@@ -88,6 +95,7 @@ def load(
     source: str | None = None,
     interactions: str | None = None,
     items: str | None = None,
+    users: str | None = None,
     columns: Columns | None = None,
 ) -> Dataset:
     """The data set that a config's `data` section names.
@@ -95,6 +103,7 @@ def load(
     Args:
         source: `movielens-100k`, or a folder of RecBole atomic files; or else:
         interactions, items: a CSV or Parquet file each, local or by fsspec URL.
+        users: another one, where `columns` has groups.
         columns: what their columns hold.
 
     Raises:
@@ -110,7 +119,7 @@ def load(
             "files; or give interactions, items and columns"
         )
     if source is None and interactions is not None and items is not None and columns is not None:
-        return load_tables(interactions, items, columns, Path(interactions).stem)
+        return load_tables(interactions, items, columns, Path(interactions).stem, users)
     raise DataError(
         "data is given incompletely or twice; give either source, or interactions, items and columns together"
     )
@@ -130,16 +139,18 @@ def load_movielens(folder: Path | None = None) -> Dataset:
         timestamp="timestamp",
         text=("title", "genres"),
         categories="genres",
+        groups=("gender", "occupation"),
     )
-    return load_tables(str(folder / fetch.INTERACTIONS), str(folder / fetch.ITEMS), columns, MOVIELENS)
+    interactions, items, users = (str(folder / name) for name in (fetch.INTERACTIONS, fetch.ITEMS, fetch.USERS))
+    return load_tables(interactions, items, columns, MOVIELENS, users)
 
 
 def load_atomic(folder: str | Path) -> Dataset:
-    """A folder with one RecBole `.inter` and one `.item` file: tab-separated, with `name:type` headers.
+    """A folder with one RecBole `.inter`, one `.item` and perhaps one `.user` file, with `name:type` headers.
 
     Users and items are the fields `user_id` and `item_id`, or else the first token fields; `rating` and `timestamp` may
     be missing (see `Columns`). All other token and token_seq fields of the items are text, and the first of them that
-    `CATEGORY_FIELDS` names is the categories.
+    `CATEGORY_FIELDS` names is the categories. The other token fields of the users are groups.
 
     Raises:
         DataError: a file, a field or a value does not fit.
@@ -158,6 +169,7 @@ def load_atomic(folder: str | Path) -> Dataset:
     categories = next((n for n in text if n.lower() in CATEGORY_FIELDS), None)
     if categories is not None and item_types[categories] == "token":
         item.frame[categories] = [[value] for value in item.frame[categories]]  # one category, blanks and all
+    user, user_types = read_atomic(only_file(Path(folder), ".user")) if any(Path(folder).glob("*.user")) else (None, {})
     columns = Columns(
         user=user_field,
         item=item_field,
@@ -166,29 +178,23 @@ def load_atomic(folder: str | Path) -> Dataset:
         text=text,
         categories=categories,
         separator=" ",
+        groups=tuple(n for n, kind in user_types.items() if kind == "token" and n != user_field),
     )
-    return _assemble(Path(inter.location).stem, inter, item, columns)
+    return _assemble(Path(inter.location).stem, inter, item, columns, user)
 
 
-def load_tables(interactions: str, items: str, columns: Columns, name: str) -> Dataset:
-    """Two CSV (`.csv`) or Parquet (`.parquet`) files, local or by fsspec URL.
+def load_tables(interactions: str, items: str, columns: Columns, name: str, users: str | None = None) -> Dataset:
+    """Two or three CSV (`.csv`) or Parquet (`.parquet`) files, local or by fsspec URL.
 
     Raises:
         DataError: a file, a column or a value does not fit.
     """
-    return _assemble(name, read(interactions), read(items), columns)
+    return _assemble(name, read(interactions), read(items), columns, read(users) if users else None)
 
 
 def _described(table: Table, columns: Columns) -> dict[str, tuple[str, str, tuple[str, ...]]]:
     """Item id -> (text, title, categories); the text is empty where the item has none."""
-    ids = table.ids(columns.item, "item")
-    first: dict[str, int] = {}
-    for row, id_ in enumerate(ids):
-        if first.setdefault(id_, row) != row:
-            raise DataError(
-                f"{table.location}, {table.where(row)}: item id '{id_}' has been given in {table.where(first[id_])}; "
-                "expected one row for each item; remove one"
-            )
+    ids = _once(table, columns.item, "item")
     categories: list[tuple[str, ...]] = [()] * len(ids)
     if columns.categories is not None:
         cells = table.column(columns.categories, "categories")
@@ -208,7 +214,36 @@ def _described(table: Table, columns: Columns) -> dict[str, tuple[str, str, tupl
     }
 
 
-def _assemble(name: str, interactions: Table, items: Table, columns: Columns) -> Dataset:
+def _once(table: Table, column: str, noun: str) -> list[str]:
+    """A column of ids that has each of them once."""
+    ids = table.ids(column, noun)
+    first: dict[str, int] = {}
+    for row, id_ in enumerate(ids):
+        if first.setdefault(id_, row) != row:
+            raise DataError(
+                f"{table.location}, {table.where(row)}: {noun} id '{id_}' has been given in {table.where(first[id_])}; "
+                f"expected one row for each {noun}; remove one"
+            )
+    return ids
+
+
+def _grouped(table: Table | None, columns: Columns, user_ids: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """What users belong together by -> each user's group; empty for one that the table lacks."""
+    if table is None:
+        return {}
+    row = {id_: row for row, id_ in enumerate(_once(table, columns.user, "user"))}
+    found: dict[str, tuple[str, ...]] = {}
+    for name in columns.groups:
+        values = [cell(value) for value in table.column(name, "groups").tolist()]
+        found[name] = tuple(values[row[id_]] if id_ in row else "" for id_ in user_ids)
+        if not any(found[name]):
+            raise DataError(
+                f"{table.location}: column '{name}' has a group for no user; expected some, or the same ids"
+            )
+    return found
+
+
+def _assemble(name: str, interactions: Table, items: Table, columns: Columns, people: Table | None) -> Dataset:
     """The canonical data set: items with text, users with enough interactions, all in an order of their own."""
     described = _described(items, columns)
     item_ids = _ordered([id_ for id_, (text, _, _) in described.items() if text])
@@ -262,6 +297,7 @@ def _assemble(name: str, interactions: Table, items: Table, columns: Columns) ->
         titles=tuple(described[id_][1] for id_ in item_ids),
         categories=None if columns.categories is None else tuple(described[id_][2] for id_ in item_ids),
         dropped={reason: count for reason, count in dropped.items() if count},
+        groups=_grouped(people, columns, user_ids),
     )
 
 

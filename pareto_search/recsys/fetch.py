@@ -21,6 +21,7 @@ from pareto_search.errors import DataError
 
 INTERACTIONS = "interactions.csv"
 ITEMS = "items.csv"
+USERS = "users.csv"
 MANIFEST = "manifest.json"
 PATIENCE = 15
 """Seconds until a silent server counts as out of reach."""
@@ -38,6 +39,10 @@ GENRES = (
 
 Movie = tuple[int, str, tuple[str, ...]]
 """Id, title with year, genres."""
+Person = tuple[int, str, str]
+"""Id, gender, occupation."""
+FOLDER = "movielens-100k.2"
+"""In the cache; an earlier release kept no users in `movielens-100k`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def to_stderr(line: str) -> None:
 
 
 def movielens_100k(cache: Path | None = None, notify: Callable[[str], None] = to_stderr) -> Path:
-    """The folder with MovieLens-100K's `interactions.csv` and `items.csv`, fetched where the cache lacks it.
+    """The folder with MovieLens-100K's interactions, items and users, fetched where the cache lacks it.
 
     Args:
         cache: where fetched data is kept; by default `PARETO_SEARCH_CACHE`, or else `~/.cache/pareto-search`.
@@ -78,7 +83,7 @@ def movielens_100k(cache: Path | None = None, notify: Callable[[str], None] = to
         DataError: no source can be reached, or the cached files are not what was fetched.
     """
     cache = cache or Path(os.environ.get("PARETO_SEARCH_CACHE") or Path.home() / ".cache" / "pareto-search")
-    folder = cache / "movielens-100k"
+    folder = cache / FOLDER
     if not folder.exists():
         source, files = _fetch(SOURCES)
         _store(folder, source, files)
@@ -137,7 +142,7 @@ def _verify(folder: Path) -> None:
     """
     try:
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        for name in (INTERACTIONS, ITEMS):
+        for name in (INTERACTIONS, ITEMS, USERS):
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected[name]:
                 raise ValueError(f"{name} has changed since it was fetched")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -151,12 +156,13 @@ def from_recbole(archive: bytes) -> dict[str, bytes]:
         folder = "recbole/dataset_example/ml-100k/ml-100k"
         ratings = wheel.read(f"{folder}.inter").decode().splitlines()[1:]
         items = wheel.read(f"{folder}.item").decode().splitlines()[1:]
+        users = wheel.read(f"{folder}.user").decode().splitlines()[1:]
     movies: list[Movie] = []
     for line in items:
         number, title, year, genres = line.split("\t")
         # Movie 267 is "unknown" at GroupLens, without a year.
         movies.append((int(number), "unknown" if title == "unkonwn" else f"{title} ({year})", tuple(genres.split())))
-    return _canonical(ratings, movies)
+    return _canonical(ratings, movies, (_person(line.split("\t")) for line in users))
 
 
 def from_grouplens(archive: bytes) -> dict[str, bytes]:
@@ -164,20 +170,27 @@ def from_grouplens(archive: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(archive)) as members:
         ratings = members.read("ml-100k/u.data").decode().splitlines()
         items = members.read("ml-100k/u.item").decode("latin-1").split("\n")
+        users = members.read("ml-100k/u.user").decode().splitlines()
     movies: list[Movie] = []
     for line in filter(None, items):
         number, title, _, _, _, *flags = line.split("|")
         movies.append((int(number), title, tuple(g for g, flag in zip(GENRES, flags, strict=True) if int(flag))))
-    return _canonical(ratings, movies)
+    return _canonical(ratings, movies, (_person(line.split("|")) for line in users))
 
 
-def _canonical(ratings: Iterable[str], movies: Iterable[Movie]) -> dict[str, bytes]:
-    """Both tables, ordered by their ids, from lines of `user item rating timestamp` and from movies."""
+def _person(cells: list[str]) -> Person:
+    number, _, gender, occupation, _ = cells  # neither age nor zip code is wanted
+    return int(number), gender, occupation
+
+
+def _canonical(ratings: Iterable[str], movies: Iterable[Movie], people: Iterable[Person]) -> dict[str, bytes]:
+    """All tables, ordered by their ids, from lines of `user item rating timestamp`, movies and people."""
     rows = sorted(tuple(int(cell) for cell in line.split("\t")) for line in ratings)
     described = [(n, " ".join(title.split()), "|".join(sorted(g, key=GENRES.index))) for n, title, g in sorted(movies)]
     return {
         INTERACTIONS: _table(("user_id", "item_id", "rating", "timestamp"), rows),
         ITEMS: _table(("item_id", "title", "genres"), described),
+        USERS: _table(("user_id", "gender", "occupation"), sorted(people)),
     }
 
 

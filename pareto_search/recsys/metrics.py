@@ -3,6 +3,7 @@
 A metric is named `NAME@K`. Per-user metrics are means over users; the others look at all lists at once.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ PerUser = NDArray[np.float64]
 
 SMOOTHED = 0.01
 """The part of the history's shares that is mixed into the list's, so that calibration is finite."""
+LEAST_SHARE = 0.02
+"""The share of the users that a group must have for a gap to count it."""
 RECENCY = 0.8
 """The weight of an item of the history relative to the one after it."""
 
@@ -217,19 +220,49 @@ def known_metrics() -> Mapping[str, Metric]:
     return known
 
 
-def parse_metric(name: str) -> tuple[Metric, int]:
-    """The metric and the cut-off of a name such as `ndcg@10`.
+@dataclass(frozen=True)
+class Asked:
+    """What a name such as `ndcg@10`, `ndcg@10[gender=F]` or `ndcg@10[gender]` asks for.
+
+    Attributes:
+        plain: the name without a group.
+        k: the cut-off.
+        by, group: of the users whose `by` is this group alone; without a group, the largest gap between two groups.
+    """
+
+    plain: str
+    metric: Metric
+    k: int
+    by: str | None = None
+    group: str | None = None
+
+    @property
+    def direction(self) -> Literal["maximise", "minimise"]:
+        """A gap is better small, whatever of."""
+        return "minimise" if self.by is not None and self.group is None else self.metric.direction
+
+
+def parse_metric(name: str) -> Asked:
+    """Reads a metric's name.
 
     Raises:
-        ConfigError: the name is not of this form, or the metric is unknown.
+        ConfigError: the name has another form, the metric is unknown, or is none of single users and so has no groups.
     """
-    match, known = re.fullmatch(r"([a-z_]+)@([1-9]\d{0,3})", name), known_metrics()
+    match, known = (
+        re.fullmatch(r"(([a-z_]+)@([1-9]\d{0,3}))(?:\[([^\[\]=]+)(?:=([^\[\]]+))?\])?", name),
+        known_metrics(),
+    )
     if match is None:
         hint = f"; {nearest(name, known)}" if re.fullmatch(r"[a-z_]+", name) and name not in known else ""
-        raise ConfigError(f"metric '{name}' has no cut-off; write it as in 'ndcg@10'{hint}")
-    if match[1] not in known:
-        raise ConfigError(f"metric '{match[1]}' is unknown; {nearest(match[1], known)}")
-    return known[match[1]], int(match[2])
+        raise ConfigError(f"metric '{name}' has no cut-off; write it as in 'ndcg@10' or 'ndcg@10[gender]'{hint}")
+    if match[2] not in known:
+        raise ConfigError(f"metric '{match[2]}' is unknown; {nearest(match[2], known)}")
+    asked = Asked(match[1], known[match[2]], int(match[3]), match[4], match[5])
+    if asked.by is not None and asked.metric.per_user is None:
+        raise ConfigError(
+            f"metric '{name}' is one of all lists together, which has no groups; expected '{asked.plain}'"
+        )
+    return asked
 
 
 def interval(values: PerUser, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -249,39 +282,64 @@ class Tally:
 
     Args:
         names: metric names, each with its cut-off.
+        groups: what users belong together by -> `(m,)` the group of each, of all that will be added.
     """
 
-    def __init__(self, names: Sequence[str], items: ItemStatistics) -> None:
-        self._parsed = {name: parse_metric(name) for name in names}
-        self._items = items
-        self._per_user: dict[str, list[PerUser]] = {n: [] for n, (m, _) in self._parsed.items() if m.per_user}
-        self._exposure = {
-            n: np.zeros(len(items.users), np.int64) for n, (m, _) in self._parsed.items() if m.overall is not None
-        }
+    def __init__(
+        self, names: Sequence[str], items: ItemStatistics, groups: Mapping[str, NDArray[np.str_]] | None = None
+    ) -> None:
+        self._asked = {name: parse_metric(name) for name in names}
+        self._items, self._groups = items, groups or {}
+        self._once = {asked.plain: asked for asked in self._asked.values()}
+        self._per_user: dict[str, list[PerUser]] = {n: [] for n, a in self._once.items() if a.metric.per_user}
+        self._exposure = {n: np.zeros(len(items.users), np.int64) for n, a in self._once.items() if a.metric.overall}
 
     @property
     def length(self) -> int:
         """The longest cut-off: how long the lists must be."""
-        return max(k for _, k in self._parsed.values())
+        return max(asked.k for asked in self._once.values())
 
     def add(self, ranked: Ranked) -> None:
         """Adds the lists of a chunk of users."""
-        for name, (metric, k) in self._parsed.items():
-            if metric.per_user is not None:
-                self._per_user[name].append(metric.per_user(ranked.at(k), self._items))
+        for name, asked in self._once.items():
+            if asked.metric.per_user is not None:
+                self._per_user[name].append(asked.metric.per_user(ranked.at(asked.k), self._items))
             else:
-                shown = ranked.lists[:, :k].ravel()
+                shown = ranked.lists[:, : asked.k].ravel()
                 self._exposure[name] += np.bincount(shown, minlength=len(self._items.users))
 
     def per_user(self) -> dict[str, PerUser]:
-        """Metric -> `(m,)`, for the metrics that have a value for each user."""
-        return {name: np.concatenate(chunks) for name, chunks in self._per_user.items()}
+        """Metric -> a value for each of its users, for the metrics that are a mean over users."""
+        each = {name: np.concatenate(chunks) for name, chunks in self._per_user.items()}
+        found: dict[str, PerUser] = {}
+        for name, asked in self._asked.items():
+            if asked.plain in each and asked.by is None:
+                found[name] = each[asked.plain]
+            elif asked.plain in each and asked.group is not None:
+                found[name] = each[asked.plain][self._groups[str(asked.by)] == asked.group]
+        return found
 
     def values(self) -> dict[str, float]:
-        """Metric -> value over all users so far."""
-        values = {name: float(v.mean()) for name, v in self.per_user().items()}
-        for name, exposure in self._exposure.items():
-            overall = self._parsed[name][0].overall
-            assert overall is not None
-            values[name] = overall(exposure)
-        return {name: values[name] for name in self._parsed}
+        """Metric -> value over all users so far; NaN for a group of nobody."""
+        values = {name: float(v.mean()) if len(v) else math.nan for name, v in self.per_user().items()}
+        for name, asked in self._asked.items():
+            if asked.metric.overall is not None:
+                values[name] = asked.metric.overall(self._exposure[asked.plain])
+            elif asked.by is not None and asked.group is None:
+                values[name] = gap(np.concatenate(self._per_user[asked.plain]), self._groups[asked.by])
+        return {name: values[name] for name in self._asked}
+
+
+def gap(values: PerUser, groups: NDArray[np.str_]) -> float:
+    """By how much the mean over users of the best-served group is above that of the worst-served one.
+
+    Groups of fewer than `LEAST_SHARE` of the users do not count, because chance decides their mean; nor does the empty
+    one, whose users are not known to belong together.
+
+    Args:
+        values, groups: `(m,)`.
+    """
+    names, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    counted = (counts >= LEAST_SHARE * len(groups)) & (names != "")
+    means = (np.bincount(place, weights=values) / counts)[counted]
+    return float(np.ptp(means)) if len(means) else 0.0

@@ -45,7 +45,7 @@ class Ranking:
 
     def tallies(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[Tally]:
         """The metrics of each setting; the scores are computed once for all of them."""
-        tallies = [Tally(metrics, self._items) for _ in settings]
+        tallies = [Tally(metrics, self._items, self._part.groups) for _ in settings]
         for history, targets, scores in self._chunks():
             for setting, tally in zip(settings, tallies, strict=True):
                 lists = rerank(blend(scores, setting), self._items, setting, tally.length)

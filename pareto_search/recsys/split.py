@@ -1,7 +1,8 @@
 """Splits: which interactions train a model, which ones select it and which ones judge it."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -62,11 +63,13 @@ class Part:
         history: over these m users, in this order: all that is known before the part, which evaluation masks.
         targets: over these m users: what should be ranked high, each item once. An item that the history has too (a
             repeat purchase) stays a target: evaluation masks seen items except the targets.
+        groups: what users belong together by -> `(m,)` each one's group, empty where it is not known.
     """
 
     users: NDArray[np.int32]
     history: Sequences
     targets: Sequences
+    groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,8 @@ def split(dataset: Dataset, strategy: Strategy, tie_seed: int) -> Split:
     role = _last_out(users, n_users) if strategy == "leave_last_out" else _by_time(dataset.timestamps)[order]
     ratings = None if dataset.ratings is None else dataset.ratings[order]
     passed = gaps(users, dataset.timestamps[order]) if dataset.timed else None
-    rows = _Rows(users, dataset.items[order], ratings, passed, role, n_users)
+    groups = {name: np.array(each) for name, each in dataset.groups.items()}
+    rows = _Rows(users, dataset.items[order], ratings, passed, role, n_users, groups)
     parts = {name: rows.part(which) for name, which in (("validation", VALIDATION), ("test", TEST))}
     for name, part in parts.items():
         if len(part.users) == 0:
@@ -147,7 +151,7 @@ def gaps(users: NDArray[np.int32], timestamps: NDArray[np.float64]) -> NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """All n interactions, ordered by user and then by time, with each one's role."""
+    """All n interactions, ordered by user and then by time, with each one's role, and the groups of their users."""
 
     users: NDArray[np.int32]
     items: NDArray[np.int32]
@@ -155,12 +159,14 @@ class _Rows:
     gaps: NDArray[np.uint8] | None
     role: NDArray[np.int8]
     n_users: int
+    groups: Mapping[str, NDArray[np.str_]]
 
     def part(self, which: int) -> Part:
         target = self.role == which
         trained, ranked = (np.bincount(self.users[m], minlength=self.n_users) for m in (self.role == TRAIN, target))
         users = np.flatnonzero((trained > 0) & (ranked > 0)).astype(np.int32)
-        return Part(users, self.sequences(self.role < which, users), self.sequences(self._once(target), users))
+        groups = {name: each[users] for name, each in self.groups.items()}
+        return Part(users, self.sequences(self.role < which, users), self.sequences(self._once(target), users), groups)
 
     def sequences(self, chosen: NDArray[np.bool_], users: NDArray[np.int32]) -> Sequences:
         """The chosen interactions of these users, who are in ascending order."""

@@ -24,7 +24,8 @@ UNPACKED = 1 << 30
 """The most bytes that an uploaded archive may unpack to."""
 READ = 4
 """Of how many data sets the titles are kept at hand."""
-ATOMIC = (".inter", ".item")
+ATOMIC = (".inter", ".item", ".user")
+"""Of which the last one may be missing."""
 TABLES = (".csv", ".parquet")
 
 
@@ -66,7 +67,7 @@ class Catalogue:
             raise ConfigError("the config has half of a character, which UTF-8 does not have; leave it out") from None
         data, model = (_mapping(config, key) for key in ("data", "model"))
         name = data.get("source")
-        wrong = next((k for k in ("interactions", "items", "columns") if k in data), None)
+        wrong = next((k for k in ("interactions", "items", "users", "columns") if k in data), None)
         if wrong or not isinstance(name, str):
             known = ", ".join(d.name for d in self._record.data_sets())
             raise ConfigError(
@@ -102,7 +103,7 @@ class Catalogue:
         return sorted(found, key=lambda pair: (len(pair[1]), pair))[:limit]
 
     def upload_archive(self, name: str, archive: BinaryIO) -> DataSet:
-        """Adds a zip archive with one RecBole `.inter` and one `.item` file.
+        """Adds a zip archive with one RecBole `.inter`, one `.item` and perhaps one `.user` file.
 
         Raises:
             ConflictError: the name is taken.
@@ -254,11 +255,13 @@ def _base(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _unpack(archive: BinaryIO, folder: Path) -> None:
-    """Only the two files that are wanted, under names of ours, and never more than `UNPACKED` bytes."""
+    """Only the files that are wanted, under names of ours, and never more than `UNPACKED` bytes each."""
     try:
         with zipfile.ZipFile(archive) as members:
             for suffix in ATOMIC:
                 found = [m for m in members.infolist() if m.filename.endswith(suffix)]
+                if not found and suffix == ATOMIC[-1]:
+                    continue
                 if len(found) != 1:
                     raise DataError(f"the archive has {len(found)} files that end in {suffix}; expected one")
                 left = UNPACKED

@@ -1,5 +1,6 @@
 """Data sets: one canonical form, whatever the format and the order of rows, and one clear line for bad input."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -105,6 +106,46 @@ def test_csv_parquet_and_atomic_files_give_the_same_hash(tmp_path: Path) -> None
     parquet = load_tables(str(tmp_path / "i.parquet"), str(tmp_path / "t.parquet"), COLUMNS, "toy")
     assert parquet.sha256 == expected
     assert load_atomic(atomic(tmp_path)).sha256 == expected
+
+
+PEOPLE = """\
+user,gender,town
+10,F,Ulm
+7,M,Bonn
+2,,Ulm
+"""
+GROUPED = replace(COLUMNS, groups=("gender", "town"))
+
+
+def test_users_belong_together_by_the_columns_of_their_table(tmp_path: Path) -> None:
+    both, people = tables(tmp_path), written(tmp_path / "people.csv", PEOPLE)
+    data = load(interactions=both[0], items=both[1], users=people, columns=GROUPED)
+    assert data.groups == {"gender": ("", "F"), "town": ("Ulm", "Ulm")}  # of the users 2 and 10
+    fewer = load_tables(*both, GROUPED, "toy", written(tmp_path / "fewer.csv", "user,gender,town\n10,F,Ulm\n"))
+    assert fewer.groups == {"gender": ("", "F"), "town": ("", "Ulm")}
+    plain = load_tables(*both, COLUMNS, "toy")
+    assert plain.groups == {}
+    assert len({plain.sha256, data.sha256, fewer.sha256}) == 3
+    atomic(tmp_path)
+    rows = PEOPLE.replace(",", "\t").replace("user\tgender\ttown", "user_id:token\tgender:token\ttown:token")
+    written(tmp_path / "toy.user", rows)
+    assert load_atomic(tmp_path).groups == data.groups
+    assert load_atomic(tmp_path).sha256 == data.sha256
+
+
+@pytest.mark.parametrize(
+    ("people", "complaint"),
+    [
+        (PEOPLE + "10,M,Rom\n", "user id '10' has been given in line 2; expected one row for each user"),
+        ("user,town\n10,Ulm\n", "has no column 'gender' (columns.groups)"),
+        ("user,gender,town\n5,F,Ulm\n", "column 'gender' has a group for no user; expected some, or the same ids"),
+    ],
+    ids=["twice", "no column", "nobody"],
+)
+def test_a_table_of_users_that_does_not_fit_is_one_line(tmp_path: Path, people: str, complaint: str) -> None:
+    with pytest.raises(DataError) as raised:
+        load_tables(*tables(tmp_path), GROUPED, "toy", written(tmp_path / "people.csv", people))
+    assert complaint in str(raised.value)
 
 
 def test_a_category_of_type_token_keeps_its_blanks(tmp_path: Path) -> None:

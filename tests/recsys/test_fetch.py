@@ -37,7 +37,9 @@ def grouplens() -> bytes:
         grouplens_line(543, "Misérables, Les (1995) ", "01-Jan-1995", {"Drama", "Musical"}),
     ]
     content = "\n".join(items) + "\n"
-    return archive({"ml-100k/u.data": RATINGS.encode(), "ml-100k/u.item": content.encode("latin-1")})
+    users = b"1|24|M|technician|85711\n2|53|F|other|94043\n"
+    both = {"ml-100k/u.data": RATINGS.encode(), "ml-100k/u.item": content.encode("latin-1")}
+    return archive({**both, "ml-100k/u.user": users})
 
 
 def recbole() -> bytes:
@@ -50,7 +52,12 @@ def recbole() -> bytes:
         "267\tunkonwn\tunkonwn\tunknown\n"
     )
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-    return archive({f"{folder}.inter": (header + RATINGS).encode(), f"{folder}.item": items.encode()})
+    users = (
+        "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
+        "2\t53\tF\tother\t94043\n1\t24\tM\ttechnician\t85711\n"
+    )
+    contents = {"inter": header + RATINGS, "item": items, "user": users}
+    return archive({f"{folder}.{suffix}": content.encode() for suffix, content in contents.items()})
 
 
 def unreachable(*_: Any, **__: Any) -> bytes:
@@ -89,6 +96,7 @@ def test_both_sources_give_the_same_canonical_files() -> None:
         "267,unknown,unknown",
         '543,"Misérables, Les (1995)",Drama|Musical',
     ]
+    assert files[fetch.USERS].decode() == "user_id,gender,occupation\n1,M,technician\n2,F,other\n"
     assert fetch.from_recbole(recbole()) == files
 
 
@@ -100,6 +108,8 @@ def test_movielens_has_its_known_numbers_and_is_fetched_once(tmp_path: Path) -> 
     assert data.texts[0] == "Toy Story (1995), Animation, Children's, Comedy"
     assert data.titles[0] == "Toy Story (1995)"
     assert data.dropped == {}
+    assert {name: len(set(groups)) for name, groups in data.groups.items()} == {"gender": 2, "occupation": 21}
+    assert (data.groups["gender"].count("F"), data.groups["occupation"][0]) == (273, "technician")
     assert fetch.movielens_100k(tmp_path, notices.append) == folder
     assert notices == [fetch.LICENCE]
 
@@ -109,15 +119,15 @@ def test_the_next_source_is_tried_and_the_licence_told_once(tmp_path: Path, monk
     notices: list[str] = []
     folder = fetch.movielens_100k(tmp_path, notices.append)
     fetch.movielens_100k(tmp_path, notices.append)
-    assert sorted(f.name for f in folder.iterdir()) == [fetch.INTERACTIONS, fetch.ITEMS, fetch.MANIFEST]
-    assert [f.name for f in tmp_path.iterdir()] == ["movielens-100k"]
+    assert sorted(f.name for f in folder.iterdir()) == [fetch.INTERACTIONS, fetch.ITEMS, fetch.MANIFEST, fetch.USERS]
+    assert [f.name for f in tmp_path.iterdir()] == [fetch.FOLDER]
     assert notices == [fetch.LICENCE]
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "SOURCES", (source(grouplens()),))
     monkeypatch.setenv("PARETO_SEARCH_CACHE", str(tmp_path / "there"))
-    assert fetch.movielens_100k() == tmp_path / "there" / "movielens-100k"
+    assert fetch.movielens_100k() == tmp_path / "there" / fetch.FOLDER
 
 
 def test_without_a_network_both_sources_give_up_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +148,7 @@ def test_a_damaged_download_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [fetch.INTERACTIONS, fetch.ITEMS])
+@pytest.mark.parametrize("name", [fetch.INTERACTIONS, fetch.ITEMS, fetch.USERS])
 def test_a_changed_file_in_the_cache_is_noticed(small: Path, name: str) -> None:
     (small / name).write_text("user_id\n")
     assert f"{small} is damaged ({name} has changed since it was fetched); delete that folder" in message_of(

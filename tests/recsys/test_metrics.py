@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from pareto_search.errors import ConfigError
+from pareto_search.recsys import metrics
 from pareto_search.recsys.metrics import (
     METRICS,
     Ranked,
@@ -260,6 +261,48 @@ def test_coverage_and_gini_have_no_value_for_a_user() -> None:
     assert list(tally.per_user()) == ["ndcg@2"]
 
 
+GROUPS = {"town": np.array(["Ulm", "Rom", "Ulm", "Rom", "Bonn", "", "Ulm"])}
+"""Of seven users, two of whom are the only ones of their town, one without a name."""
+
+
+def test_a_group_has_the_mean_of_its_users_and_a_gap_is_between_the_best_and_the_worst_served_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The target is in the first place for users 0, 3 and 5, in the second for user 1, nowhere for 2, 4 and 6.
+    lists = [[0, 1], [1, 0], [1, 2], [0, 2], [1, 2], [0, 1], [1, 2]]
+    names = ["hr@2[town=Ulm]", "mrr@2[town=Rom]", "mrr@2[town]", "mrr@2", "hr@1[town=Bonn]", "mrr@1[town]", "gini@2"]
+    tally = Tally(names, statistics(), GROUPS)
+    tally.add(ranked(lists[:3], *[[0]] * 3))
+    tally.add(ranked(lists[3:], *[[0]] * 4))
+    values = tally.values()
+    assert list(values) == names
+    assert values["hr@2[town=Ulm]"] == pytest.approx(1 / 3)
+    assert values["mrr@2[town=Rom]"] == pytest.approx((1 / 2 + 1) / 2)
+    assert values["mrr@2[town]"] == pytest.approx(3 / 4 - 0)  # Rom and Bonn; who has no town is in no group
+    assert values["mrr@2"] == pytest.approx(3.5 / 7)
+    assert values["hr@1[town=Bonn]"] == 0
+    assert values["mrr@1[town]"] == pytest.approx(1 / 2 - 0)
+    per_user = tally.per_user()
+    assert per_user["hr@2[town=Ulm]"].tolist() == [1, 0, 0]
+    assert set(per_user) == set(names) - {"mrr@2[town]", "mrr@1[town]", "gini@2"}  # gaps have no user bootstrap
+    monkeypatch.setattr(metrics, "LEAST_SHARE", 2 / 7)
+    assert tally.values()["mrr@2[town]"] == pytest.approx(3 / 4 - 1 / 3)  # Bonn is too small to count
+
+
+def test_a_group_of_nobody_has_no_value() -> None:
+    tally = Tally(["hr@1[town=Rom]", "hr@1[town]"], statistics(), {"town": np.array(["", ""])})
+    tally.add(ranked([[0], [1]], [0], [0]))
+    assert math.isnan(tally.values()["hr@1[town=Rom]"])
+    assert tally.values()["hr@1[town]"] == 0.0
+
+
+def test_a_gap_is_to_be_minimised_whatever_it_is_a_gap_of() -> None:
+    wanted = {"ndcg@10[gender]": "minimise", "ndcg@10[gender=F]": "maximise", "calibration@5[gender=F]": "minimise"}
+    assert {name: parse_metric(name).direction for name in wanted} == wanted
+    found = parse_metric("ndcg@10[home town=New York]")
+    assert (found.plain, found.k, found.by, found.group) == ("ndcg@10", 10, "home town", "New York")
+
+
 def test_only_calibration_and_gini_are_to_be_minimised() -> None:
     assert [name for name, metric in METRICS.items() if metric.direction == "minimise"] == ["calibration", "gini"]
 
@@ -274,7 +317,10 @@ def test_only_calibration_and_gini_are_to_be_minimised() -> None:
         ("ndcg@-1", "has no cut-off"),
         ("NDCG@10", "has no cut-off"),
         ("ndcg@10 ", "has no cut-off"),
-        ("novelt", "write it as in 'ndcg@10'; did you mean 'novelty'?"),
+        ("novelt", "write it as in 'ndcg@10' or 'ndcg@10[gender]'; did you mean 'novelty'?"),
+        ("ndcg@10[]", "has no cut-off"),
+        ("ndcg@10[gender=]", "has no cut-off"),
+        ("coverage@10[gender]", "is one of all lists together, which has no groups; expected 'coverage@10'"),
     ],
 )
 def test_a_wrong_name_says_what_was_expected(name: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """Ranking a part under many settings, and the search for good settings."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,19 @@ def part() -> Part:
 
 ITEMS = ItemStatistics(np.arange(6), np.linspace(0, 1, 6).astype(np.float32), None, np.eye(6, dtype=np.float32))
 METRICS = ["ndcg@2", "hr@2", "coverage@2"]
+
+
+def test_groups_go_with_their_users_through_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Users 0 and 3 find their target at once, user 2 one of two, users 1 and 4 none in two places.
+    grouped = replace(part(), groups={"town": np.array(["Ulm", "Rom", "Ulm", "Ulm", "Rom"])})
+    names = ["hr@2[town=Ulm]", "hr@2[town=Rom]", "hr@2[town]", "hr@2"]
+    whole = Ranking(grouped, ITEMS, {"model": Fixed()}).values([{}], [*names, "hr@2"])[0]
+    alone = Ranking(part(), ITEMS, {"model": Fixed()}).tallies([{}], ["hr@2"])[0].per_user()["hr@2"]
+    assert whole["hr@2[town=Ulm]"] == pytest.approx(alone[[0, 2, 3]].mean())
+    assert whole["hr@2[town=Rom]"] == pytest.approx(alone[[1, 4]].mean())
+    assert whole["hr@2[town]"] == pytest.approx(abs(alone[[0, 2, 3]].mean() - alone[[1, 4]].mean())) != 0
+    monkeypatch.setattr(ranking, "CHUNK", 12)  # two users at a time
+    assert Ranking(grouped, ITEMS, {"model": Fixed()}).values([{}], [*names, "hr@2"])[0] == whole
 
 
 def circle(settings: Sequence[Genes]) -> list[dict[str, float]]:
