@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -61,7 +62,7 @@ def show_front(front: Document) -> None:
     names = [o["name"] for o in front["objectives"]]
     table = Table(title=f"{front['search']}: validation → test", title_justify="left", box=None)
     for column in ("entry", *names, "serving"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(escape(column), no_wrap=True)  # ndcg@10[gender] is no style
     for row in front["front"]:
         table.add_row(row["entry"], *_cells(row, names), _serving(row["serving"]))
     for title, others in (("old front", front.get("curves", {}).get("old")), ("baselines", front["baselines"])):

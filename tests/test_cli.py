@@ -17,6 +17,8 @@ from running import Ended, Finished, undisturbed
 from benchmarks import small
 from pareto_search import load_front
 from pareto_search.cli import cli, main
+from pareto_search.display import show_front
+from pareto_search.recsys.fetch import FOLDER
 
 __all__ = ["undisturbed"]
 
@@ -254,7 +256,7 @@ def test_what_is_left_out_of_the_data_is_counted(call: Call, material: Path, tmp
 
 def test_a_damaged_download_gets_one_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARETO_SEARCH_CACHE", str(tmp_path))
-    folder = tmp_path / "movielens-100k"
+    folder = tmp_path / FOLDER
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps({"sha256": {"interactions.csv": "0" * 64, "items.csv": "0" * 64}}))
     (folder / "interactions.csv").write_text("user_id,item_id,rating,timestamp\n1,1,1,")
@@ -321,6 +323,23 @@ def test_the_front_is_a_table_with_the_baselines_or_the_file_itself(call: Call, 
         assert f"{row['validation']['ndcg@5']:.4f} → {row['test']['ndcg@5']['mean']:.4f}" in shown
     for name in ("popularity", "item-knn", "ease", "sasrec", "practitioner"):
         assert name in shown
+
+
+def test_a_table_shows_the_brackets_of_a_groups_name(capsys: pytest.CaptureFixture[str]) -> None:
+    name, scores = "ndcg@5[gender]", {"validation": {"ndcg@5[gender]": 0.25}, "test": {"ndcg@5[gender]": {"mean": 0.5}}}
+    entry = {"entry": "c0000-s00", "serving": {}, **scores}
+    show_front(
+        {
+            "search": "s",
+            "objectives": [{"name": name}],
+            "front": [entry],
+            "baselines": [],
+            "hypervolume": {"validation": 0, "test": 0},
+        }
+    )
+    shown = capsys.readouterr().out
+    assert name in shown
+    assert "0.2500 → 0.5000" in shown
 
 
 def test_plot_writes_a_page_that_needs_no_network(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
