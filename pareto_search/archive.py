@@ -31,13 +31,26 @@ def non_dominated(values: Sequence[Values], objectives: Sequence[Objective]) -> 
     return _best(raw, np.flatnonzero(~np.isnan(raw).any(axis=1)), objectives)
 
 
+def worth(evaluation: Evaluation, objectives: Sequence[Objective]) -> Values:
+    """The objectives' values, each less what chance alone may have added to it.
+
+    Among hundreds of checkpoints the best on validation is best by luck, and falls back on test. What one seems to gain
+    over the warm start counts only beyond a standard error of the difference: the one-standard-error rule (Breiman et
+    al., Classification and Regression Trees, 1984), with the warm start as the simplest model.
+    """
+    if not evaluation.margins:
+        return evaluation.values
+    sign = {o.name: 1.0 if o.direction == "maximise" else -1.0 for o in objectives}
+    return {o.name: evaluation.values[o.name] - sign[o.name] * evaluation.margins.get(o.name, 0.0) for o in objectives}
+
+
 def front(
     evaluations: Sequence[Evaluation],
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
     steps: int,
 ) -> list[Evaluation]:
-    """The feasible, non-dominated evaluations at full fidelity, in the order they were given.
+    """The feasible evaluations at full fidelity whose `worth` no other's dominates, in the order they were given.
 
     Args:
         steps: the training steps of the full rung; evaluations at other rungs neither enter nor dominate.
@@ -49,7 +62,8 @@ def front(
     for constraint in constraints:
         metric = _raw(values, [constraint.metric])[:, 0]
         feasible &= metric >= constraint.bound if constraint.at_least else metric <= constraint.bound
-    return [full[i] for i in _best(raw, np.flatnonzero(feasible), objectives)]
+    worths = _raw([worth(e, objectives) for e in full], [o.name for o in objectives])
+    return [full[i] for i in _best(worths, np.flatnonzero(feasible), objectives)]
 
 
 def hypervolume(values: Sequence[Values], objectives: Sequence[Objective]) -> float:
@@ -98,6 +112,17 @@ def choose(values: Sequence[Values], objectives: Sequence[Objective], k: int = 3
         bounds = np.minimum(bounds, alone - np.minimum(points, points[winner]).prod(axis=1))
         bounds[winner] = -np.inf
     return [candidates[above[i]] for i in chosen]
+
+
+def representatives(
+    evaluations: Sequence[Evaluation], objectives: Sequence[Objective], k: int = 32
+) -> list[Evaluation]:
+    """Up to k of a front's evaluations that stand for it: those whose worth together covers most hypervolume.
+
+    Where two differ by less than chance may have done, one may still dominate the other; that one is left out.
+    """
+    found = [evaluations[i] for i in choose([worth(e, objectives) for e in evaluations], objectives, k)]
+    return [found[i] for i in non_dominated([e.values for e in found], objectives)]
 
 
 def _normalised(values: Sequence[Values], objectives: Sequence[Objective]) -> NDArray[np.float64]:

@@ -76,6 +76,8 @@ class Evaluation:
         setting: the setting's number; 0 is the checkpoint alone, without blend or re-ranking.
         serving: the setting's serving genes.
         values: every metric that the objectives and constraints name.
+        margins: metric -> by how much it may seem to differ from the warm start's by chance: one standard error over
+            users of the difference. Nothing where nobody has looked, or where it is the warm start.
     """
 
     candidate: str
@@ -84,6 +86,7 @@ class Evaluation:
     setting: int
     serving: Genes
     values: Mapping[str, float] = field(default_factory=dict)
+    margins: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def entry(self) -> str:

@@ -90,6 +90,7 @@ evaluation = sa.Table(
     *_filled(String, "candidate"),
     *_filled(Integer, "attempt", "steps", "setting"),
     *_filled(JSON, "serving", "values"),
+    Column("margins", JSON, nullable=False, server_default="{}"),
     UniqueConstraint("search", "candidate", "attempt", "steps", "setting"),
     ForeignKeyConstraint(["search", "candidate", "attempt"], ["attempt.search", "attempt.candidate", "attempt.number"]),
     Index("evaluation_in_order", "search", "position"),
@@ -136,7 +137,7 @@ class Schema:
         return f"{self.name}_version"
 
 
-SEARCH = Schema("search", tables, version=3, unversioned=(2, "search", "schema_version"))
+SEARCH = Schema("search", tables, version=4, unversioned=(2, "search", "schema_version"))
 
 
 class Database:

@@ -32,8 +32,8 @@ def objectives_of(front: Mapping[str, Any]) -> list[Objective]:
 
 
 def chosen(evaluations: Sequence[Evaluation], objectives: Sequence[Objective]) -> list[Evaluation]:
-    """The entries of a front that are reported: those that together cover most hypervolume on validation."""
-    return [evaluations[i] for i in archive.choose([e.values for e in evaluations], objectives, ENTRIES)]
+    """The entries of a front that are reported."""
+    return archive.representatives(evaluations, objectives, ENTRIES)
 
 
 def hypervolumes(points: Sequence[Document], objectives: Sequence[Objective]) -> dict[str, float]:

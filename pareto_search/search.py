@@ -139,9 +139,8 @@ class Search:
         covered, found, cost = self._watched
         now = time.monotonic()
         if now - found >= cost / WATCHING:
-            values = [e.values for e in self.front]
-            chosen = archive.choose(values, self.config.objectives)
-            covered = archive.hypervolume([values[i] for i in chosen], self.config.objectives)
+            chosen = archive.representatives(self.front, self.config.objectives)
+            covered = archive.hypervolume([e.values for e in chosen], self.config.objectives)
             self._watched = (covered, time.monotonic(), time.monotonic() - now)
         return covered
 

@@ -343,7 +343,7 @@ def _row(attempt: Attempt, evaluation: Evaluation) -> dict[str, Any]:
             raise ValueError(f"{name} of {evaluation.entry} is {value}; an attempt with such a score has failed")
     # Counts may come as NumPy's, which SQLite would keep as bytes.
     counts = {name: int(row[name]) for name in ("attempt", "steps", "setting")}
-    return {**row, **counts, "serving": dict(evaluation.serving), "values": dict(evaluation.values)}
+    return {**row, **counts, **{name: dict(row[name]) for name in ("serving", "values", "margins")}}
 
 
 def _one_line(error: str) -> str:

@@ -1,11 +1,12 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import moocore
 import numpy as np
 import pytest
 
-from pareto_search.archive import choose, front, hypervolume, non_dominated
+from pareto_search.archive import choose, front, hypervolume, non_dominated, worth
 from pareto_search.candidate import Evaluation
 from pareto_search.objective import Constraint, Objective
 
@@ -60,6 +61,26 @@ def test_with_one_objective_only_the_best_point_survives() -> None:
 
 def evaluation(number: int, up: float, down: float, *, steps: int = 40) -> Evaluation:
     return Evaluation(f"c{number:04d}", 1, steps, 0, {}, {"up": up, "down": down})
+
+
+def lucky(number: int, right: float, below: float, **margins: float) -> Evaluation:
+    return replace(evaluation(number, right, below), margins=margins)
+
+
+def test_what_lies_within_a_margin_does_not_count_in_either_direction() -> None:
+    assert worth(evaluation(1, 0.5, 5.0), [UP, DOWN]) == {"up": 0.5, "down": 5.0}
+    found = worth(lucky(1, 0.5, 5.0, up=0.125, down=1.0), [UP, DOWN])
+    assert found == {"up": 0.375, "down": 6.0}
+    assert worth(lucky(1, 0.5, 5.0, up=0.125), [UP, DOWN]) == {"up": 0.375, "down": 5.0}  # the other has no margin
+
+
+def test_the_warm_start_stays_on_the_front_until_it_is_beaten_by_more_than_chance() -> None:
+    start, no_more, more = evaluation(0, 0.5, 5.0), lucky(1, 0.6, 4.9, up=0.125), lucky(2, 0.7, 4.8, up=0.125)
+    assert front([start, no_more], [UP, DOWN], (), 40) == [start, no_more]  # a trade-off: no better in one
+    assert front([start, more], [UP, DOWN], (), 40) == [more]
+    # Feasible is what the values say: the first keeps the bound, though its worth does not.
+    bound = [Constraint("up", True, 0.55)]
+    assert front([no_more, start], [UP, DOWN], bound, 40) == [no_more]
 
 
 def test_the_front_is_feasible_at_full_rung_and_keeps_the_order() -> None:

@@ -99,11 +99,11 @@ def test_migrations_from_nothing_end_at_the_tables_that_are_worked_with(where: s
 
 def test_a_search_of_the_former_version_is_upgraded_by_its_writer_and_loses_nothing(where: str) -> None:
     fill(where, SEARCH_2)
-    with pytest.raises(RunError, match="of version 2, and this release reads 3; 'pareto-search resume'"):
+    with pytest.raises(RunError, match="of version 2, and this release reads 4; 'pareto-search resume'"):
         Store.open(where)
     told: list[str] = []
     store = Store.open(where, "old", told.append)
-    assert [line.partition(" from ")[2] for line in told] == ["version 2 to 3."]
+    assert [line.partition(" from ")[2] for line in told] == ["version 2 to 4."]
     assert differences(where, SEARCH) == []
 
     assert store.search == SearchRecord("old", "i", "name: old", 7, "d", "s", "b", "b", 2, 1.7e9 + 0.5, 12.25, 3)

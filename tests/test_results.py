@@ -37,6 +37,17 @@ def finish(store: Store, candidate: Candidate, number: int, steps: int, *points:
         record.finished(attempt, evaluations, 1.0)
 
 
+def test_entries_are_chosen_by_their_worth_and_none_of_them_dominates_another() -> None:
+    def entry(name: str, accuracy: float, diversity: float, margin: float = 0.0) -> Evaluation:
+        values, margins = {"ndcg@10": accuracy, "ild@10": diversity}, {"ndcg@10": margin} if margin else {}
+        return Evaluation(name, 1, 40, 0, {}, values, margins)
+
+    start, lucky, better = entry("m0000", 0.5, 0.5), entry("c0001", 0.52, 0.4, 0.1), entry("c0002", 0.3, 0.9, 0.1)
+    assert results.chosen([start, lucky, better], OBJECTIVES) == [start, better]  # .42 and .4 is behind the start
+    above = entry("c0003", 0.55, 0.55, 0.1)
+    assert results.chosen([start, above], OBJECTIVES) == [above]  # both are worth something, but one dominates
+
+
 def test_the_front_grows_when_a_candidate_reaches_the_full_rung_and_not_before(store: Store) -> None:
     slow, quick = Candidate("c0001", {}), Candidate("c0002", {})
     merged = Candidate("m0001", {"share": 0.5}, ("c0001", "c0002"), "merged")

@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypedDict
 
 import numpy as np
@@ -15,6 +16,7 @@ from pareto_search.executor import Files, Result
 from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.metrics import PerUser
 from pareto_search.recsys.ranking import Ranking, search_settings
 from pareto_search.recsys.split import SAME_MOMENT, Part, Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
@@ -173,6 +175,7 @@ class Worker:
             start = Recommender.loaded(components["warm-start"]).to(self.device)
             items = ItemTensors(self.items, self.device)
             self._task = Task(self.encoder, start, self.load.split.train, items, self.load.objectives)
+            self.__dict__.pop("_start_per_user", None)  # of an earlier warm start
             self._warm = TowerScorer.of(start, self.encoder.frozen.to(self.device))  # shares its parameters
 
     def teach(self, known: Sequence[Genes]) -> None:
@@ -282,10 +285,26 @@ class Worker:
         """The model's evaluations on validation."""
         candidate, full = attempt.candidate, self.load.rungs[-1]
         steps = attempt.steps or full
+        is_warm_start = candidate.kind == "merged" and not candidate.parents
+        margins = {} if steps < full or is_warm_start else self._margins(model)
         return tuple(
-            Evaluation(candidate.id, attempt.number, steps, number, setting, values)
+            Evaluation(candidate.id, attempt.number, steps, number, setting, values, margins)
             for number, (setting, values) in enumerate(self._settings(candidate, model, alone=steps < full))
         )
+
+    def _margins(self, model: Scorer) -> dict[str, float]:
+        """For each objective, the standard error over users of the model's difference from the warm start."""
+        mine, theirs = self._per_user(model), self._start_per_user
+        return {name: float((mine[name] - theirs[name]).std() / len(mine[name]) ** 0.5) for name in mine}
+
+    @cached_property
+    def _start_per_user(self) -> dict[str, PerUser]:
+        return self._per_user(self._warm)
+
+    def _per_user(self, model: Scorer) -> dict[str, PerUser]:
+        """The objectives of a model alone, user by user on validation."""
+        names = [o.name for o in self.load.objectives]
+        return self._ranking(self.load.split.validation, model, ()).tallies([{}], names)[0].per_user()
 
     def _merged(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
         """A merged candidate: its parents' average, or the warm start with an adapter that is zero."""

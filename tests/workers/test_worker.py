@@ -12,6 +12,7 @@ from safetensors.numpy import load
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.executor import Result
 from pareto_search.recsys.dataset import Dataset
+from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Split
 from pareto_search.workers import worker as module
 from pareto_search.workers.base import Base
@@ -49,6 +50,25 @@ def test_the_first_evaluation_is_the_checkpoint_alone(result: Result, workload: 
     assert result.evaluations[0].serving == {}
     assert all(set(e.serving) == {g.name for g in workload.space.genes} for e in result.evaluations[1:])
     assert {(e.candidate, e.attempt, e.steps) for e in result.evaluations} == {("c0003", 2, 3)}
+
+
+def test_margins_are_the_standard_error_of_the_difference_from_the_warm_start(
+    worker: Worker, result: Result, workload: Workload
+) -> None:
+    part = workload.split.validation
+    files = worker.fit("warm-start")
+    assert files is not None
+    models = (scorer(result.files, worker.encoder), scorer(files, worker.encoder))
+    names = list(workload.metrics)
+    mine, theirs = (Ranking(part, worker.items, {"model": m}).tallies([{}], names)[0].per_user() for m in models)
+    for evaluation in result.evaluations:
+        assert set(evaluation.margins) == set(names)
+        for name in names:
+            expected = np.std(mine[name] - theirs[name]) / np.sqrt(len(part.users))
+            assert evaluation.margins[name] == pytest.approx(expected)
+    assert result.evaluations[0].margins["ndcg@5"] > 0
+    start = worker.run(Attempt(Candidate("m0000", {}, (), "merged")))
+    assert all(e.margins == {} for e in start.evaluations)
 
 
 def test_the_raw_values_are_those_of_the_files_by_brute_force(worker: Worker, result: Result, toy_split: Split) -> None:
