@@ -24,11 +24,11 @@ _LOAD: Mapping[str, str] = {
 from transformers import AutoModel
 
 encoder = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder)
-# a text vector is the mean of last_hidden_state over the tokens, at unit length""",
+# a text vector is {pooled}, at unit length""",
     "merged": """from transformers import AutoModel, AutoTokenizer
 
 encoder, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-# a text vector is the mean of last_hidden_state over the tokens, at unit length""",
+# a text vector is {pooled}, at unit length""",
     "sentence-transformers": """from sentence_transformers import SentenceTransformer
 
 vectors = SentenceTransformer(folder).encode(texts)""",
@@ -39,6 +39,12 @@ tokenizer, names = AutoTokenizer.from_pretrained(folder), ("input_ids", "attenti
 tokens = tokenizer(texts, padding=True, truncation=True, max_length={length}, return_tensors="np")
 inputs = {{name: tokens[name] for name in names}}
 [vectors] = InferenceSession(f"{{folder}}/model_int8.onnx").run(None, inputs)  # or model.onnx, in float32""",
+}
+
+_POOLED: Mapping[str, str] = {
+    "mean": "the mean of last_hidden_state over the tokens",
+    "first": "last_hidden_state at the first token",
+    "last": "last_hidden_state at the last token that is no padding",
 }
 
 
@@ -54,13 +60,14 @@ def card(
     """
     found, notes = find_entry(front, entry.name), entry.notes
     base, split = notes["base"], notes["split"]
+    loading = _LOAD[form].format(length=notes["max_item_tokens"], pooled=_POOLED[notes["pooling"]])
     hub = base["id"] if base["id"].count("/") == 1 and not Path(base["id"]).is_absolute() else None
     sections = (
         _metadata(form, hub),
         f"# {entry.name}",
         f"One point of the front that pareto-search found in the search `{front['search']}`: a {found['kind']} "
         f"checkpoint of the base model `{hub or Path(base['id']).name}` with one choice of serving genes.",
-        f"## Loading the text encoder\n\n```python\n{_LOAD[form].format(length=notes['max_item_tokens'])}\n```",
+        f"## Loading the text encoder\n\n```python\n{loading}\n```",
         "From text vectors to recommendations lead `recommender.safetensors` and `serving.json`; "
         "`pareto-search evaluate FOLDER --data DATA` takes that way.",
         "## Data",

@@ -5,6 +5,7 @@ that the front covers, so that objectives of different units can be added. Ties 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
@@ -121,7 +122,7 @@ def parse_preferences(text: str) -> dict[str, float]:
         ConfigError: the text has another form, or names a metric twice.
     """
     weights: dict[str, float] = {}
-    for part in text.split(","):
+    for part in re.split(r",(?![^\[]*\])", text):  # a group's name may have a comma
         name, _, number = (word.strip() for word in part.rpartition("="))
         try:
             weight = float(number)

@@ -10,10 +10,10 @@ from typing import Any
 from pareto_search import refreshing, results
 from pareto_search.comparison import Comparison
 from pareto_search.config import SearchConfig
-from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError, nearest
+from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
 from pareto_search.question import Canary
 from pareto_search.recsys.dataset import Dataset, load
-from pareto_search.recsys.metrics import parse_metric
+from pareto_search.recsys.metrics import LEAST_SHARE, counted, parse_metric
 from pareto_search.recsys.split import Split, split
 from pareto_search.results import Document, write_whole
 from pareto_search.search import Search, Watcher
@@ -50,6 +50,7 @@ def run_search(
         for reason, number in data.dropped.items():
             watcher.notice(f"Left out {reason}: {number}.")
         parts = split(data, config.data.split, config.data.tie_seed)
+        _check_groups(config, parts)
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
             older = load_config(Path(refreshes))
@@ -216,17 +217,29 @@ def _check(config: SearchConfig, data: Dataset) -> None:
         raise ConfigError(f"split temporal needs timestamps, and {data.name} has none; use leave_last_out")
     for name, wish in ((name, parse_metric(name)) for name in asked):
         if wish.by is not None and wish.by not in data.groups:
-            known = ", ".join(data.groups) or "no groups"
-            raise ConfigError(
-                f"{name} wants the users' {wish.by}, but {data.name} has {known}; name data.columns.groups"
-            )
-        if wish.by is not None and wish.group is not None and wish.group not in data.groups[wish.by]:
-            raise ConfigError(
-                f"{name}: no user's {wish.by} is '{wish.group}'; {nearest(wish.group, set(data.groups[wish.by]))}"
-            )
+            known = ", ".join(data.groups) or "no groups of users"
+            raise ConfigError(f"{name} wants the users' {wish.by}, but {data.name} has {known}")
     longest = max(asked, key=lambda name: parse_metric(name).k)
     if parse_metric(longest).k > len(data.item_ids):
         raise ConfigError(f"{longest} needs more items than the {len(data.item_ids)} of {data.name}; lower its cut-off")
+
+
+def _check_groups(config: SearchConfig, parts: Split) -> None:
+    """Refuses metrics of groups that nobody belongs to, or of a gap between fewer than two."""
+    asked = [*(o.name for o in config.objectives), *(c.metric for c in config.constraints)]
+    for where, part in (("validation", parts.validation), ("test", parts.test)):
+        for name, wish in ((name, parse_metric(name)) for name in asked):
+            if wish.by is None:
+                continue
+            groups = counted(part.groups[wish.by])
+            known = ", ".join(groups[:10])
+            if wish.group is not None and wish.group not in part.groups[wish.by]:
+                raise ConfigError(
+                    f"{name}: no user of the {where} part has the {wish.by} '{wish.group}'; there is {known}"
+                )
+            if wish.group is None and len(groups) < 2:
+                share = f"{LEAST_SHARE:.0%} of the users of the {where} part"
+                raise ConfigError(f"{name}: {len(groups)} groups have {share}; expected two for a gap between them")
 
 
 def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher: Watcher) -> Store:

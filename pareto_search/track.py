@@ -224,8 +224,8 @@ def _mlflow_run(client: Any, name: str) -> Any:
 
 
 def _mlflow_name(name: str) -> str:
-    """MLflow has neither @ nor brackets in its names."""
-    return re.sub(r"[^\w\-./ ]", "_", name.replace("@", "_at_")).rstrip("_")
+    """MLflow has few signs in its names: neither @ nor brackets."""
+    return re.sub(r"[^\w\-./ ]", "_", name.replace("@", "_at_").replace("=", "_is_"))
 
 
 def _said(error: Exception) -> str:

@@ -181,6 +181,7 @@ def test_an_empty_front_has_nothing_to_choose() -> None:
 def test_preferences_are_read_from_text() -> None:
     assert parse_preferences("ndcg@10=3, ild@10 = 0.5") == {"ndcg@10": 3.0, "ild@10": 0.5}
     assert parse_preferences("ndcg@10[gender=F]=3,ndcg@10[gender]=1") == {"ndcg@10[gender=F]": 3, "ndcg@10[gender]": 1}
+    assert parse_preferences("ild@5=1,hr@5[town=Ulm, Donau]=2") == {"ild@5": 1, "hr@5[town=Ulm, Donau]": 2}
 
 
 @pytest.mark.parametrize("text", ["", "ndcg@10", "ndcg@10=", "ndcg@10=much", "=3", "ndcg@10=3,", "ndcg@10=nan"])

@@ -139,6 +139,8 @@ def test_a_decoder_is_exported_too(
     assert ours.encoder.pooling == "last"
     assert least_cosine(ours.encoder.frozen.numpy(), theirs) < 0.99
     export(run, NAME, toy, tmp_path / form, form)  # refuses what is not the checkpoint
+    card = (tmp_path / form / "README.md").read_text()
+    assert ("last_hidden_state at the last token that is no padding" in card) == (form == "merged")
     again = Serving(entry.of_folder(tmp_path / form), toy)
     found, expected = again.evaluate("test"), ours.evaluate("test")
     assert {n: s["mean"] for n, s in found.items()} == pytest.approx({n: s["mean"] for n, s in expected.items()})

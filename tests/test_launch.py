@@ -57,8 +57,17 @@ def test_a_run_folder_keeps_its_store(run: Path) -> None:
         ("leave_last_out", {"ratings": None}, "credibility@10 needs ratings"),
         ("temporal", {"timed": False}, "split temporal needs timestamps"),
         ("leave_last_out", {}, r"ndcg@10\[town\] wants the users' town, but ratings has no groups"),
-        ("leave_last_out", {"groups": {"gender": ("F",) * 40}}, r"ratings has gender; name data.columns.groups"),
-        ("leave_last_out", {"groups": {"town": ("Ulm",) * 40}}, r"ndcg@10\[town=Ulmm\]: no user's town is 'Ulmm'; did"),
+        ("leave_last_out", {"groups": {"gender": ("F",) * 40}}, r"wants the users' town, but ratings has gender"),
+        (
+            "leave_last_out",
+            {"groups": {"town": ("Ulm",) * 40}},
+            r"ndcg@10\[town\]: 1 groups have 2% of the users of the",
+        ),
+        (
+            "leave_last_out",
+            {"groups": {"town": ("Ulm", "Rom") * 20}},
+            r"ndcg@10\[town=Ulmm\]: no user of the validation part has the town 'Ulmm'; there is Ulm, Rom",
+        ),
     ],
 )
 def test_what_the_data_cannot_give_is_refused(

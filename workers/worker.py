@@ -115,12 +115,12 @@ class Worker:
         self.components: dict[str, Scorer] = {}
 
     def identity(self, *_: object) -> str:
-        """The base model's bytes and precision, which all workers of a search must share.
+        """The base model's bytes, precision and pooling, which all workers of a search must share.
 
         Args:
             _: results of earlier calls, which whoever asks wants to have ended.
         """
-        return f"{self.base.sha256} {self.encoder.dtype}"
+        return f"{self.base.sha256} {self.encoder.dtype} {self.encoder.pooling}"
 
     def fit(self, name: str, number: int | None = None) -> dict[str, bytes] | None:
         """The files of a component, trained here; None where the catalogue is too large for it.

@@ -77,11 +77,8 @@ class Dataset:
 
     @property
     def sha256(self) -> str:
-        """The hash of the content, whatever its name, file format and order of rows."""
-        words: list[object] = [self.user_ids, self.item_ids, self.texts, self.titles, self.categories]
-        words.append(self.ratings is not None)
-        if self.groups:
-            words.append(sorted(self.groups.items()))
+        """The hash of all that reaches a model, whatever its name, file format and order of rows; groups do not."""
+        words = [self.user_ids, self.item_ids, self.texts, self.titles, self.categories, self.ratings is not None]
         digest = hashlib.sha256(json.dumps(words).encode())
         digest.update(self.users.astype("<i4").tobytes() + self.items.astype("<i4").tobytes())
         digest.update(self.timestamps.astype("<f8").tobytes())
@@ -169,7 +166,12 @@ def load_atomic(folder: str | Path) -> Dataset:
     categories = next((n for n in text if n.lower() in CATEGORY_FIELDS), None)
     if categories is not None and item_types[categories] == "token":
         item.frame[categories] = [[value] for value in item.frame[categories]]  # one category, blanks and all
-    user, user_types = read_atomic(only_file(Path(folder), ".user")) if any(Path(folder).glob("*.user")) else (None, {})
+    people: Table | None = None
+    groups: tuple[str, ...] = ()
+    if any(Path(folder).glob("*.user")):
+        people, types = read_atomic(only_file(Path(folder), ".user"))
+        fields = (n for n, kind in types.items() if kind == "token" and n != user_field)
+        groups = tuple(name for name in fields if any(people.frame[name]))
     columns = Columns(
         user=user_field,
         item=item_field,
@@ -178,9 +180,9 @@ def load_atomic(folder: str | Path) -> Dataset:
         text=text,
         categories=categories,
         separator=" ",
-        groups=tuple(n for n, kind in user_types.items() if kind == "token" and n != user_field),
+        groups=groups,
     )
-    return _assemble(Path(inter.location).stem, inter, item, columns, user)
+    return _assemble(Path(inter.location).stem, inter, item, columns, people)
 
 
 def load_tables(interactions: str, items: str, columns: Columns, name: str, users: str | None = None) -> Dataset:

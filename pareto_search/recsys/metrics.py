@@ -5,6 +5,7 @@ A metric is named `NAME@K`. Per-user metrics are means over users; the others lo
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -286,7 +287,7 @@ class Tally:
     """
 
     def __init__(
-        self, names: Sequence[str], items: ItemStatistics, groups: Mapping[str, NDArray[np.str_]] | None = None
+        self, names: Sequence[str], items: ItemStatistics, groups: Mapping[str, NDArray[np.object_]] | None = None
     ) -> None:
         self._asked = {name: parse_metric(name) for name in names}
         self._items, self._groups = items, groups or {}
@@ -330,16 +331,21 @@ class Tally:
         return {name: values[name] for name in self._asked}
 
 
-def gap(values: PerUser, groups: NDArray[np.str_]) -> float:
-    """By how much the mean over users of the best-served group is above that of the worst-served one.
-
-    Groups of fewer than `LEAST_SHARE` of the users do not count, because chance decides their mean; nor does the empty
-    one, whose users are not known to belong together.
+def gap(values: PerUser, groups: NDArray[np.object_]) -> float:
+    """By how much the mean over users of the best-served group is above that of the worst-served one; NaN for fewer
+    than two groups that are `counted`.
 
     Args:
         values, groups: `(m,)`.
     """
-    names, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    counted = (counts >= LEAST_SHARE * len(groups)) & (names != "")
-    means = (np.bincount(place, weights=values) / counts)[counted]
-    return float(np.ptp(means)) if len(means) else 0.0
+    means = [values[groups == name].mean() for name in counted(groups)]
+    return float(np.ptp(means)) if len(means) > 1 else math.nan
+
+
+def counted(groups: NDArray[np.object_]) -> list[str]:
+    """The groups among `(m,)` that a gap may lie between, the largest first.
+
+    Of fewer than `LEAST_SHARE` of the users chance decides the mean, and who is in no known group is in none.
+    """
+    sizes = Counter(groups.tolist())
+    return [name for name, size in sizes.most_common() if name and size >= LEAST_SHARE * len(groups)]

@@ -69,7 +69,7 @@ class Part:
     users: NDArray[np.int32]
     history: Sequences
     targets: Sequences
-    groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    groups: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,8 @@ def split(dataset: Dataset, strategy: Strategy, tie_seed: int) -> Split:
     role = _last_out(users, n_users) if strategy == "leave_last_out" else _by_time(dataset.timestamps)[order]
     ratings = None if dataset.ratings is None else dataset.ratings[order]
     passed = gaps(users, dataset.timestamps[order]) if dataset.timed else None
-    groups = {name: np.array(each) for name, each in dataset.groups.items()}
+    # As objects: one long name would make all of them as long.
+    groups = {name: np.array(each, dtype=object) for name, each in dataset.groups.items()}
     rows = _Rows(users, dataset.items[order], ratings, passed, role, n_users, groups)
     parts = {name: rows.part(which) for name, which in (("validation", VALIDATION), ("test", TEST))}
     for name, part in parts.items():
@@ -159,7 +160,7 @@ class _Rows:
     gaps: NDArray[np.uint8] | None
     role: NDArray[np.int8]
     n_users: int
-    groups: Mapping[str, NDArray[np.str_]]
+    groups: Mapping[str, NDArray[np.object_]]
 
     def part(self, which: int) -> Part:
         target = self.role == which

@@ -80,19 +80,21 @@ def _data_routes(record: Record, catalogue: Catalogue) -> APIRouter:
 
     @router.post("/data", status_code=201)
     def upload(
+        *,
         name: Annotated[answers.Name, Form()],
         archive: Annotated[UploadFile | None, File(description="A zip of RecBole atomic files")] = None,
         interactions: Annotated[UploadFile | None, File(description="CSV or Parquet")] = None,
         items: Annotated[UploadFile | None, File(description="CSV or Parquet")] = None,
+        users: Annotated[UploadFile | None, File(description="CSV or Parquet; where the columns have groups")] = None,
         columns: Annotated[str | None, Form(description="JSON, as data.columns in a config")] = None,
     ) -> answers.Data:
-        """Uploads a data set: `archive`, or `interactions`, `items` and `columns`."""
-        tables = (interactions, items, columns)
-        if archive and not any(tables):
+        """Uploads a data set: `archive`, or `interactions`, `items`, perhaps `users`, and `columns`."""
+        if archive and not any((interactions, items, users, columns)):
             added = catalogue.upload_archive(name, archive.file)
         elif interactions and items and columns and not archive:
-            first, second = ((t.filename or "", t.file) for t in (interactions, items))
-            added = catalogue.upload_tables(name, first, second, columns)
+            given = {"interactions": interactions, "items": items, "users": users}
+            tables = {role: (table.filename or "", table.file) for role, table in given.items() if table}
+            added = catalogue.upload_tables(name, tables, columns)
         else:
             raise ConfigError("give either archive, or interactions, items and columns")
         return answers.Data.model_validate(added, from_attributes=True)

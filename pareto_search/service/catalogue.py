@@ -45,6 +45,7 @@ class Catalogue:
     def __init__(self, root: Path, record: Record, data: Sequence[str], bases: Sequence[str]) -> None:
         self._folder, self._record = root / "data", record
         self._lock = threading.Lock()
+        self._reading: dict[tuple[str, float], threading.Lock] = {}
         self._titles: OrderedDict[tuple[str, float], Sequence[tuple[str, str, str]]] = OrderedDict()
         self._bases = {MINILM: {"base": MINILM}} | dict(map(_base, bases))
         self._register(dict(map(_source, data)))
@@ -95,10 +96,14 @@ class Catalogue:
         data, wanted = self._record.data_set(name), words.lower().split()
         key = (data.name, data.created)
         with self._lock:
-            titles = self._titles.pop(key, None) or self._read(data)
+            reading = self._reading.setdefault(key, threading.Lock())
+        with reading:  # whoever asks for another data set need not wait for it
+            titles = self._titles.get(key) or self._read(data)
+        with self._lock:
             self._titles[key] = titles
+            self._titles.move_to_end(key)
             while len(self._titles) > READ:
-                self._titles.popitem(last=False)
+                self._reading.pop(self._titles.popitem(last=False)[0], None)
         found = [(item, title) for item, title, small in titles if all(word in small for word in wanted)]
         return sorted(found, key=lambda pair: (len(pair[1]), pair))[:limit]
 
@@ -113,10 +118,11 @@ class Catalogue:
             _unpack(archive, folder)
             return self._add(name, {"source": str(folder)}, folder)
 
-    def upload_tables(
-        self, name: str, interactions: tuple[str, BinaryIO], items: tuple[str, BinaryIO], columns: str
-    ) -> DataSet:
-        """Adds two tables, CSV or Parquet by the ends of their names; `columns` is JSON, as in a config.
+    def upload_tables(self, name: str, tables: Mapping[str, tuple[str, BinaryIO]], columns: str) -> DataSet:
+        """Adds tables, CSV or Parquet by the ends of their names; `columns` is JSON, as in a config.
+
+        Args:
+            tables: `interactions`, `items` and, where the columns have groups, `users`: the name of a file, and it.
 
         Raises:
             ConflictError: the name is taken.
@@ -129,8 +135,10 @@ class Catalogue:
             first = error.errors(include_url=False)[0]
             where = ".".join(("columns", *map(str, first["loc"])))
             raise ConfigError(f"{where}: {first['msg']}; expected what a config has under data.columns") from None
+        if ("users" in tables) != bool(section["columns"]["groups"]):
+            raise ConfigError("there is one of a users table and columns.groups; expected both, or neither")
         with self._new(name) as folder:
-            for role, (file_name, content) in (("interactions", interactions), ("items", items)):
+            for role, (file_name, content) in tables.items():
                 suffix = Path(file_name).suffix.lower()
                 if suffix not in TABLES:
                     raise DataError(

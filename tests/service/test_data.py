@@ -54,6 +54,28 @@ def test_tables_that_are_uploaded_can_be_named_until_they_are_deleted(shared: Sh
     assert shared.client.post("/v1/searches", json=config).status_code == 404
 
 
+def test_users_may_come_with_their_groups_in_an_archive_or_as_a_table(shared: Shared) -> None:
+    people = "user_id:token\ttown:token\nu0\tUlm\nu1\tRom\nu2\tUlm\nu3\tRom\n"
+    archive = packed(up_inter=INTER, up_item=ITEM, **{"up.user": people})
+    answer = shared.client.post("/v1/data", data={"name": "grouped"}, files={"archive": ("a.zip", archive)})
+    assert answer.status_code == 201, answer.text
+    assert list((shared.service.root / "data").glob("*/data.user"))
+    shared.client.delete("/v1/data/grouped")
+
+    form = {"name": "grouped", "columns": json.dumps({**COLUMNS, "groups": ["town"]})}
+    table = {
+        "users": ("people.csv", "user,town\n" + "".join(f"u{u},{'Ulm' if u % 2 else 'Rom'}\n" for u in range(1, 41)))
+    }
+    answer = shared.client.post("/v1/data", data=form, files={**tables(shared), **table})
+    assert answer.status_code == 201, answer.text
+    config = {**shared.config, "name": "fair", "data": {"source": "grouped"}, "constraints": ["ndcg@5[town] <= 1"]}
+    assert shared.client.post("/v1/estimate", json=config).status_code == 200
+    shared.client.delete("/v1/data/grouped")
+    for files, columns in ((tables(shared), form["columns"]), ({**tables(shared), **table}, json.dumps(COLUMNS))):
+        refused = shared.client.post("/v1/data", data={"name": "odd", "columns": columns}, files=files)
+        assert (refused.status_code, "expected both, or neither" in refused.json()["error"]) == (400, True)
+
+
 def test_items_are_found_by_parts_of_their_titles(shared: Shared) -> None:
     archive = packed(up_inter=INTER, up_item=ITEM.replace("The film 3", "The long film 3 of Ünal"))
     shared.client.post("/v1/data", data={"name": "titled"}, files={"archive": ("a.zip", archive)})

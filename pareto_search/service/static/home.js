@@ -1,7 +1,7 @@
 // The list of searches with live progress, and the form that launches one.
 
 import { get, post, upload, watch } from "./api.js";
-import { count, doing, duration, field, fill, h, select } from "./dom.js";
+import { count, doing, duration, field, fill, h, select, trouble } from "./dom.js";
 
 // Sized so that two cores need less than eight minutes on MovieLens-100K.
 const DEMO = { name: "demo", search: { population: 6, candidates: 16, minutes: 7, steps: 10 }, workers: { count: 2 } };
@@ -42,7 +42,7 @@ class Older {
   follow(watched, total, draw) {
     const ids = new Set(watched.map((s) => s.id)), moved = this.watched.some((s) => !ids.has(s.id)) || this.searches.some((s) => ids.has(s.id));
     Object.assign(this, { watched, total, draw });
-    if (moved && this.searches.length) return this.fetch(0);
+    if (moved && this.searches.length) this.fetch(0).catch(trouble);
     const left = total - watched.length - this.searches.length;
     this.more.hidden = left <= 0;
     this.more.textContent = `Show older ones (${left})`;
@@ -50,12 +50,13 @@ class Older {
 
   async fetch(more = PAGE) {
     // From the first again, as many as there were and some more: new ones have moved them, and some may be gone.
-    const wanted = this.searches.length + more, found = [];
+    const wanted = this.searches.length + more, found = [], asked = (this.asked = (this.asked ?? 0) + 1);
     let page, total;
     do {
       ({ searches: page, total } = await get(`/searches?offset=${this.watched.length + found.length}&limit=${PAGE}`));
       found.push(...page);
     } while (page.length && found.length < wanted);
+    if (asked !== this.asked) return; // somebody has asked again meanwhile
     const ids = new Set(this.watched.map((s) => s.id));
     this.searches = found.filter((s) => !ids.has(s.id));
     fill(this.list, this.searches.map(this.draw));
@@ -168,13 +169,13 @@ const described = (d) => (d.facts.users ? `${d.name} (${d.facts.users} users, ${
 function uploader() {
   const name = h("input", { pattern: "[a-z0-9][a-z0-9-]{0,63}", required: true });
   const file = (accept) => h("input", { type: "file", accept });
-  const archive = file(".zip"), interactions = file(".csv,.parquet"), items = file(".csv,.parquet");
+  const archive = file(".zip"), interactions = file(".csv,.parquet"), items = file(".csv,.parquet"), users = file(".csv,.parquet");
   const columns = h("input", { placeholder: '{"user": "userId", "item": "movieId", "text": ["title"]}' });
   const said = h("p", { "aria-live": "polite" });
   const send = async () => {
     const form = new FormData();
     form.append("name", name.value);
-    for (const [key, input] of Object.entries({ archive, interactions, items })) if (input.files[0]) form.append(key, input.files[0]);
+    for (const [key, input] of Object.entries({ archive, interactions, items, users })) if (input.files[0]) form.append(key, input.files[0]);
     if (columns.value) form.append("columns", columns.value);
     const added = await upload(form);
     said.textContent = `${described(added)} is there; reload to launch a search on it.`;
@@ -184,7 +185,7 @@ function uploader() {
     {},
     h("summary", {}, "Bring your own data"),
     h("p", {}, "A zip of RecBole atomic files; or interactions and items, each CSV or Parquet, and what their columns hold."),
-    h("div", { className: "grid" }, field("Name", name), field("Zip", archive), field("Interactions", interactions), field("Items", items), field("Columns", columns, "as in a config, as JSON")),
+    h("div", { className: "grid" }, field("Name", name), field("Zip", archive), field("Interactions", interactions), field("Items", items), field("Users", users, "where the columns have groups"), field("Columns", columns, "as in a config, as JSON")),
     h("button", { onclick: doing(send) }, "Upload"),
     said,
   );

@@ -19,9 +19,12 @@ function finder(data, into, id) {
     input.value = "";
     return true;
   };
-  input.addEventListener("input", async () => {
+  input.addEventListener("input", async (event) => {
     const asked = ++last;
-    if (add() || !input.value.trim()) return;
+    const typing = event.inputType && event.inputType !== "insertReplacementText"; // "Dune", on the way to "Dune Messiah"
+    if ((!typing && add()) || !input.value.trim()) return;
+    await new Promise((resolve) => setTimeout(resolve, 200)); // until nobody types
+    if (asked !== last) return;
     const { items } = await get(`/data/${data}/items?query=${encodeURIComponent(input.value.trim())}&limit=12`).catch(() => ({ items: [] })); // the ids can still be typed
     if (asked !== last) return;
     titles.clear();

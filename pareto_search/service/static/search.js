@@ -312,7 +312,11 @@ class Explorer {
   deployer(entry) {
     const others = [...this.view.compared].filter((name) => name !== entry);
     const deploy = doing(async () => {
-      const made = await post("/deployments", { search: this.id, entries: [entry, ...others] }, { headers: { "Idempotency-Key": crypto.randomUUID() } });
+      const entries = [entry, ...others], what = entries.join();
+      // Whoever presses again because no answer has come gets the deployment that was made.
+      if (this.asking?.what !== what) this.asking = { what, key: crypto.randomUUID() };
+      const made = await post("/deployments", { search: this.id, entries }, { headers: { "Idempotency-Key": this.asking.key } });
+      this.asking = null;
       location.hash = `#/deployments/${made.id}`;
     });
     return h("button", { className: "primary", onclick: deploy, id: "deploy" }, ["Deploy", "Deploy both"][others.length] ?? `Deploy all ${others.length + 1}`);
