@@ -223,6 +223,7 @@ def test_serves_own_config_runs_entries_behind_its_proxy(undisturbed: Finished, 
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"PARETO_SEARCH_TOKEN": TOKEN, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another token"}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is deaf to it
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
