@@ -297,6 +297,11 @@ class SearchConfig(_Section):
         return tuple(Constraint.parse(text) for text in self.constraint_texts)
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is evaluated: every metric of an objective or a constraint, once."""
+        return tuple(dict.fromkeys([*(o.name for o in self.objectives), *(c.metric for c in self.constraints)]))
+
+    @property
     def search_space(self) -> SearchSpace:
         """The genes that vary, and those that are fixed."""
         return SearchSpace.build(default_genes(self.objectives), self.space)
@@ -372,9 +377,8 @@ class SearchConfig(_Section):
                 f"objectives has no accuracy metric, and training needs one; expected one of {', '.join(ACCURACY)} "
                 "beside the others, such as ndcg@10"
             )
-        asked = [*names, *(c.metric for c in self.constraints)]
         for family, column, kind in (("credibility", "rating", "ratings"), ("calibration", "categories", "categories")):
-            needy = next((n for n in asked if n.startswith(f"{family}@")), None)
+            needy = next((n for n in self.metrics if n.startswith(f"{family}@")), None)
             if needy is not None and self.data.columns is not None and getattr(self.data.columns, column) is None:
                 raise ConfigError(f"{needy} needs {kind}; expected data.columns.{column} to name their column")
         if self.workers.pack > 1 and self.search.mode == "ordered":

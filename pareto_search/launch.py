@@ -205,30 +205,28 @@ def _want_token() -> None:
 
 def _check(config: SearchConfig, data: Dataset) -> None:
     """Refuses what the data cannot give."""
-    asked = [*(o.name for o in config.objectives), *(c.metric for c in config.constraints)]
     for family, given, kind in (
         ("credibility", data.ratings, "ratings"),
         ("calibration", data.categories, "categories"),
     ):
-        needy = next((name for name in asked if name.startswith(f"{family}@")), None)
+        needy = next((name for name in config.metrics if name.startswith(f"{family}@")), None)
         if needy is not None and given is None:
             raise ConfigError(f"{needy} needs {kind}, and {data.name} has none; leave it out or name their column")
     if config.data.split == "temporal" and not data.timed:
         raise ConfigError(f"split temporal needs timestamps, and {data.name} has none; use leave_last_out")
-    for name, wish in ((name, parse_metric(name)) for name in asked):
+    for name, wish in ((name, parse_metric(name)) for name in config.metrics):
         if wish.by is not None and wish.by not in data.groups:
             known = ", ".join(data.groups) or "no groups of users"
             raise ConfigError(f"{name} wants the users' {wish.by}, but {data.name} has {known}")
-    longest = max(asked, key=lambda name: parse_metric(name).k)
+    longest = max(config.metrics, key=lambda name: parse_metric(name).k)
     if parse_metric(longest).k > len(data.item_ids):
         raise ConfigError(f"{longest} needs more items than the {len(data.item_ids)} of {data.name}; lower its cut-off")
 
 
 def _check_groups(config: SearchConfig, parts: Split) -> None:
     """Refuses metrics of groups that nobody belongs to, or of a gap between fewer than two."""
-    asked = [*(o.name for o in config.objectives), *(c.metric for c in config.constraints)]
     for where, part in (("validation", parts.validation), ("test", parts.test)):
-        for name, wish in ((name, parse_metric(name)) for name in asked):
+        for name, wish in ((name, parse_metric(name)) for name in config.metrics):
             if wish.by is None:
                 continue
             groups = counted(part.groups[wish.by])
@@ -290,7 +288,6 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
     model, space = config.model, config.search_space
     layers = next((g.high for g in space.genes if g.name == "layers"), space.fixed.get("layers", 1))
     ranks = next((g.choices for g in space.genes if g.name == "rank"), (space.fixed.get("rank", 1),))
-    asked = list(dict.fromkeys([*(o.name for o in config.objectives), *(c.metric for c in config.constraints)]))
     return Workload(
         base=model.base,
         revision=model.revision,
@@ -306,7 +303,7 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         split=parts,
         objectives=config.objectives,
         constraints=config.constraints,
-        metrics=asked,
+        metrics=config.metrics,
         space=space.of("serving"),
         rungs=config.search.rungs,
         serving_settings=config.search.serving_settings,
@@ -317,6 +314,6 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
             "data_sha256": data.sha256,
             "split": {"strategy": config.data.split, "tie_seed": config.data.tie_seed, "sha256": parts.sha256},
             "items": list(data.item_ids),
-            "metrics": asked,
+            "metrics": list(config.metrics),
         },
     )

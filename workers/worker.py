@@ -5,7 +5,6 @@ import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TypedDict
 
 import numpy as np
@@ -175,8 +174,8 @@ class Worker:
             start = Recommender.loaded(components["warm-start"]).to(self.device)
             items = ItemTensors(self.items, self.device)
             self._task = Task(self.encoder, start, self.load.split.train, items, self.load.objectives)
-            self.__dict__.pop("_start_per_user", None)  # of an earlier warm start
             self._warm = TowerScorer.of(start, self.encoder.frozen.to(self.device))  # shares its parameters
+            self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
 
     def teach(self, known: Sequence[Genes]) -> None:
         """Takes the settings from which each candidate's inner search starts."""
@@ -285,26 +284,22 @@ class Worker:
         """The model's evaluations on validation."""
         candidate, full = attempt.candidate, self.load.rungs[-1]
         steps = attempt.steps or full
-        is_warm_start = candidate.kind == "merged" and not candidate.parents
-        margins = {} if steps < full or is_warm_start else self._margins(model)
+        alone, is_warm_start = steps < full, candidate.kind == "merged" and not candidate.parents
+        ranking = self._ranking(self.load.split.validation, model, () if alone else tuple(self.components))
+        margins = {} if alone or is_warm_start else self._margins(ranking)
         return tuple(
             Evaluation(candidate.id, attempt.number, steps, number, setting, values, margins)
-            for number, (setting, values) in enumerate(self._settings(candidate, model, alone=steps < full))
+            for number, (setting, values) in enumerate(self._settings(candidate, ranking, alone))
         )
 
-    def _margins(self, model: Scorer) -> dict[str, float]:
+    def _margins(self, ranking: Ranking) -> dict[str, float]:
         """For each objective, the standard error over users of the model's difference from the warm start."""
-        mine, theirs = self._per_user(model), self._start_per_user
+        mine, theirs = self._per_user(ranking), self._start_per_user
         return {name: float((mine[name] - theirs[name]).std() / len(mine[name]) ** 0.5) for name in mine}
 
-    @cached_property
-    def _start_per_user(self) -> dict[str, PerUser]:
-        return self._per_user(self._warm)
-
-    def _per_user(self, model: Scorer) -> dict[str, PerUser]:
-        """The objectives of a model alone, user by user on validation."""
-        names = [o.name for o in self.load.objectives]
-        return self._ranking(self.load.split.validation, model, ()).tallies([{}], names)[0].per_user()
+    def _per_user(self, ranking: Ranking) -> dict[str, PerUser]:
+        """The objectives of a model alone, user by user."""
+        return ranking.tallies([{}], [o.name for o in self.load.objectives])[0].per_user()
 
     def _merged(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
         """A merged candidate: its parents' average, or the warm start with an adapter that is zero."""
@@ -316,10 +311,9 @@ class Worker:
         notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "merges": candidate.parents})
         return merge(sources, (share, 1.0 - share), self.load.rank, notes)
 
-    def _settings(self, candidate: Candidate, model: Scorer, alone: bool) -> list[tuple[Genes, Values]]:
+    def _settings(self, candidate: Candidate, ranking: Ranking, alone: bool) -> list[tuple[Genes, Values]]:
         """Serving settings with their values on validation, the model alone first."""
         load = self.load
-        ranking = self._ranking(load.split.validation, model, () if alone else tuple(self.components))
         if alone:
             return [({}, ranking.values([{}], load.metrics)[0])]
         return search_settings(
