@@ -31,10 +31,22 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *WORDS, *GENRES
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
+def postgresql_server() -> Iterator[str]:
     """The URL of a server, without a database's name."""
     with server() as url:
         yield url
+
+
+@pytest.fixture
+def postgresql(postgresql_server: str) -> str:
+    """A database that holds nothing, whatever the test before left in it."""
+    url = f"{postgresql_server}/postgres"
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")  # quicker than another database
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+    return url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -42,13 +54,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A place for a record that holds nothing yet, in either database."""
     if request.param == "sqlite":
         return str(tmp_path / "record.db")
-    url = f"{request.getfixturevalue('postgresql')}/postgres"
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")  # quicker than another database
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    engine.dispose()
-    return url
+    return str(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Service, ended, material, serving
+from serving import Service, finished, material, serving
 
 pytest.importorskip("fastapi")
 
@@ -38,6 +38,5 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     with serving(folder / "root", *options) as service, service.client() as client:
         made = client.post("/v1/searches", json=config, headers={"Idempotency-Key": "the first"})
         assert made.status_code == 201, made.text
-        search = ended(client, made.json()["id"])
-        assert search["state"] == "finished", search
+        search = finished(client, made.json()["id"])
         yield Shared(service, client, config, search["id"])

@@ -108,6 +108,13 @@ def ended(client: httpx.Client, search: str) -> dict[str, Any]:
     return last
 
 
+def finished(client: httpx.Client, search: str) -> dict[str, Any]:
+    """The search once it has come to rest, which it does by reaching its end; what kept it from it, otherwise."""
+    found = ended(client, search)
+    assert found["state"] == "finished", found
+    return found
+
+
 def begun(client: httpx.Client, search: str) -> dict[str, Any]:
     """The search once a candidate has finished."""
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import Shared
 from postgres import server
 from running import eventually
-from serving import begun, ended, material, runners, serving
+from serving import begun, ended, finished, material, runners, serving
 
 from pareto_search.errors import AbsentError
 from pareto_search.service.jobs import _forget
@@ -74,15 +74,13 @@ def test_a_paused_search_goes_on_with_a_larger_budget_and_loses_nothing(shared: 
     run = shared.service.root / "searches" / search / "run"
     before = Store.open(run / "search.db")
     kept = before.evaluations()
-    finished = sum(a.state == "finished" and a.candidate.startswith("c") for a in before.attempts())
+    done = sum(a.state == "finished" and a.candidate.startswith("c") for a in before.attempts())
     before.close()
     assert kept
 
-    answer = client.post(f"/v1/searches/{search}/resume", json={"candidates": finished + 1})
+    answer = client.post(f"/v1/searches/{search}/resume", json={"candidates": done + 1})
     assert answer.status_code == 200, answer.text
-    found = ended(client, search)
-    assert found["state"] == "finished"
-    assert found["progress"]["total"] == finished + 1
+    assert finished(client, search)["progress"]["total"] == done + 1
     after = Store.open(run / "search.db")
     assert after.evaluations()[: len(kept)] == kept
     after.close()
@@ -117,18 +115,17 @@ def test_a_services_database_has_the_records_of_its_searches_until_they_are_dele
     small: Material, postgresql: str, tmp_path: Path
 ) -> None:
     options, config = small
-    url = f"{postgresql}/postgres"
-    with serving(tmp_path / "root", *options, "--store", url) as service, service.client() as client:
+    with serving(tmp_path / "root", *options, "--store", postgresql) as service, service.client() as client:
         search = submit(client, config, candidates=2)
-        assert ended(client, search)["state"] == "finished"
-        record = Store.open(url, search)
+        finished(client, search)
+        record = Store.open(postgresql, search)
         assert client.get(f"/v1/searches/{search}/archive").json()["total"] == len(record.evaluations()) > 0
         record.close()
         assert not list((tmp_path / "root" / "searches").rglob("search.db"))
         assert client.get(f"/v1/searches/{search}").json()["config"]["name"] == config["name"]
         assert client.delete(f"/v1/searches/{search}").status_code == 204
         with pytest.raises(AbsentError):
-            Store.open(url, search)
+            Store.open(postgresql, search)
 
 
 def test_a_search_that_cannot_go_on_says_why(shared: Shared) -> None:
