@@ -16,14 +16,16 @@ from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.results import Document
 from pareto_search.search import Search
-from pareto_search.space import BLENDED
+from pareto_search.space import BLENDED, TEXT
 
-BASELINES = ("popularity", "item-knn", "ease", "sasrec", "frozen-encoder", "warm-start")
+BASELINES = ("popularity", "item-knn", "ease", "sasrec", "frozen-encoder", TEXT, "warm-start")
 CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
-    "practitioner": (("ease", ()), ("sasrec", ()), ("sasrec", ("ease",))),
-    "warm-start": (("warm-start", ("ease", "sasrec")),),
+    "practitioner": (("ease", ()), ("sasrec", ()), ("sasrec", ("ease",)), (TEXT, ()), (TEXT, ("ease", "sasrec"))),
+    "warm-start": (("warm-start", BLENDED),),
 }
-"""What the front is compared with: for each curve its models, with the components blended into each."""
+"""What the front is compared with: for each curve its models, with the components blended into each. A component that
+was not fitted is left out.
+"""
 SQUARE = ("item-knn", "ease")
 """Baselines that grow with the square of the catalogue, and are left out where it is large."""
 CURVE_SETTINGS = 16
@@ -91,10 +93,11 @@ class Comparison:
     def _fit(self) -> None:
         towers = self._config.model.towers
         # The longest first.
-        calls = [("sasrec",), *(("warm-start", number) for number in range(towers)), ("ease",)]
-        sasrec, *warm, ease = self._pool.map("fit", calls)
-        [start] = self._pool.map("join", [(warm,)])
-        fitted = {"sasrec": sasrec, "warm-start": start, "ease": ease}
+        others = [name for name in self._config.blended if name != "sasrec"]
+        calls = [("sasrec",), *(("warm-start", number) for number in range(towers)), *((name,) for name in others)]
+        sasrec, *rest = self._pool.map("fit", calls)
+        [start] = self._pool.map("join", [(rest[:towers],)])
+        fitted = {"sasrec": sasrec, "warm-start": start, **dict(zip(others, rest[towers:], strict=True))}
         folder = self._run / "components"
         sums = {name: checkpoint.write(folder / name, files) for name, files in fitted.items() if files is not None}
         with self._store.transaction() as record:
@@ -102,6 +105,7 @@ class Comparison:
 
     def _find_curves(self, components: set[str]) -> None:
         names = [n for n in BASELINES if "ease" in components or n not in SQUARE]
+        names = [n for n in names if n != TEXT or n in components]
         values = self._pool.map("baseline", [(name,) for name in names])
         models = {
             name: [(m, tuple(b for b in blend if b in components)) for m, blend in wish if m in components]

@@ -32,7 +32,7 @@ from pareto_search.errors import ConfigError, nearest
 from pareto_search.objective import Constraint, Objective
 from pareto_search.recsys.dataset import MOVIELENS, Columns
 from pareto_search.recsys.metrics import parse_metric
-from pareto_search.space import ACCURACY, SearchSpace, default_genes, metric_family
+from pareto_search.space import ACCURACY, BLENDED, TEXT, SearchSpace, default_genes, metric_family
 
 MINILM = "minilm"
 """The alias of the base model that comes with the package."""
@@ -92,10 +92,19 @@ class ColumnsSection(_Section):
     categories: Text | None = None
     separator: Text = "|"
     groups: Annotated[tuple[Text, ...], Listed] = ()
+    domain: Text | None = None
+
+
+SPLITTING = ("split", "tie_seed", "target", "shots")
+"""The keys of a data section that say how the data is split."""
 
 
 class DataSection(_Section):
-    """Either `source`, or `interactions`, `items`, perhaps `users`, and `columns`; and how the data is split."""
+    """Either `source`, or `interactions`, `items`, perhaps `users`, and `columns`; and how the data is split.
+
+    Attributes:
+        split, tie_seed, target, shots: see `recsys.split.split`; `SPLITTING` names them.
+    """
 
     source: Text | None = None
     interactions: Text | None = None
@@ -104,6 +113,16 @@ class DataSection(_Section):
     columns: ColumnsSection | None = None
     split: Literal["leave_last_out", "temporal"] = "leave_last_out"
     tie_seed: Seed = 0
+    target: Text | None = None
+    shots: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_domains(self) -> "DataSection":
+        if self.shots is not None and self.target is None:
+            raise ValueError("has shots and no target; expected the domain that few users are known of as target")
+        if self.target is not None and self.columns is not None and self.columns.domain is None:
+            raise ValueError("has a target and no columns.domain; expected it to name the column of the items' domains")
+        return self
 
     @model_validator(mode="after")
     def _is_given_once(self) -> "DataSection":
@@ -121,11 +140,15 @@ class DataSection(_Section):
         columns = Columns(**self.columns.model_dump())
         return {"interactions": self.interactions, "items": self.items, "users": self.users, "columns": columns}
 
+    def splitting(self) -> dict[str, Any]:
+        """The keyword arguments of `recsys.split.split`, beside the data set."""
+        return {"strategy": self.split, "tie_seed": self.tie_seed, "target": self.target, "shots": self.shots}
+
     def at(self, place: str) -> "DataSection":
         """The same tables or atomic files at another place, split in the same way; see `SearchConfig.refreshed`."""
         if place.endswith((".yaml", ".yml")):
             other = SearchConfig.load(place).data
-            return other.model_copy(update={"split": self.split, "tie_seed": self.tie_seed})
+            return other.model_copy(update={name: getattr(self, name) for name in SPLITTING})
         if self.interactions is None or self.items is None:
             return self.model_copy(update={"source": place})
         tables = {"interactions": self.interactions, "items": self.items, "users": self.users}
@@ -304,7 +327,12 @@ class SearchConfig(_Section):
     @property
     def search_space(self) -> SearchSpace:
         """The genes that vary, and those that are fixed."""
-        return SearchSpace.build(default_genes(self.objectives), self.space)
+        return SearchSpace.build(default_genes(self.objectives, self.blended), self.space)
+
+    @property
+    def blended(self) -> tuple[str, ...]:
+        """The components that entries may blend in."""
+        return tuple(n for n in BLENDED if n != TEXT or self.data.target is not None or n in self.space)
 
     @classmethod
     def load(cls, path: str | Path) -> "SearchConfig":

@@ -12,7 +12,7 @@ from pareto_search.comparison import Comparison
 from pareto_search.config import SearchConfig
 from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
 from pareto_search.question import Canary
-from pareto_search.recsys.dataset import Dataset, load
+from pareto_search.recsys.dataset import DOMAIN, Dataset, load
 from pareto_search.recsys.metrics import LEAST_SHARE, counted, parse_metric
 from pareto_search.recsys.split import Split, split
 from pareto_search.results import Document, write_whole
@@ -49,7 +49,7 @@ def run_search(
         _check(config, data)
         for reason, number in data.dropped.items():
             watcher.notice(f"Left out {reason}: {number}.")
-        parts = split(data, config.data.split, config.data.tie_seed)
+        parts = split(data, **config.data.splitting())
         _check_groups(config, parts)
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
@@ -215,8 +215,9 @@ def _check(config: SearchConfig, data: Dataset) -> None:
     if config.data.split == "temporal" and not data.timed:
         raise ConfigError(f"split temporal needs timestamps, and {data.name} has none; use leave_last_out")
     for name, wish in ((name, parse_metric(name)) for name in config.metrics):
-        if wish.by is not None and wish.by not in data.groups:
-            known = ", ".join(data.groups) or "no groups of users"
+        groups = [*data.groups, *([DOMAIN] if data.domains else [])]
+        if wish.by is not None and wish.by not in groups:
+            known = ", ".join(groups) or "no groups of users"
             raise ConfigError(f"{name} wants the users' {wish.by}, but {data.name} has {known}")
     longest = max(config.metrics, key=lambda name: parse_metric(name).k)
     if parse_metric(longest).k > len(data.item_ids):
@@ -312,7 +313,7 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         rank=max(int(rank) for rank in ranks),
         notes={
             "data_sha256": data.sha256,
-            "split": {"strategy": config.data.split, "tie_seed": config.data.tie_seed, "sha256": parts.sha256},
+            "split": config.data.splitting() | {"sha256": parts.sha256},
             "items": list(data.item_ids),
             "metrics": list(config.metrics),
         },

@@ -114,7 +114,7 @@ def moved(files: Files, items: Sequence[str], place: NDArray[np.intp]) -> dict[s
     found = dict(files)
     if "recommender.json" in files and "towers" not in json.loads(files["recommender.json"]):
         raise CheckpointError("the old front was made by another release, whose checkpoints are not read; search anew")
-    for file in files.keys() & {"recommender.safetensors", "weights.safetensors"}:
+    for file in files.keys() & {"recommender.safetensors", "weights.safetensors", "vectors.safetensors"}:
         rows = {name: _rows(name, tensor, place) for name, tensor in load(files[file]).items()}
         found[file] = save({n: np.ascontiguousarray(r) for n, r in rows.items()})  # of another layout it saves nonsense
     if "recommender.json" in files:
@@ -131,6 +131,8 @@ def _rows(name: str, tensor: NDArray[np.float32], place: NDArray[np.intp]) -> ND
         return np.where(known[:, None], tensor[:, place], 0).astype(tensor.dtype)
     if name == "weights":
         return np.where(known[:, None] & known, tensor[np.ix_(place, place)], 0).astype(tensor.dtype)
+    if name == "vectors":
+        return np.where(known[:, None], tensor[place], 0).astype(tensor.dtype)
     return tensor
 
 
@@ -170,7 +172,7 @@ def _compared(config: SearchConfig, front: Document, data: Dataset, parts: Split
             raise DataError(
                 f"{data.name} has {have} where the old front's data has {has}: {what}; expected the same columns"
             )
-    count = leaked((old, split(old, config.data.split, config.data.tie_seed)), (data, parts))
+    count = leaked((old, split(old, **config.data.splitting())), (data, parts))
     held = sum(len(part.targets.items) for part in (parts.validation, parts.test))
     if count > LEAKED * held:
         raise DataError(

@@ -16,8 +16,11 @@ ACCURACY = ("ndcg", "recall", "hr", "mrr", "precision")
 """The metrics that count hits: -log p(next) is the surrogate of each."""
 SURROGATED = ("ild", "novelty", "credibility", "calibration", "history_novelty", "tail", "coverage", "gini")
 """The other metrics that training can be asked for: each has a surrogate loss, whose weight is a gene."""
-BLENDED = ("ease", "sasrec")
-"""Components whose scores an entry may add to its own: each is a serving gene, its weight."""
+TEXT = "text"
+BLENDED = ("ease", "sasrec", TEXT)
+"""Components whose scores an entry may add to its own: each is a serving gene, its weight. The last is there where the
+items of a target domain have little but their text, or a config asks for it.
+"""
 
 
 @dataclass(frozen=True)
@@ -171,11 +174,14 @@ class SearchSpace:
         return {g.name: g.encode(genes[g.name]) for g in self.genes}
 
 
-def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
+def default_genes(objectives: Sequence[Objective], blended: Collection[str]) -> tuple[Gene, ...]:
     """Everything that a search of these objectives can vary; a config's `space` narrows or fixes it.
 
     Accuracy metrics share one loss, whose weight is 1. The weights of the others are relative to it and on a log scale:
     a small one on novelty can cost most of the accuracy.
+
+    Args:
+        blended: the components whose weights are genes.
     """
     lists = [o.name for o in objectives if metric_family(o.name) in SURROGATED]
     weights = [Gene(f"weight.{name}", "real", low=10**-2.5, high=2.0, log=True, optional=True) for name in lists]
@@ -205,7 +211,8 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     ]
     if reranking:
         reranking.append(Gene("sharpness", "real", "serving", low=0.4, high=2.0, log=True))
-    blending = [Gene(name, "real", "serving", low=0.0, high=1.0) for name in BLENDED]
+    # A tower that has not met the items has little to say beside their text.
+    blending = [Gene(name, "real", "serving", high=8.0 if name == TEXT else 1.0) for name in BLENDED if name in blended]
     return (*weights, *training, *reranking, *blending)
 
 

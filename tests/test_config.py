@@ -306,3 +306,40 @@ def test_newer_data_lies_at_another_place_under_the_same_names_and_a_config_may_
     assert atomic.refreshed(str(tmp_path / "new"), "u").data.source == str(tmp_path / "new")
     with pytest.raises(ConfigError, match="the store of s is shared; give the new search another name with --name"):
         atomic.refreshed(str(tmp_path / "new"))
+
+
+COLUMNS = {"user": "u", "item": "i", "text": ["t"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ({"shots": 0.1}, "data: has shots and no target; expected the domain that few users are known of as target"),
+        (
+            {"target": "a", "columns": COLUMNS},
+            "data: has a target and no columns.domain; expected it to name the column",
+        ),
+        ({"target": "a", "shots": 1.5}, "data.shots is 1.5; expected a number less than or equal to 1"),
+    ],
+)
+def test_a_target_that_does_not_fit_is_refused(data: dict[str, Any], complaint: str) -> None:
+    place = {"interactions": "a.csv", "items": "b.csv"} if "columns" in data else {"source": "folder"}
+    with pytest.raises(ConfigError) as caught:
+        SearchConfig.parse({"name": "s", "data": {**place, **data}})
+    assert str(caught.value).startswith(complaint)
+
+
+def test_the_text_is_blended_in_for_a_target_or_on_request() -> None:
+    plain = SearchConfig.parse({"name": "s", "data": {"source": "folder"}})
+    targeted = SearchConfig.parse({"name": "s", "data": {"source": "folder", "target": "a"}})
+    asked = SearchConfig.parse({"name": "s", "data": {"source": "folder"}, "space": {"text": [0, 2]}})
+    assert plain.blended == ("ease", "sasrec")
+    assert targeted.blended == asked.blended == ("ease", "sasrec", "text")
+    assert [{g.name: g.high for g in c.search_space.genes}.get("text") for c in (plain, targeted, asked)] == [
+        None,
+        8,
+        2,
+    ]
+    splitting = {"strategy": "leave_last_out", "tie_seed": 0, "target": "a", "shots": None}
+    assert targeted.data.splitting() == splitting
+    assert SearchConfig.parse(yaml.safe_load(targeted.to_yaml())) == targeted

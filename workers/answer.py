@@ -134,11 +134,9 @@ class Desk:
         return self._serving.history_with(question.history or (), question.times)
 
     def _lists(self, serving: Serving, histories: Sequence[History], k: int) -> list[_List]:
-        seen = np.zeros((len(histories), len(serving.data.item_ids)), bool)
-        for row, history in zip(seen, histories, strict=True):
-            row[history.items] = True
         several, setting = sequences(histories), serving.entry.serving
-        scores = blend({n: relevance(s, several, seen) for n, s in serving.scorers.items()}, setting)
+        barred = serving.items.barred(several)
+        scores = blend({n: relevance(s, several, barred) for n, s in serving.scorers.items()}, setting)
         lists = choose(scores, serving.items, setting, k)
         return [
             _List(history, row.copy(), items[np.isfinite(row[items])])  # a view would keep all rows

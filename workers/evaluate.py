@@ -10,7 +10,7 @@ from safetensors.numpy import load, save
 from pareto_search.candidate import Genes
 from pareto_search.errors import CheckpointError
 from pareto_search.executor import Files
-from pareto_search.recsys.baselines import ItemSimilarity, Scorer
+from pareto_search.recsys.baselines import DecayedMean, ItemSimilarity, Scorer
 from pareto_search.recsys.metrics import interval
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Part
@@ -22,7 +22,7 @@ from pareto_search.workers.recommender import Recommender, TowerScorer
 Scores = dict[str, dict[str, float]]
 """Metric -> mean and, where a bootstrap over users is unbiased, low and high of its 95 % interval."""
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, VECTORS = "weights.safetensors", "vectors.safetensors"
 
 
 def scorer(files: Files, encoder: Encoder) -> TowerScorer:
@@ -46,8 +46,15 @@ def scorer(files: Files, encoder: Encoder) -> TowerScorer:
 
 
 def component(files: Files, encoder: Encoder) -> Scorer:
-    """The scorer of a component that entries blend in: EASE's weights, or SASRec."""
+    """The scorer of a component that entries blend in: EASE's weights, whitened text vectors, or SASRec."""
+    if VECTORS in files:
+        return DecayedMean(load(files[VECTORS])["vectors"].astype(np.float32))
     return similarity(files) if WEIGHTS in files else scorer(files, encoder)
+
+
+def text_files(vectors: NDArray[np.float32]) -> dict[str, bytes]:
+    """The files of a decayed mean over text vectors `(n_items, t)`."""
+    return {VECTORS: save({"vectors": np.ascontiguousarray(vectors, np.float16)})}
 
 
 def similarity(files: Files) -> ItemSimilarity:

@@ -115,8 +115,8 @@ class Serving:
             pooling=notes["pooling"],
         )
         how = notes["split"]
-        self.split: Split = split(data, how["strategy"], how["tie_seed"])
-        self.items = ItemStatistics.of(self.split.train, self.split.n_items, self._features())
+        self.split: Split = split(data, **{name: value for name, value in how.items() if name != "sha256"})
+        self.items = ItemStatistics.of(self.split.train, self.split.n_items, self._features(), self.split.offered)
         self._equip()
 
     def _equip(self) -> None:
@@ -191,14 +191,12 @@ class Serving:
         Raises:
             DataError: fewer than k items are left.
         """
-        n_items = len(self.data.item_ids)
-        seen = np.zeros((1, n_items), bool)
-        seen[0, history.items] = True
-        left = n_items - int(seen.sum())
+        one = sequences([history])
+        barred = self.items.barred(one)
+        left = int((~barred).sum())
         if not 0 < k <= left:
             raise DataError(f"-k is {k}; expected 1 to {left}, the items that are left")
-        one = sequences([history])
-        scores = blend({n: relevance(s, one, seen) for n, s in self.scorers.items()}, self.entry.serving)
+        scores = blend({n: relevance(s, one, barred) for n, s in self.scorers.items()}, self.entry.serving)
         chosen = rerank(scores, self.items, self.entry.serving, k)[0]
         because = self.because(history, chosen) if explain and len(history.items) else [()] * k
         rated = self.items.credibility

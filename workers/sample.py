@@ -30,14 +30,15 @@ class Sampler:
     shifted by one random number, passes a whole number.
 
     Args:
-        weights: `(n_items,)` w, positive.
+        weights: `(n_items,)` w; an item of weight 0 is never drawn.
         size: the sum of all π_i, hence how many items a sample has, give or take one.
     """
 
     def __init__(self, weights: NDArray[np.float64], size: int, device: str = "cpu") -> None:
-        inclusion = _inclusion(weights, min(size, len(weights)))
+        inclusion = _inclusion(weights, min(size, int(np.count_nonzero(weights))))
         self._running = np.cumsum(inclusion)
-        self._log_inclusion = torch.from_numpy(np.log(inclusion).astype(np.float32)).to(device)
+        with np.errstate(divide="ignore"):
+            self._log_inclusion = torch.from_numpy(np.log(inclusion).astype(np.float32)).to(device)
 
     def draw(self, rng: np.random.Generator) -> Sample:
         """A fresh sample."""
@@ -48,14 +49,14 @@ class Sampler:
 
 def _inclusion(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """min(1, c·w), with the c that makes them sum to `size`."""
-    certain = np.zeros(len(weights), bool)
-    while not certain.all():
+    possible, certain = weights > 0, np.zeros(len(weights), bool)
+    while not certain[possible].all():
         rest = np.where(certain, 0.0, weights)
         shares = (size - certain.sum()) * rest / rest.sum()
         if (shares <= 1.0).all():
             return np.where(certain, 1.0, shares)
         certain |= shares >= 1.0
-    return np.ones(len(weights))
+    return possible.astype(np.float64)
 
 
 class Scope:
@@ -65,9 +66,14 @@ class Scope:
         rows: `(m,)` their catalogue indices, ascending; None for the whole catalogue.
         drawn: the sample, if any.
         sample: the same, as places among the rows.
+
+    Args:
+        barred: `(n_items,)` 0 for what the losses range over, -inf for the rest of the catalogue.
     """
 
-    def __init__(self, batch: Batch, drawn: Sample | None, n_items: int, device: str) -> None:
+    def __init__(self, batch: Batch, drawn: Sample | None, barred: Tensor) -> None:
+        n_items, device = len(barred), barred.device
+        self._barred = barred
         self.rows: Tensor | None = None
         self.drawn = drawn
         self.sample: Sample | None = None
@@ -83,6 +89,10 @@ class Scope:
     def of(self, whole: Tensor) -> Tensor:
         """The rows of what the whole catalogue has."""
         return whole if self.rows is None else whole[self.rows]
+
+    def biases(self, whole: Tensor) -> Tensor:
+        """The rows of the items' biases, -inf where the losses do not look."""
+        return self.of(whole + self._barred)
 
     def places(self, items: Tensor) -> Tensor:
         """Where among the rows some items are that the batch names."""

@@ -81,7 +81,7 @@ def train_tower(
     steps = epochs * batches.per_epoch
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
-    scopes = _Scopes(train, shape.n_items, seed, device)
+    scopes = _Scopes(train, shape, seed, device)
     for batch in islice(batches, steps):
         scope = scopes.of(batch)
         loss, _, _ = _forward(tower, batch, scope, None if text is None else scope.of(text), dtype)
@@ -89,6 +89,7 @@ def train_tower(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
+    scopes.settle(tower)
     return model.eval()
 
 
@@ -305,7 +306,7 @@ class _Loss:
         self._turns = islice(cycle(self._model.towers), done % shape.towers, None)
         self._batches = Batches(self._task.train, shape.history, BATCH, seed, ties=shape.gaps)
         self._stream = iter(self._batches)
-        self._scopes = _Scopes(self._task.train, shape.n_items, seed, self._task.encoder.device)
+        self._scopes = _Scopes(self._task.train, shape, seed, self._task.encoder.device)
         self._rng = np.random.default_rng(seed)
 
     def __call__(self, text: Tensor, gradient: Tensor) -> float:
@@ -341,7 +342,7 @@ class _Loss:
         some = self._rng.choice(len(rows), min(LISTS, len(rows)), replace=False)
         rows, places = rows[some], places[some]
         users = states[torch.from_numpy(rows), torch.from_numpy(places)].float() / tower.temperature
-        bias = scope.of(tower.item_bias)
+        bias = scope.biases(tower.item_bias)
         if scope.sample is not None:
             vectors, bias = vectors[scope.sample.items], bias[scope.sample.items]
         logits = torch.addmm(bias, users, vectors.T)
@@ -352,20 +353,35 @@ class _Loss:
 
 
 class _Scopes:
-    """Which items each batch's losses range over."""
+    """Which items each batch's losses range over.
 
-    def __init__(self, train: Sequences, n_items: int, seed: int, device: str) -> None:
-        self._n_items, self._device = n_items, device
+    An item that nobody has met in training is not among them where it has a text: that it was never next says nothing
+    of it, but would teach the tower to keep away from texts like its own.
+    """
+
+    def __init__(self, train: Sequences, shape: Shape, seed: int, device: str) -> None:
         self._rng = np.random.default_rng(seed)
+        self._counts = torch.from_numpy(np.bincount(train.items, minlength=shape.n_items)).to(device)
+        weights = 1.0 + self._counts.double()
+        if shape.text_width:
+            weights *= self._counts > 0
+        self._barred = torch.zeros(shape.n_items, device=device).masked_fill_(weights == 0, -torch.inf)
         self._sampler: Sampler | None = None
-        if n_items > FULL_SOFTMAX:
-            counts = np.bincount(train.items, minlength=n_items)
+        if shape.n_items > FULL_SOFTMAX:
             # Mikolov et al., NeurIPS 2013, for the power.
-            self._sampler = Sampler(np.power(1.0 + counts, 0.75, dtype=np.float64), SAMPLED, device)
+            self._sampler = Sampler(weights.cpu().numpy() ** 0.75, SAMPLED, device)
 
     def of(self, batch: Batch) -> Scope:
         drawn = None if self._sampler is None else self._sampler.draw(self._rng)
-        return Scope(batch, drawn, self._n_items, self._device)
+        return Scope(batch, drawn, self._barred)
+
+    @torch.no_grad()
+    def settle(self, tower: Tower) -> None:
+        """Gives the items that the losses left out what can be said of them: the bias of the rarest others, no ID."""
+        left_out = self._barred < 0
+        tower.item_bias[left_out] = tower.item_bias[self._counts == self._counts[~left_out].min()].mean()
+        if tower.shape.item_embeddings:
+            tower.item_embedding[left_out] = 0.0
 
 
 def _forward(
@@ -386,7 +402,7 @@ def _forward(
         states = tower.states(scope.places(batch.items.to(device)), batch.lengths.to(device), vectors, gaps)
     known = batch.targets >= 0
     scaled = (states[known.to(device)] / tower.temperature).to(dtype)
-    wanted, bias = scope.places(batch.targets[known].to(device)), scope.of(tower.item_bias)
+    wanted, bias = scope.places(batch.targets[known].to(device)), scope.biases(tower.item_bias)
     if scope.sample is None:
         return cross_entropy(scaled, vectors, bias, wanted), states, vectors
     return sampled_cross_entropy(scaled, vectors, bias, wanted, scope.sample), states, vectors

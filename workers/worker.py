@@ -19,10 +19,10 @@ from pareto_search.recsys.metrics import PerUser
 from pareto_search.recsys.ranking import Ranking, search_settings
 from pareto_search.recsys.split import SAME_MOMENT, Part, Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
-from pareto_search.space import BLENDED, SearchSpace
+from pareto_search.space import BLENDED, TEXT, SearchSpace
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, Precision, precision
-from pareto_search.workers.evaluate import Scores, blended, component, score, scorer, similarity_files
+from pareto_search.workers.evaluate import Scores, blended, component, score, scorer, similarity_files, text_files
 from pareto_search.workers.lora import LoraShape, fresh
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.merge import merge
@@ -89,7 +89,7 @@ class Course(TypedDict):
 
 
 Components = Mapping[str, Files]
-"""Name -> files of what every candidate needs: `warm-start`, and the blended `ease` and `sasrec`."""
+"""Name -> files of what every candidate needs: `warm-start`, and those that are blended in."""
 
 
 class Worker:
@@ -109,7 +109,7 @@ class Worker:
             self.base, load.texts, max_tokens=load.max_item_tokens, layers=load.layers, dtype=dtype, device=device
         )
         features = self.encoder.frozen.numpy() if load.categories is None else category_features(load.categories)
-        self.items = ItemStatistics.of(load.split.train, load.split.n_items, features)
+        self.items = ItemStatistics.of(load.split.train, load.split.n_items, features, load.split.offered)
         self.known: Sequence[Genes] = ()
         self.components: dict[str, Scorer] = {}
 
@@ -135,6 +135,8 @@ class Worker:
             if split.n_items > LARGEST_SQUARE:
                 return None
             return similarity_files(baselines.ease(split.train, split.n_items).weights)
+        if name == TEXT:
+            return text_files(baselines.whitened(self.encoder.frozen.numpy(), split.offered))
         text = None if name == "sasrec" else self.encoder.frozen.to(self.device)
         epochs = SASREC_EPOCHS if name == "sasrec" else WARM_START_EPOCHS
         # SASRec is the attention tower on IDs alone, whatever tower the candidates have.

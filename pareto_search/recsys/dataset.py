@@ -19,6 +19,8 @@ LEAST_INTERACTIONS = 3
 """One interaction each to train on, to validate on and to test on."""
 CATEGORY_FIELDS = ("class", "genre", "genres", "category", "categories")
 """Names under which atomic files carry an item's categories."""
+DOMAIN = "domain"
+"""The name under which they carry its domain, and by which metrics ask for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class Columns:
         text: the columns an encoder reads, in this order; the first is the item's title.
         categories: a column of names divided by `separator` (or of lists, in Parquet).
         groups: columns of the users' table by which users belong together.
+        domain: a column of the items' table: which of several catalogues an item belongs to.
     """
 
     user: str
@@ -41,6 +44,7 @@ class Columns:
     categories: str | None = None
     separator: str = "|"
     groups: tuple[str, ...] = ()
+    domain: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,7 @@ class Dataset:
         categories: each item's categories, or None where the data has none.
         dropped: reason -> how many were left out; only reasons that occurred.
         groups: what users belong together by -> each user's group, empty where it is not known.
+        domains: of each item, or None where the data has one catalogue.
     """
 
     name: str
@@ -74,10 +79,14 @@ class Dataset:
     categories: tuple[tuple[str, ...], ...] | None
     dropped: Mapping[str, int]
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    domains: tuple[str, ...] | None = None
 
     @property
     def sha256(self) -> str:
-        """The hash of all that reaches a model, whatever its name, file format and order of rows; groups do not."""
+        """The hash of all that reaches a model, whatever its name, file format and order of rows.
+
+        Groups do not, and domains only by the split.
+        """
         words = [self.user_ids, self.item_ids, self.texts, self.titles, self.categories, self.ratings is not None]
         digest = hashlib.sha256(json.dumps(words).encode())
         digest.update(self.users.astype("<i4").tobytes() + self.items.astype("<i4").tobytes())
@@ -147,7 +156,8 @@ def load_atomic(folder: str | Path) -> Dataset:
 
     Users and items are the fields `user_id` and `item_id`, or else the first token fields; `rating` and `timestamp` may
     be missing (see `Columns`). All other token and token_seq fields of the items are text, and the first of them that
-    `CATEGORY_FIELDS` names is the categories. The other token fields of the users are groups.
+    `CATEGORY_FIELDS` names is the categories. One that is called `domain` is the domain, and no text. The other token
+    fields of the users are groups.
 
     Raises:
         DataError: a file, a field or a value does not fit.
@@ -162,7 +172,8 @@ def load_atomic(folder: str | Path) -> Dataset:
     item_field = "item_id" if "item_id" in tokens else next(t for t in tokens if t != user_field)
     if item_field not in item_types:
         raise DataError(f"{item.location} has no field '{item_field}'; {nearest(item_field, item_types)}")
-    text = tuple(n for n, kind in item_types.items() if kind.startswith("token") and n != item_field)
+    domain = DOMAIN if item_types.get(DOMAIN) == "token" else None
+    text = tuple(n for n, kind in item_types.items() if kind.startswith("token") and n not in (item_field, domain))
     categories = next((n for n in text if n.lower() in CATEGORY_FIELDS), None)
     if categories is not None and item_types[categories] == "token":
         item.frame[categories] = [[value] for value in item.frame[categories]]  # one category, blanks and all
@@ -181,6 +192,7 @@ def load_atomic(folder: str | Path) -> Dataset:
         categories=categories,
         separator=" ",
         groups=groups,
+        domain=domain,
     )
     return _assemble(Path(inter.location).stem, inter, item, columns, people)
 
@@ -214,6 +226,18 @@ def _described(table: Table, columns: Columns) -> dict[str, tuple[str, str, tupl
         id_: (", ".join(text), text[0] if text else "", names)
         for id_, text, names in zip(ids, texts, categories, strict=True)
     }
+
+
+def _domains(table: Table, columns: Columns, item_ids: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The domain of each item."""
+    if columns.domain is None:
+        return None
+    names = [cell(value) for value in table.column(columns.domain, "domain").tolist()]
+    for row, name in enumerate(names):
+        if not name:
+            raise DataError(f"{table.location}, {table.where(row)}: column '{columns.domain}' is empty; give a domain")
+    of = dict(zip(table.ids(columns.item, "item"), names, strict=True))
+    return tuple(of[id_] for id_ in item_ids)
 
 
 def _once(table: Table, column: str, noun: str) -> list[str]:
@@ -300,6 +324,7 @@ def _assemble(name: str, interactions: Table, items: Table, columns: Columns, pe
         categories=None if columns.categories is None else tuple(described[id_][2] for id_ in item_ids),
         dropped={reason: count for reason, count in dropped.items() if count},
         groups=_grouped(people, columns, user_ids),
+        domains=_domains(items, columns, item_ids),
     )
 
 

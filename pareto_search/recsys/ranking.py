@@ -70,16 +70,9 @@ class Ranking:
         for start in range(0, len(self._part.users), size):
             history = self._part.history.rows(start, start + size)
             targets = self._part.targets.rows(start, start + size)
-            seen = _seen(history, targets, n_items)
-            yield history, targets, {name: relevance(s, history, seen) for name, s in self._scorers.items()}
-
-
-def _seen(history: Sequences, targets: Sequences, n_items: int) -> NDArray[np.bool_]:
-    """What must not be recommended: the history, except a target that is bought again."""
-    seen = np.zeros((len(history.indptr) - 1, n_items), bool)
-    for sequences, value in ((history, True), (targets, False)):
-        seen[np.repeat(np.arange(len(seen)), np.diff(sequences.indptr)), sequences.items] = value
-    return seen
+            barred = self._items.barred(history)
+            barred[np.repeat(np.arange(len(barred)), np.diff(targets.indptr)), targets.items] = False  # bought again
+            yield history, targets, {name: relevance(s, history, barred) for name, s in self._scorers.items()}
 
 
 def search_settings(

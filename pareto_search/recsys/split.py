@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pareto_search.errors import DataError
-from pareto_search.recsys.dataset import Dataset
+from pareto_search.errors import ConfigError, DataError, nearest
+from pareto_search.recsys.dataset import DOMAIN, Dataset
 
 Strategy = Literal["leave_last_out", "temporal"]
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -59,11 +59,12 @@ class Part:
     """What is ranked, for the m users who have something to rank.
 
     Attributes:
-        users: `(m,)` the users with at least one target and at least one training interaction, ascending.
+        users: `(m,)` the users with at least one target and at least one interaction before validation, ascending.
         history: over these m users, in this order: all that is known before the part, which evaluation masks.
         targets: over these m users: what should be ranked high, each item once. An item that the history has too (a
             repeat purchase) stays a target: evaluation masks seen items except the targets.
-        groups: what users belong together by -> `(m,)` each one's group, empty where it is not known.
+        groups: what users belong together by -> `(m,)` each one's group, empty where it is not known; `domain` is that
+            of the first target.
     """
 
     users: NDArray[np.int32]
@@ -74,13 +75,18 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Training sequences over all users, and the two parts that are ranked; the test's history includes validation."""
+    """Training sequences over all users, and the two parts that are ranked; the test's history includes validation.
+
+    Attributes:
+        offered: `(n_items,)` what may be recommended; None for everything.
+    """
 
     n_users: int
     n_items: int
     train: Sequences
     validation: Part
     test: Part
+    offered: NDArray[np.bool_] | None = None
 
     @property
     def sha256(self) -> str:
@@ -91,10 +97,14 @@ class Split:
             digest.update(sequences.indptr.astype("<i8").tobytes() + sequences.items.astype("<i4").tobytes())
         for part in parts:
             digest.update(part.users.astype("<i4").tobytes())
+        if self.offered is not None:
+            digest.update(self.offered.tobytes())
         return digest.hexdigest()
 
 
-def split(dataset: Dataset, strategy: Strategy, tie_seed: int) -> Split:
+def split(
+    dataset: Dataset, strategy: Strategy, tie_seed: int, target: str | None = None, shots: float | None = None
+) -> Split:
     """Divides a data set's interactions into training, validation and test.
 
     A user's interactions are ordered by time, and those of the same time by a hash of (seed, user id, item id), so that
@@ -104,19 +114,28 @@ def split(dataset: Dataset, strategy: Strategy, tie_seed: int) -> Split:
         strategy: `leave_last_out` tests on each user's last interaction and validates on the one before;
             `temporal` cuts once for all users, after 80 % and after 90 % of the interactions by time, and leaves
             interactions of the same time together. It wants timestamps that can be compared between users.
-        tie_seed: another seed breaks ties another way.
+        tie_seed: another seed breaks ties another way, and draws other users for `shots`.
+        target: the domain that is recommended from. Only its items are validated and tested on, a user's last two of
+            them with `leave_last_out`; all other domains are there to learn from.
+        shots: the share of users whose interactions with the target are trained on; None for all of them. Of the
+            others they are known only as history.
 
     Raises:
+        ConfigError: the data has no such domain.
         DataError: nothing is left to train on, to validate on or to test on.
     """
     order = order_of(dataset, tie_seed)
     users, n_users = dataset.users[order], len(dataset.user_ids)
-    role = _last_out(users, n_users) if strategy == "leave_last_out" else _by_time(dataset.timestamps)[order]
+    offered = None if target is None else _in_domain(dataset, target)
+    counts = np.ones(len(users), bool) if offered is None else offered[dataset.items[order]]
+    role = _last_out(users, counts, n_users) if strategy == "leave_last_out" else _by_time(dataset.timestamps)[order]
+    withheld = counts & _beyond(dataset, tie_seed, 1.0 if shots is None else shots)[users]
     ratings = None if dataset.ratings is None else dataset.ratings[order]
     passed = gaps(users, dataset.timestamps[order]) if dataset.timed else None
     # As objects: one long name would make all of them as long.
     groups = {name: np.array(each, dtype=object) for name, each in dataset.groups.items()}
-    rows = _Rows(users, dataset.items[order], ratings, passed, role, n_users, groups)
+    domains = None if dataset.domains is None else np.array(dataset.domains, dtype=object)
+    rows = _Rows(users, dataset.items[order], ratings, passed, role, counts, n_users, groups, domains)
     parts = {name: rows.part(which) for name, which in (("validation", VALIDATION), ("test", TEST))}
     for name, part in parts.items():
         if len(part.users) == 0:
@@ -125,8 +144,10 @@ def split(dataset: Dataset, strategy: Strategy, tie_seed: int) -> Split:
                 "expected at least one; give more data or use leave_last_out"
             )
     everyone = np.arange(n_users, dtype=np.int32)
-    train = rows.sequences(role == TRAIN, everyone)
-    return Split(n_users, len(dataset.item_ids), train, parts["validation"], parts["test"])
+    train = rows.sequences((role == TRAIN) & ~withheld, everyone)
+    if len(train.items) == 0:
+        raise DataError(f"data set '{dataset.name}' has nothing but '{target}' to train on; expected other domains too")
+    return Split(n_users, len(dataset.item_ids), train, parts["validation"], parts["test"], offered)
 
 
 def order_of(dataset: Dataset, tie_seed: int) -> NDArray[np.int64]:
@@ -152,22 +173,29 @@ def gaps(users: NDArray[np.int32], timestamps: NDArray[np.float64]) -> NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """All n interactions, ordered by user and then by time, with each one's role, and the groups of their users."""
+    """All n interactions, ordered by user and then by time, with each one's role and whether it counts as a target;
+    the groups of their users, and the domains of all items.
+    """
 
     users: NDArray[np.int32]
     items: NDArray[np.int32]
     ratings: NDArray[np.float32] | None
     gaps: NDArray[np.uint8] | None
     role: NDArray[np.int8]
+    counts: NDArray[np.bool_]
     n_users: int
     groups: Mapping[str, NDArray[np.object_]]
+    domains: NDArray[np.object_] | None
 
     def part(self, which: int) -> Part:
-        target = self.role == which
+        target = (self.role == which) & self.counts
         trained, ranked = (np.bincount(self.users[m], minlength=self.n_users) for m in (self.role == TRAIN, target))
         users = np.flatnonzero((trained > 0) & (ranked > 0)).astype(np.int32)
+        history, targets = self.sequences(self.role < which, users), self.sequences(self._once(target), users)
         groups = {name: each[users] for name, each in self.groups.items()}
-        return Part(users, self.sequences(self.role < which, users), self.sequences(self._once(target), users), groups)
+        if self.domains is not None:
+            groups[DOMAIN] = self.domains[targets.items[targets.indptr[:-1]]]
+        return Part(users, history, targets, groups)
 
     def sequences(self, chosen: NDArray[np.bool_], users: NDArray[np.int32]) -> Sequences:
         """The chosen interactions of these users, who are in ascending order."""
@@ -196,11 +224,34 @@ def _tie_breakers(dataset: Dataset, seed: int) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
-def _last_out(users: NDArray[np.int32], n_users: int) -> NDArray[np.int8]:
-    """`(n,)` roles of interactions that are ordered by user and time."""
-    ends = np.cumsum(np.bincount(users, minlength=n_users))
-    left = ends[users] - 1 - np.arange(len(users))  # how many interactions of the user follow
-    return np.select([left == 0, left == 1], [TEST, VALIDATION], TRAIN).astype(np.int8)
+def _in_domain(dataset: Dataset, target: str) -> NDArray[np.bool_]:
+    """`(n_items,)` which items belong to a domain."""
+    known = sorted(set(dataset.domains or ()))
+    if target not in known:
+        wish = nearest(target, known) if known else "expected columns.domain to name the items' domains"
+        raise ConfigError(f"data.target is '{target}', which is no domain of {dataset.name}; {wish}")
+    return np.array([name == target for name in dataset.domains or ()])
+
+
+def _beyond(dataset: Dataset, seed: int, share: float) -> NDArray[np.bool_]:
+    """`(n_users,)` those who are not among a share of the users, drawn by the hash of `seed, user id`."""
+    digests = (hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=8).digest() for name in dataset.user_ids)
+    return np.frombuffer(b"".join(digests), dtype=">u8") >= share * 2.0**64
+
+
+def _last_out(users: NDArray[np.int32], counts: NDArray[np.bool_], n_users: int) -> NDArray[np.int8]:
+    """`(n,)` roles of interactions that are ordered by user and time.
+
+    The last one that counts begins a user's test, and the one before it the validation; all that comes between belongs
+    to the part that has begun.
+    """
+    passed = np.cumsum(counts)
+    ends = np.cumsum(np.bincount(users[counts], minlength=n_users))
+    left = ends[users] - passed  # how many of the user that count follow
+    has = np.bincount(users[counts], minlength=n_users)[users]
+    begun = has - left  # how many have come, this one included
+    test, validation = (begun >= has) & (has > 0), (begun >= has - 1) & (has > 1)
+    return np.select([test, validation], [TEST, VALIDATION], TRAIN).astype(np.int8)
 
 
 def _by_time(timestamps: NDArray[np.float64]) -> NDArray[np.int8]:

@@ -24,15 +24,19 @@ class ItemStatistics:
             users are those with any training interaction.
         credibility: `(n_items,)` Bayesian average rating scaled to 0..1; None where the data set has no ratings.
         features: `(n_items, f)` rows of unit length (or zero), which training cannot change.
+        offered: `(n_items,)` what may be recommended; None for everything.
     """
 
     users: NDArray[np.int64]
     novelty: Floats
     credibility: Floats | None
     features: Floats
+    offered: NDArray[np.bool_] | None = None
 
     @classmethod
-    def of(cls, train: Sequences, n_items: int, features: Floats) -> "ItemStatistics":
+    def of(
+        cls, train: Sequences, n_items: int, features: Floats, offered: NDArray[np.bool_] | None = None
+    ) -> "ItemStatistics":
         """The statistics of a training part.
 
         Args:
@@ -46,7 +50,16 @@ class ItemStatistics:
         novelty = -np.log2(np.maximum(users, 1) / n_users) / np.log2(max(n_users, 2))
         norms = np.linalg.norm(features, axis=1, keepdims=True)
         unit = np.divide(features, norms, out=np.zeros_like(features, dtype=np.float32), where=norms > 0)
-        return cls(users, novelty.astype(np.float32), _credibility(train, n_items), unit.astype(np.float32))
+        credibility = _credibility(train, n_items)
+        return cls(users, novelty.astype(np.float32), credibility, unit.astype(np.float32), offered)
+
+    def barred(self, histories: Sequences) -> NDArray[np.bool_]:
+        """`(m, n_items)` what must not be recommended after each history: what it holds, and what is not offered."""
+        barred = np.zeros((len(histories.indptr) - 1, len(self.users)), bool)
+        if self.offered is not None:
+            barred[:] = ~self.offered
+        barred[np.repeat(np.arange(len(barred)), np.diff(histories.indptr)), histories.items] = True
+        return barred
 
     @property
     def shares(self) -> Floats:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from pareto_search.config import MINILM, ColumnsSection, DataSection, SearchConfig
+from pareto_search.config import MINILM, SPLITTING, ColumnsSection, DataSection, SearchConfig
 from pareto_search.errors import ConfigError, DataError, RunError, nearest
 from pareto_search.recsys.dataset import MOVIELENS, load
 from pareto_search.service.record import NAME, ConflictError, DataSet, Deployment, Job, Record
@@ -242,7 +242,7 @@ def _source(text: str) -> tuple[str, Mapping[str, Any]]:
     name, value = _named(text, "NAME=SOURCE")
     if value.endswith((".yaml", ".yml")):
         section = SearchConfig.load(value).data
-        return name, section.model_dump(mode="json", exclude_none=True, exclude={"split", "tie_seed"})
+        return name, section.model_dump(mode="json", exclude_none=True, exclude=set(SPLITTING))
     if value != MOVIELENS and not Path(value).is_dir():
         raise DataError(
             f"data source '{value}' is not there; expected {MOVIELENS}, a folder of atomic files or a config (.yaml)"

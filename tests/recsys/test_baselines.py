@@ -5,7 +5,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from pareto_search.recsys.baselines import DecayedMean, ItemSimilarity, Popularity, ease, item_knn
+from pareto_search.recsys.baselines import DecayedMean, ItemSimilarity, Popularity, ease, item_knn, whitened
 from pareto_search.recsys.split import Sequences
 
 
@@ -99,3 +99,18 @@ def test_fitting_and_scoring_leave_the_order_of_the_histories(train: Sequences) 
         model.scores(train)
     assert train.items.tolist() == before.tolist()
     assert sorted(train.of(5)) != train.of(5).tolist()  # the example is one that sorting would change
+
+
+def test_whitened_vectors_by_hand() -> None:
+    # About the mean (1, 2), with variances 16 and 1 along the axes: the first is halved, and the second stays.
+    vectors = np.array([[5, 3], [-3, 3], [5, 1], [-3, 1], [1, 7]], np.float32)
+    found = whitened(vectors, np.array([True] * 4 + [False]))
+    by_hand = np.array([[2, 1], [-2, 1], [2, -1], [-2, -1], [0, 5]]) / np.array([[sqrt(5)]] * 4 + [[5]])
+    assert found @ found.T == pytest.approx(by_hand @ by_hand.T, abs=1e-6)  # the axes may be turned round
+    assert not np.allclose(whitened(vectors, None) @ whitened(vectors, None).T, found @ found.T, atol=1e-2)
+
+
+def test_directions_that_nothing_spreads_along_stay_finite() -> None:
+    found = whitened(np.array([[1, 0, 5], [3, 0, 5], [2, 0, 5]], np.float32), None)
+    assert np.isfinite(found).all()
+    assert np.linalg.norm(found, axis=1)[:2] == pytest.approx([1, 1])

@@ -290,3 +290,28 @@ def test_a_source_that_is_no_folder_and_half_a_source_are_errors(tmp_path: Path)
         load(source=str(tmp_path / "absent"))
     with pytest.raises(DataError, match="give either source, or interactions, items and columns"):
         load(interactions="ratings.csv")
+
+
+def test_items_have_a_domain(tmp_path: Path) -> None:
+    shops = ITEMS.replace("\n", ",film\n").replace("genres,film", "genres,shop").replace("Days,,film", "Days,,book")
+    named = replace(COLUMNS, domain="shop")
+    data = load_tables(*tables(tmp_path, items=shops), named, "toy")
+    assert dict(zip(data.item_ids, data.domains or (), strict=True)) == {
+        "1": "film", "2": "book", "3": "film", "10": "film",
+    }  # fmt: skip
+    plain = load_tables(*tables(tmp_path), COLUMNS, "toy")
+    assert plain.domains is None
+    assert plain.sha256 == data.sha256  # what is trained on is the split's to say
+    message = message_of(tmp_path, named, items=shops.replace("Days,,book", "Days,,"))
+    assert message.endswith("items.csv, line 3: column 'shop' is empty; give a domain")
+
+
+def test_a_domain_in_atomic_files_is_no_text(tmp_path: Path) -> None:
+    atomic(tmp_path)
+    plain = load_atomic(tmp_path)
+    lines = (tmp_path / "toy.item").read_text().splitlines()
+    ends = ["domain:token", "film", "book", "film", "film"]
+    written(tmp_path / "toy.item", "\n".join(f"{a}\t{b}" for a, b in zip(lines, ends, strict=True)) + "\n")
+    data = load_atomic(tmp_path)
+    assert data.domains == ("film", "book", "film", "film")
+    assert (data.texts, plain.domains) == (plain.texts, None)

@@ -165,3 +165,12 @@ def test_later_rounds_look_near_what_was_good() -> None:
     found = search(64)
     blended = [float(s.get("ease", 0)) for s in found]
     assert np.mean(blended[-16:]) < np.mean(blended[1:17]) / 2
+
+
+def test_only_what_is_offered_is_ranked() -> None:
+    # Items 0 and 3 are not offered, though user 3 wants item 0: what is wanted stays in the race.
+    some = replace(ITEMS, offered=np.array([False, True, True, False, True, True]))
+    lists = Ranking(part(), some, {"model": Fixed()}).tallies([{}], ["coverage@2", "hr@2"])[0]
+    by_hand = [[1, 2], [4, 5], [2, 4], [0, 1], [4, 5]]
+    wanted = [{1}, {4}, {2, 5}, {0}, {1}]
+    assert lists.per_user()["hr@2"].tolist() == [float(bool(set(b) & w)) for b, w in zip(by_hand, wanted, strict=True)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pareto_search.errors import DataError
+from pareto_search.errors import ConfigError, DataError
 from pareto_search.recsys.dataset import Columns, Dataset, load_tables
 from pareto_search.recsys.split import Split, gaps, split
 
@@ -148,3 +148,89 @@ def test_an_empty_part_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="split temporal: no user of the validation part") as raised:
         split(toy(tmp_path, TIED), "temporal", 0)
     assert "\n" not in str(raised.value)
+
+
+def domains(folder: Path) -> Dataset:
+    """a buys in both, with the books 5 to 8; b only books; c only films; d one book, at last."""
+    rows: list[Row] = [
+        *(("a", item, time) for time, item in enumerate("051627")),
+        *(("b", item, time) for time, item in enumerate("5678")),
+        *(("c", item, time) for time, item in enumerate("0123")),
+        *(("d", item, time) for time, item in enumerate("0126")),
+    ]
+    data = toy(folder, rows)
+    return replace(data, domains=("film",) * 5 + ("book",) * 4)
+
+
+def test_with_a_target_only_its_items_are_ranked_and_all_others_are_learnt_from(tmp_path: Path) -> None:
+    parts = split(domains(tmp_path), "leave_last_out", 0, target="book")
+    assert parts.offered is not None
+    assert np.flatnonzero(parts.offered).tolist() == [5, 6, 7, 8]
+    assert [parts.train.of(u).tolist() for u in range(4)] == [[0, 5, 1], [5, 6], [0, 1, 2, 3], [0, 1, 2]]
+    assert parts.validation.users.tolist() == [0, 1]
+    assert parts.validation.targets.items.tolist() == [6, 7]
+    assert [parts.validation.history.of(row).tolist() for row in range(2)] == [[0, 5, 1], [5, 6]]
+    assert parts.test.users.tolist() == [0, 1, 3]
+    assert parts.test.targets.items.tolist() == [7, 8, 6]
+    # The film between a's last two books is known by the time of the test, and no target.
+    assert [parts.test.history.of(row).tolist() for row in range(3)] == [[0, 5, 1, 6, 2], [5, 6, 7], [0, 1, 2]]
+
+
+def test_without_shots_nothing_of_the_target_is_trained_on_and_all_of_it_is_history(tmp_path: Path) -> None:
+    data = domains(tmp_path)
+    parts = split(data, "leave_last_out", 0, target="book", shots=0.0)
+    assert [parts.train.of(u).tolist() for u in range(4)] == [[0, 1], [], [0, 1, 2, 3], [0, 1, 2]]
+    whole = split(data, "leave_last_out", 0, target="book")
+    assert parts.test.history.items.tolist() == whole.test.history.items.tolist()
+    assert parts.test.users.tolist() == whole.test.users.tolist()
+
+
+def test_shots_are_a_share_of_the_users_and_more_of_them_hold_the_fewer(tmp_path: Path) -> None:
+    rows: list[Row] = [(f"u{u}", item, time) for u in range(400) for time, item in enumerate("05678")]
+    data = replace(toy(tmp_path, rows), domains=("film",) * 5 + ("book",) * 4)
+
+    def trained(shots: float, seed: int = 0) -> set[int]:
+        train = split(data, "leave_last_out", seed, "book", shots).train
+        assert (np.diff(train.indptr)[np.diff(train.indptr) != 1] == 3).all()  # the film, and two books or none
+        return set(np.flatnonzero(np.diff(train.indptr) == 3).tolist())
+
+    few, more = trained(0.1), trained(0.5)
+    assert 20 < len(few) < 60  # 40 on average, with a deviation of 6
+    assert 150 < len(more) < 250
+    assert few < more
+    assert trained(1.0) == set(range(400))
+    assert trained(0.1, seed=1) != few
+
+
+def test_a_target_in_time_keeps_the_cut(tmp_path: Path) -> None:
+    items = "01234567801234567808"
+    data = toy(tmp_path, [("a", item, time) for time, item in enumerate(items)])
+    parts = split(replace(data, domains=("film",) * 5 + ("book",) * 4), "temporal", 0, target="book")
+    assert parts.train.items.tolist() == [int(i) for i in items[:16]]
+    assert parts.validation.targets.items.tolist() == [7, 8]
+    assert parts.test.history.items.tolist() == [int(i) for i in items[:18]]
+    assert parts.test.targets.items.tolist() == [8]
+    with pytest.raises(DataError, match="no user of the test part"):
+        split(replace(data, domains=("film",) * 7 + ("book", "film")), "temporal", 0, target="book")
+
+
+def test_parts_know_the_domain_of_what_is_wanted(tmp_path: Path) -> None:
+    parts = split(domains(tmp_path), "leave_last_out", 0)
+    assert parts.test.groups["domain"].tolist() == ["book", "book", "film", "book"]
+    assert parts.validation.groups["domain"].tolist() == ["film", "book", "film", "film"]
+    assert parts.offered is None
+
+
+def test_a_target_that_is_no_domain_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data.target is 'boks', which is no domain of toy; did you mean 'book'"):
+        split(domains(tmp_path), "leave_last_out", 0, target="boks")
+    with pytest.raises(ConfigError, match="expected columns.domain to name the items' domains"):
+        split(toy(tmp_path, LAST_OUT), "leave_last_out", 0, target="book")
+    only = replace(domains(tmp_path), domains=("book",) * 9)
+    with pytest.raises(DataError, match="nothing but 'book' to train on; expected other domains too"):
+        split(only, "leave_last_out", 0, target="book", shots=0.0)
+
+
+def test_the_hash_of_a_split_knows_its_target(tmp_path: Path) -> None:
+    data = replace(toy(tmp_path, LAST_OUT), domains=("book",) * 8 + ("film",))
+    assert split(data, "leave_last_out", 0).sha256 != split(data, "leave_last_out", 0, target="book").sha256

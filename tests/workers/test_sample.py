@@ -44,13 +44,15 @@ def draws(sampler: Sampler, count: int) -> list[Sample]:
         ([30, 8, 1, 1], 3, [1, 1, 1 / 2, 1 / 2]),  # and the second, once the first is certain, 1.6 times
         ([5, 1, 1], 3, [1, 1, 1]),
         ([5, 1, 1], 9, [1, 1, 1]),
+        ([0, 2, 6, 0], 1, [0, 1 / 4, 3 / 4, 0]),  # what has no weight is never drawn
+        ([0, 2, 6], 3, [0, 1, 1]),
     ],
 )
 def test_items_are_sampled_in_proportion_to_their_weights(
     weights: list[float], size: int, inclusion: list[float]
 ) -> None:
     samples = draws(Sampler(np.array(weights, float), size), 1200)
-    assert {len(s.items) for s in samples} == {min(size, len(weights))}
+    assert {len(s.items) for s in samples} == {min(size, sum(w > 0 for w in weights))}
     counts = np.bincount(np.concatenate([s.items.numpy() for s in samples]), minlength=len(weights))
     assert counts / 1200 == pytest.approx(inclusion, abs=2e-3)
     for sample in samples:
@@ -128,7 +130,7 @@ def test_a_scope_is_what_a_batch_names_and_a_sample() -> None:
         np.zeros(2, np.int64),
     )
     drawn = Sample(torch.tensor([3, 5]), torch.tensor([0.5, 0.25]).log())
-    scope = Scope(batch, drawn, 10, "cpu")
+    scope = Scope(batch, drawn, torch.zeros(10))
 
     # Padding is an item like any other, for the tower looks it up.
     assert scope.rows is not None
@@ -142,8 +144,21 @@ def test_a_scope_is_what_a_batch_names_and_a_sample() -> None:
 
 def test_without_a_sample_a_scope_is_the_whole_catalogue() -> None:
     items = torch.tensor([[7, 2]])
-    scope = Scope(Batch(items, None, torch.tensor([2]), items, np.arange(1), np.zeros(1, np.int64)), None, 10, "cpu")
+    scope = Scope(
+        Batch(items, None, torch.tensor([2]), items, np.arange(1), np.zeros(1, np.int64)), None, torch.zeros(10)
+    )
     whole = torch.arange(10.0)
     assert scope.rows is None
     assert scope.of(whole) is whole
     assert scope.places(items) is scope.columns(items) is items
+
+
+def test_a_scope_bars_what_the_losses_do_not_range_over() -> None:
+    batch = Batch(
+        torch.tensor([[1]]), None, torch.tensor([1]), torch.tensor([[4]]), np.arange(1), np.zeros(1, np.int64)
+    )
+    barred = torch.tensor([0.0, 0.0, -torch.inf, 0.0, 0.0])
+    own = torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0])
+    assert Scope(batch, None, barred).biases(own).tolist() == [0.5, 1.0, -torch.inf, 3.0, 4.0]
+    drawn = Sample(torch.tensor([3]), torch.tensor([0.0]))
+    assert Scope(batch, drawn, barred).biases(own).tolist() == [1.0, 3.0, 4.0]  # of the rows 1, 3 and 4

@@ -308,7 +308,7 @@ def test_each_training_gene_changes_the_scores(task: Task, genes: dict[str, Any]
 
 
 def test_all_training_genes_are_tried_here(genes: dict[str, Any], objectives: Sequence[Objective]) -> None:
-    names = {g.name for g in default_genes(objectives) if g.role == "training"}
+    names = {g.name for g in default_genes(objectives, ()) if g.role == "training"}
     assert set(OTHERS) == names == set(genes)
 
 
@@ -512,3 +512,31 @@ def test_a_parents_checkpoint_brings_no_optimiser_and_a_state_does(
         names = {name.rpartition(".")[2] for name in load(tuning.state()[OPTIMISER])}
     assert names == {"done", "start", "step", "exp_avg", "exp_avg_sq"}
     assert OPTIMISER not in parent[0]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_items_that_nobody_has_met_are_no_negatives(
+    encoder: Encoder, toy_split: Split, monkeypatch: pytest.MonkeyPatch, sampled: bool
+) -> None:
+    if sampled:
+        monkeypatch.setattr(train, "FULL_SOFTMAX", 10)
+        monkeypatch.setattr(train, "SAMPLED", 8)
+    shape = replace(SHAPE, n_items=22)
+    frozen = torch.cat([encoder.frozen, encoder.frozen[:1] * torch.tensor([[1.0], [-1.0]])])
+    counts = np.bincount(toy_split.train.items, minlength=22)
+    counted = train_tower(shape, frozen, toy_split.train, epochs=20, seed=0).towers[0]
+    assert (counted.item_embedding[20:] == 0).all()
+    rarest = np.flatnonzero(counts == counts[:20].min())
+    assert counted.item_bias[20:].tolist() == pytest.approx([float(counted.item_bias[rarest].mean().detach())] * 2)
+    # Their texts have no say either: with others of the same mean, all that was trained is the same.
+    other = torch.cat([frozen[:20], frozen[20:].flip(0)])
+    theirs = train_tower(shape, other, toy_split.train, epochs=20, seed=0).towers[0]
+    assert torch.allclose(counted.projection.weight, theirs.projection.weight, atol=1e-5)  # means are sums in an order
+    assert torch.allclose(counted.item_bias, theirs.item_bias, atol=1e-5)
+
+
+def test_on_ids_alone_every_item_is_a_negative(toy_split: Split) -> None:
+    shape = Shape(22, 16, 6, "attention", 0, item_embeddings=True)
+    tower = train_tower(shape, None, toy_split.train, epochs=20, seed=0).towers[0]
+    assert (tower.item_bias[20:] < -0.02).all()  # with a text these would have that of the rarest others
+    assert (tower.item_embedding[20:] != 0).all()
