@@ -12,7 +12,7 @@ from pareto_search.comparison import Comparison
 from pareto_search.config import SearchConfig
 from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
 from pareto_search.question import Canary
-from pareto_search.recsys.dataset import DOMAIN, Dataset, load
+from pareto_search.recsys.dataset import DOMAIN, OWN_GROUPS, Dataset, load
 from pareto_search.recsys.metrics import LEAST_SHARE, counted, parse_metric
 from pareto_search.recsys.split import Split, split
 from pareto_search.results import Document, write_whole
@@ -215,9 +215,9 @@ def _check(config: SearchConfig, data: Dataset) -> None:
     if config.data.split == "temporal" and not data.timed:
         raise ConfigError(f"split temporal needs timestamps, and {data.name} has none; use leave_last_out")
     for name, wish in ((name, parse_metric(name)) for name in config.metrics):
-        groups = [*data.groups, *([DOMAIN] if data.domains else [])]
+        groups = [*data.groups, *(name for name in OWN_GROUPS if name != DOMAIN or data.domains)]
         if wish.by is not None and wish.by not in groups:
-            known = ", ".join(groups) or "no groups of users"
+            known = ", ".join(groups)
             raise ConfigError(f"{name} wants the users' {wish.by}, but {data.name} has {known}")
     longest = max(config.metrics, key=lambda name: parse_metric(name).k)
     if parse_metric(longest).k > len(data.item_ids):

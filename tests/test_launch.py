@@ -56,8 +56,12 @@ def test_a_run_folder_keeps_its_store(run: Path) -> None:
     [
         ("leave_last_out", {"ratings": None}, "credibility@10 needs ratings"),
         ("temporal", {"timed": False}, "split temporal needs timestamps"),
-        ("leave_last_out", {}, r"ndcg@10\[town\] wants the users' town, but ratings has no groups"),
-        ("leave_last_out", {"groups": {"gender": ("F",) * 40}}, r"wants the users' town, but ratings has gender"),
+        ("leave_last_out", {}, r"ndcg@10\[town\] wants the users' town, but ratings has user, item"),
+        (
+            "leave_last_out",
+            {"groups": {"gender": ("F",) * 40}},
+            r"wants the users' town, but ratings has gender, user, item",
+        ),
         (
             "leave_last_out",
             {"groups": {"town": ("Ulm",) * 40}},

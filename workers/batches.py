@@ -42,25 +42,42 @@ class Batches:
     Args:
         ties: whether each epoch puts the items of one moment in another order, because the one that they have says
             nothing; without times nothing changes.
+        offered: `(n_items,)` the items of a target domain; None for everything. Users who have met none of them may be
+            many: an epoch takes no more of these than of the others, drawn anew.
 
     Raises:
         DataError: there is no transition.
     """
 
-    def __init__(self, train: Sequences, history: int, size: int, seed: int, *, ties: bool = False) -> None:
-        if not (np.diff(train.indptr) > 1).any():
+    def __init__(
+        self,
+        train: Sequences,
+        history: int,
+        size: int,
+        seed: int,
+        *,
+        ties: bool = False,
+        offered: NDArray[np.bool_] | None = None,
+    ) -> None:
+        users = np.flatnonzero(np.diff(train.indptr) > 1)
+        if not len(users):
             raise DataError("no user has two interactions to train on; expected some, to learn what follows what")
         self._train, self._history, self._size = train, history, size
         self._rng = np.random.default_rng(seed)
         self._items = train.items
         self._moment = np.cumsum(train.gaps != SAME_MOMENT) if ties and train.gaps is not None else None
+        met = np.array([offered is None or bool(offered[train.of(user)].any()) for user in users])
+        near: NDArray[np.intp] = users[met]
+        far: NDArray[np.intp] = users[~met]
+        self._near, self._far = (near, far) if len(near) else (far, near)
 
     @property
     def per_epoch(self) -> int:
         """About how many batches an epoch has."""
-        transitions = np.maximum(np.diff(self._train.indptr) - 1, 0)
-        windows = np.ceil(transitions / self._history).sum() + (transitions > self._history).sum() / 2
-        return max(1, round(float(windows) / self._size))
+        transitions = np.diff(self._train.indptr) - 1
+        windows = np.ceil(transitions / self._history) + (transitions > self._history) / 2
+        share = min(1.0, len(self._near) / max(len(self._far), 1))
+        return max(1, round(float(windows[self._near].sum() + share * windows[self._far].sum()) / self._size))
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -75,8 +92,9 @@ class Batches:
     def _windows(self) -> tuple[NDArray[np.int64], ...]:
         """User, start, end and number of transitions not predicted by another window, for each window."""
         rows: list[tuple[int, int, int, int]] = []
-        for user, transitions in enumerate(np.diff(self._train.indptr) - 1):
-            end = int(transitions)
+        drawn = self._rng.permutation(self._far)[: len(self._near)] if len(self._far) else self._far
+        for user in [*self._near.tolist(), *drawn.tolist()]:
+            end = int(self._train.indptr[user + 1] - self._train.indptr[user]) - 1
             if end > self._history:
                 cut = end - int(self._rng.integers(0, self._history))
                 if cut < end:

@@ -61,6 +61,7 @@ def train_tower(
     seed: int,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    offered: NDArray[np.bool_] | None = None,
 ) -> Recommender:
     """A recommender with one tower, trained on frozen text vectors, or on IDs alone (SASRec).
 
@@ -71,13 +72,14 @@ def train_tower(
         shape: `towers` is 1.
         text: `(n_items, t)`, or None for IDs alone.
         dtype: of products; parameters are float32.
+        offered: as for `Batches`.
     """
     torch.manual_seed(seed)
     model = Recommender(shape).to(device).train()
     tower = model.towers[0]
     if text is not None:
         tower.centre(text)
-    batches = Batches(train, shape.history, BATCH, seed, ties=shape.gaps)
+    batches = Batches(train, shape.history, BATCH, seed, ties=shape.gaps, offered=offered)
     steps = epochs * batches.per_epoch
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
@@ -102,6 +104,7 @@ class Task:
     train: Sequences
     items: ItemTensors
     objectives: Sequence[Objective]
+    offered: NDArray[np.bool_] | None = None
 
 
 @contextmanager
@@ -304,7 +307,8 @@ class _Loss:
         """Begins a new epoch, in the order that the seed gives, after so many batches."""
         shape = self._model.shape
         self._turns = islice(cycle(self._model.towers), done % shape.towers, None)
-        self._batches = Batches(self._task.train, shape.history, BATCH, seed, ties=shape.gaps)
+        train, offered = self._task.train, self._task.offered
+        self._batches = Batches(train, shape.history, BATCH, seed, ties=shape.gaps, offered=offered)
         self._stream = iter(self._batches)
         self._scopes = _Scopes(self._task.train, shape, seed, self._task.encoder.device)
         self._rng = np.random.default_rng(seed)

@@ -162,6 +162,7 @@ class Worker:
             seed=_seed(seed, f"tower {number}") if number else seed,
             dtype=self.encoder.dtype,
             device=self.device,
+            offered=split.offered,
         )
         return model.files(self._notes({"component": name}))
 
@@ -175,7 +176,8 @@ class Worker:
         if "warm-start" in components:
             start = Recommender.loaded(components["warm-start"]).to(self.device)
             items = ItemTensors(self.items, self.device)
-            self._task = Task(self.encoder, start, self.load.split.train, items, self.load.objectives)
+            parts, objectives = self.load.split, self.load.objectives
+            self._task = Task(self.encoder, start, parts.train, items, objectives, parts.offered)
             self._warm = TowerScorer.of(start, self.encoder.frozen.to(self.device))  # shares its parameters
             self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
 

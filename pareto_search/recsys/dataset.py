@@ -21,6 +21,8 @@ CATEGORY_FIELDS = ("class", "genre", "genres", "category", "categories")
 """Names under which atomic files carry an item's categories."""
 DOMAIN = "domain"
 """The name under which they carry its domain, and by which metrics ask for one."""
+OWN_GROUPS = ("user", "item", DOMAIN)
+"""What metrics can ask for by what every split knows; see `split.Part`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +261,11 @@ def _grouped(table: Table | None, columns: Columns, user_ids: tuple[str, ...]) -
         return {}
     row = {id_: row for row, id_ in enumerate(_once(table, columns.user, "user"))}
     found: dict[str, tuple[str, ...]] = {}
+    taken = next((name for name in columns.groups if name in OWN_GROUPS), None)
+    if taken is not None:
+        raise DataError(
+            f"{table.location}: '{taken}' is no name for groups, because metrics ask by it; rename the column"
+        )
     for name in columns.groups:
         values = [cell(value) for value in table.column(name, "groups").tolist()]
         found[name] = tuple(values[row[id_]] if id_ in row else "" for id_ in user_ids)

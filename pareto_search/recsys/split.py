@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ GAPS = 64
 """How many kinds of gaps between interactions there are: see `gaps`. The last takes all that are longer."""
 SAME_MOMENT = 1
 """The kind of no gap at all."""
+COLD = 5
+"""From so many interactions on, users and items are no longer cold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +65,9 @@ class Part:
         history: over these m users, in this order: all that is known before the part, which evaluation masks.
         targets: over these m users: what should be ranked high, each item once. An item that the history has too (a
             repeat purchase) stays a target: evaluation masks seen items except the targets.
-        groups: what users belong together by -> `(m,)` each one's group, empty where it is not known; `domain` is that
-            of the first target.
+        groups: what users belong together by -> `(m,)` each one's group, empty where it is not known. Beside those of
+            the data: `user` is `cold` with fewer than `COLD` interactions to train on, `item` is so where the first
+            target has fewer, and else both are `warm`; `domain` is the first target's.
     """
 
     users: NDArray[np.int32]
@@ -134,8 +137,7 @@ def split(
     passed = gaps(users, dataset.timestamps[order]) if dataset.timed else None
     # As objects: one long name would make all of them as long.
     groups = {name: np.array(each, dtype=object) for name, each in dataset.groups.items()}
-    domains = None if dataset.domains is None else np.array(dataset.domains, dtype=object)
-    rows = _Rows(users, dataset.items[order], ratings, passed, role, counts, n_users, groups, domains)
+    rows = _Rows(users, dataset.items[order], ratings, passed, role, counts, n_users, groups)
     parts = {name: rows.part(which) for name, which in (("validation", VALIDATION), ("test", TEST))}
     for name, part in parts.items():
         if len(part.users) == 0:
@@ -147,7 +149,8 @@ def split(
     train = rows.sequences((role == TRAIN) & ~withheld, everyone)
     if len(train.items) == 0:
         raise DataError(f"data set '{dataset.name}' has nothing but '{target}' to train on; expected other domains too")
-    return Split(n_users, len(dataset.item_ids), train, parts["validation"], parts["test"], offered)
+    validation, test = (_grouped(part, train, dataset) for part in parts.values())
+    return Split(n_users, len(dataset.item_ids), train, validation, test, offered)
 
 
 def order_of(dataset: Dataset, tie_seed: int) -> NDArray[np.int64]:
@@ -174,7 +177,7 @@ def gaps(users: NDArray[np.int32], timestamps: NDArray[np.float64]) -> NDArray[n
 @dataclass(frozen=True, eq=False)
 class _Rows:
     """All n interactions, ordered by user and then by time, with each one's role and whether it counts as a target;
-    the groups of their users, and the domains of all items.
+    and the groups of their users.
     """
 
     users: NDArray[np.int32]
@@ -185,7 +188,6 @@ class _Rows:
     counts: NDArray[np.bool_]
     n_users: int
     groups: Mapping[str, NDArray[np.object_]]
-    domains: NDArray[np.object_] | None
 
     def part(self, which: int) -> Part:
         target = (self.role == which) & self.counts
@@ -193,8 +195,6 @@ class _Rows:
         users = np.flatnonzero((trained > 0) & (ranked > 0)).astype(np.int32)
         history, targets = self.sequences(self.role < which, users), self.sequences(self._once(target), users)
         groups = {name: each[users] for name, each in self.groups.items()}
-        if self.domains is not None:
-            groups[DOMAIN] = self.domains[targets.items[targets.indptr[:-1]]]
         return Part(users, history, targets, groups)
 
     def sequences(self, chosen: NDArray[np.bool_], users: NDArray[np.int32]) -> Sequences:
@@ -222,6 +222,19 @@ def _tie_breakers(dataset: Dataset, seed: int) -> NDArray[np.uint64]:
         for u, i in zip(dataset.users.tolist(), dataset.items.tolist(), strict=True)
     )
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
+
+
+def _grouped(part: Part, train: Sequences, dataset: Dataset) -> Part:
+    """A part with the groups that the split itself knows of."""
+    wanted = part.targets.items[part.targets.indptr[:-1]]
+    met = {
+        "user": np.diff(train.indptr)[part.users],
+        "item": np.bincount(train.items, minlength=wanted.max() + 1)[wanted],
+    }
+    groups = {name: np.where(count < COLD, "cold", "warm").astype(object) for name, count in met.items()}
+    if dataset.domains is not None:
+        groups[DOMAIN] = np.array([dataset.domains[item] for item in wanted], dtype=object)
+    return replace(part, groups={**part.groups, **groups})
 
 
 def _in_domain(dataset: Dataset, target: str) -> NDArray[np.bool_]:

@@ -292,6 +292,12 @@ def test_a_source_that_is_no_folder_and_half_a_source_are_errors(tmp_path: Path)
         load(interactions="ratings.csv")
 
 
+def test_groups_that_every_split_knows_are_not_the_datas_to_name(tmp_path: Path) -> None:
+    both, people = tables(tmp_path), written(tmp_path / "people.csv", "user,item\n10,x\n")
+    with pytest.raises(DataError, match=r"people.csv: 'item' is no name for groups, .*; rename the column"):
+        load_tables(*both, replace(COLUMNS, groups=("item",)), "toy", people)
+
+
 def test_items_have_a_domain(tmp_path: Path) -> None:
     shops = ITEMS.replace("\n", ",film\n").replace("genres,film", "genres,shop").replace("Days,,film", "Days,,book")
     named = replace(COLUMNS, domain="shop")

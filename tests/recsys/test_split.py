@@ -214,6 +214,16 @@ def test_a_target_in_time_keeps_the_cut(tmp_path: Path) -> None:
         split(replace(data, domains=("film",) * 7 + ("book", "film")), "temporal", 0, target="book")
 
 
+def test_parts_know_who_and_what_is_cold(tmp_path: Path) -> None:
+    rows: list[Row] = [("a", item, time) for time, item in enumerate("0000012")]  # five to train on, all of item 0
+    rows += [("b", item, time) for time, item in enumerate("340")]
+    parts = split(toy(tmp_path, rows), "leave_last_out", 0)
+    assert parts.train.items.tolist() == [0, 0, 0, 0, 0, 3]
+    for part, items in ((parts.validation, ["cold", "cold"]), (parts.test, ["cold", "warm"])):
+        assert part.groups["user"].tolist() == ["warm", "cold"]
+        assert part.groups["item"].tolist() == items
+
+
 def test_parts_know_the_domain_of_what_is_wanted(tmp_path: Path) -> None:
     parts = split(domains(tmp_path), "leave_last_out", 0)
     assert parts.test.groups["domain"].tolist() == ["book", "book", "film", "book"]
@@ -222,9 +232,9 @@ def test_parts_know_the_domain_of_what_is_wanted(tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_no_domain_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data.target is 'boks', which is no domain of toy; did you mean 'book'"):
+    with pytest.raises(ConfigError, match=r"data\.target is 'boks', which is no domain of toy; did you mean 'book'"):
         split(domains(tmp_path), "leave_last_out", 0, target="boks")
-    with pytest.raises(ConfigError, match="expected columns.domain to name the items' domains"):
+    with pytest.raises(ConfigError, match=r"expected columns\.domain to name the items' domains"):
         split(toy(tmp_path, LAST_OUT), "leave_last_out", 0, target="book")
     only = replace(domains(tmp_path), domains=("book",) * 9)
     with pytest.raises(DataError, match="nothing but 'book' to train on; expected other domains too"):

@@ -130,3 +130,22 @@ def test_a_seed_decides_the_stream(train: Sequences) -> None:
     )
     assert first == again
     assert first != other
+
+
+def test_an_epoch_takes_no_more_users_of_other_domains_than_of_the_target() -> None:
+    # Users 0 and 1 have met an item of the target, 9, once; 2 to 9 have not.
+    rows = [[0, 9, 1], [2, 3, 9], *([i % 4, 4, 5 + i % 3] for i in range(8))]
+    indptr = np.cumsum([0, *(len(row) for row in rows)])
+    train = Sequences(indptr, np.array([i for row in rows for i in row], np.int32), None)
+    offered = np.arange(10) == 9
+    batches = Batches(train, 4, size=4, seed=0, offered=offered)
+    assert batches.per_epoch == 1
+    stream = iter(batches)
+    epochs = [set(next(stream).users.tolist()) for _ in range(40)]
+    assert all({0, 1} < users and len(users) == 4 for users in epochs)
+    assert set.union(*epochs) == set(range(10))
+    nobody = Batches(train, 4, size=10, seed=0, offered=np.zeros(10, bool))
+    assert set(next(iter(nobody)).users.tolist()) == set(range(10))
+    everybody = Batches(train, 4, size=10, seed=0, offered=np.ones(10, bool))
+    whole = Batches(train, 4, size=10, seed=0)
+    assert next(iter(everybody)).users.tolist() == next(iter(whole)).users.tolist()
