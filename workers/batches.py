@@ -66,7 +66,7 @@ class Batches:
         self._rng = np.random.default_rng(seed)
         self._items = train.items
         self._moment = np.cumsum(train.gaps != SAME_MOMENT) if ties and train.gaps is not None else None
-        met = np.array([offered is None or bool(offered[train.of(user)].any()) for user in users])
+        met = np.array([offered is None or bool(offered[train.of(user)].any()) for user in users.tolist()])
         near: NDArray[np.intp] = users[met]
         far: NDArray[np.intp] = users[~met]
         self._near, self._far = (near, far) if len(near) else (far, near)
