@@ -30,6 +30,15 @@ DIGITS = [str(d) for d in range(10)]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *WORDS, *GENRES, *DIGITS, *(f"##{d}" for d in DIGITS)]
 
 
+LONG = ("faults", "service", "test_domains.py", "test_serving.py", "test_cli.py")
+"""Folders and files whose tests wait for processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that of two processes none is left alone with it at the end."""
+    items.sort(key=lambda item: not set(LONG) & set(item.path.parts))
+
+
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """The URL of a server, without a database's name."""

@@ -1,0 +1,174 @@
+"""What each option of the model is worth on MovieLens-100K, and what it costs: one change at a time, before any search.
+
+    python -m benchmarks.options [--seeds 5] [--only NAME ...] [--json FILE]
+
+The default is the warm start as a search makes it, alone: four towers, time gaps, nothing blended. An option changes
+one part of it; the weights of what it blends in are chosen on validation. Shown is NDCG@10 on test, its ratio to the
+default's with the 95 % interval of a paired bootstrap over the users of all tie seeds, and the seconds that fitting
+took. What a search can do without is measured by `benchmarks.ablations`, what domains give by `benchmarks.domains`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.domains import PerUser, ratio
+from benchmarks.limit import GENES
+from pareto_search.config import SearchConfig
+from pareto_search.launch import workload
+from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
+from pareto_search.recsys.ranking import Ranking, search_settings
+from pareto_search.recsys.split import split
+from pareto_search.workers.evaluate import component, scorer
+from pareto_search.workers.losses import ItemTensors
+from pareto_search.workers.recommender import Recommender
+from pareto_search.workers.train import Task, fine_tune
+from pareto_search.workers.worker import Worker
+
+METRIC = "ndcg@10"
+DEFAULT = "default"
+SETTINGS, STEPS = 64, 20
+LEAST = 10**-2.5
+"""The weight of every list objective in a fine-tuning, so that accuracy decides."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A change of the default.
+
+    Attributes:
+        model: keys of the config's section `model`.
+        blend: components whose weights are chosen on validation.
+        genes: of a fine-tuning of `STEPS` steps; without any there is none.
+    """
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    blend: tuple[str, ...] = ()
+    genes: Mapping[str, Any] = field(default_factory=dict)
+
+
+OPTIONS: Mapping[str, Option] = {
+    DEFAULT: Option(),
+    "one tower": Option({"towers": 1}),
+    "two towers": Option({"towers": 2}),
+    "eight towers": Option({"towers": 8}),
+    "without time gaps": Option({"time_gaps": False}),
+    "decayed mean": Option({"tower": "decayed_mean"}),
+    "width 64": Option({"width": 64}),
+    "history 20": Option({"history": 20}),
+    "EASE blended in": Option(blend=("ease",)),
+    "SASRec blended in": Option(blend=("sasrec",)),
+    "text blended in": Option(blend=("text",)),
+    "all three": Option(blend=("ease", "sasrec", "text")),
+    "fine-tuned": Option(genes={"adapter_lr": 3e-3}),
+    "fine-tuned, encoder frozen": Option(genes={"adapter_lr": 0.0}),
+    "fine-tuned, no ID embeddings": Option(genes={"adapter_lr": 3e-3, "id_embeddings": False}),
+}
+
+
+class Seed:
+    """One tie seed's data, and what has been fitted to it so far."""
+
+    def __init__(self, data: Dataset, seed: int) -> None:
+        self._data, self._seed = data, seed
+        self._fitted: dict[str, tuple[Worker, dict[str, bytes], float]] = {}
+        self._components: dict[str, tuple[Scorer, float]] = {}
+
+    def measure(self, option: Option) -> tuple[PerUser, float]:
+        """Every user's accuracy on test, and the seconds that fitting took."""
+        worker, start, seconds = self._fit(option.model)
+        began = time.perf_counter()
+        model: Scorer = self._tuned(worker, start, option.genes) if option.genes else scorer(start, worker.encoder)
+        seconds += time.perf_counter() - began
+        scorers = {"model": model}
+        for name in option.blend:
+            scorers[name], more = self._component(worker, name)
+            seconds += more
+        setting = self._best(worker, scorers) if option.blend else {}
+        [tally] = Ranking(worker.load.split.test, worker.items, scorers).tallies([setting], [METRIC])
+        return tally.per_user()[METRIC], seconds
+
+    def _fit(self, model: Mapping[str, Any]) -> tuple[Worker, dict[str, bytes], float]:
+        """The warm start of a model."""
+        key = json.dumps(model, sort_keys=True)
+        if key not in self._fitted:
+            space = {"text": [0, 2]}  # so that it can be blended in
+            content = {"name": "options", "data": {"source": MOVIELENS, "tie_seed": self._seed}, "model": dict(model)}
+            config = SearchConfig.parse({**content, "space": space, "search": {"seed": self._seed}})
+            worker = Worker(workload(config, self._data, split(self._data, **config.data.splitting())))
+            began = time.perf_counter()
+            files = worker.fit("warm-start")
+            assert files is not None
+            self._fitted[key] = worker, files, time.perf_counter() - began
+        return self._fitted[key]
+
+    def _component(self, worker: Worker, name: str) -> tuple[Scorer, float]:
+        """It, and the seconds that fitting took."""
+        if name not in self._components:
+            began = time.perf_counter()
+            files = worker.fit(name)
+            assert files is not None
+            self._components[name] = component(files, worker.encoder), time.perf_counter() - began
+        return self._components[name]
+
+    def _tuned(self, worker: Worker, start: Mapping[str, bytes], changes: Mapping[str, Any]) -> Scorer:
+        load = worker.load
+        items = ItemTensors(worker.items, "cpu")
+        task = Task(worker.encoder, Recommender.loaded(start), load.split.train, items, load.objectives)
+        weights = {f"weight.{o.name}": LEAST for o in load.objectives}
+        with fine_tune(task, {**GENES, **weights, "layers": 2, **changes}, steps=STEPS, seed=self._seed) as tuning:
+            tuning.advance(STEPS)
+            files = tuning.adapter.files(load.base, None) | tuning.model.files({})
+        return scorer(files, worker.encoder)
+
+    def _best(self, worker: Worker, scorers: Mapping[str, Scorer]) -> Mapping[str, Any]:
+        """The weights of the components with which validation is most accurate."""
+        ranking = Ranking(worker.load.split.validation, worker.items, scorers)
+        others = [gene.name for gene in worker.load.space.genes if gene.name not in scorers]
+        accuracy = [o for o in worker.load.objectives if o.name == METRIC]
+        curve = search_settings(
+            lambda settings: ranking.values(settings, [METRIC]),
+            worker.load.space.without(others),
+            accuracy,
+            count=SETTINGS,
+            seed=self._seed,
+        )
+        return max(curve, key=lambda point: point[1][METRIC])[0]
+
+
+def main() -> None:
+    """Prints a line for each option."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=[name for name in OPTIONS if name != DEFAULT], metavar="NAME")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    names = [DEFAULT, *(name for name in OPTIONS if name in (options.only or OPTIONS) and name != DEFAULT)]
+    data = load(source=MOVIELENS)
+    measured: dict[str, list[tuple[PerUser, float]]] = {name: [] for name in names}
+    for number in range(options.seeds):
+        seed = Seed(data, number)
+        for name in names:
+            measured[name].append(seed.measure(OPTIONS[name]))
+            print(f"tie seed {number}, {name}: {measured[name][-1][0].mean():.4f}", flush=True)
+    pooled = {name: np.concatenate([users for users, _ in found]) for name, found in measured.items()}
+    shown: dict[str, tuple[float, ...]] = {}
+    print(f"{'option':<32}{METRIC}  {'ratio':<26}seconds")
+    for name, users in pooled.items():
+        seconds = float(np.mean([cost for _, cost in measured[name]]))
+        times, low, high = ratio(users, pooled[DEFAULT])
+        shown[name] = (float(users.mean()), times, low, high, seconds)
+        print(f"{name:<32}{users.mean():.4f}   {f'{times:.3f} [{low:.3f}, {high:.3f}]':<26}{seconds:.0f}")
+    if options.json:
+        options.json.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
