@@ -14,6 +14,7 @@ from typing import Any, Literal
 import click
 
 from pareto_search import __version__, decide, display, entry, results
+from pareto_search import publish as publishing
 from pareto_search.config import SearchConfig, read
 from pareto_search.errors import ConfigError, ParetoSearchError
 from pareto_search.objective import Constraint
@@ -26,7 +27,8 @@ from pareto_search.report import report
 from pareto_search.store import Store
 from pareto_search.track import register, tracking
 
-RUN = click.argument("run", type=click.Path(path_type=Path))
+RUN = click.argument("run", type=publishing.local)
+HERE = click.argument("run", type=click.Path(path_type=Path))
 ENTRY = click.argument("name", metavar="ENTRY")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 RETRAIN = click.option(
@@ -82,7 +84,7 @@ def run(
 
 
 @cli.command()
-@RUN
+@HERE
 @click.option("--candidates", type=int, help="A new budget of candidates.")
 @click.option("--minutes", type=float, help="A new budget of time, from the start of the search.")
 @ADDRESS
@@ -200,7 +202,7 @@ def select(
 
 
 @cli.command()
-@click.argument("place", metavar="ENTRY_FOLDER | RUN", type=click.Path(path_type=Path))
+@click.argument("place", metavar="ENTRY_FOLDER | RUN", type=publishing.local)
 @click.argument("name", metavar="[ENTRY]", required=False)
 @click.option("--data", help="movielens-100k, a folder of atomic files or a config; needed for an ENTRY_FOLDER.")
 @click.option("--split", "part", default="test", show_default=True, type=click.Choice(["validation", "test"]))
@@ -260,6 +262,30 @@ def export(run: Path, name: str, to: Path, form: str, model: str | None) -> None
         front = results.load_front(run)
         version = register(model, to, front, results.find_entry(front, name))
         click.echo(f"Registered it with MLflow as {model}, version {version}")
+
+
+@cli.command()
+@HERE
+@click.argument("url")
+def publish(run: Path, url: str) -> None:
+    """Copies a finished run to a URL that fsspec opens; the commands that read a run take that URL too.
+
+    Example: pareto-search publish runs/demo s3://models/demo
+    """
+    size = publishing.publish(run, url)
+    click.echo(f"Published {size / 1e6:.0f} MB at {url}")
+
+
+@cli.command(name="fetch")
+@click.argument("url")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="RUN", help="A new run folder.")
+def fetch_run(url: str, to: Path) -> None:
+    """Brings a published run into a folder, where its search can be resumed.
+
+    Example: pareto-search fetch s3://models/demo --to runs/demo
+    """
+    publishing.fetch(url, to)
+    click.echo(f"Wrote {to}")
 
 
 @cli.command(name="export-study")
@@ -327,7 +353,7 @@ def recommend(
 
 
 @cli.command()
-@RUN
+@click.argument("run")
 @click.argument("names", metavar="ENTRY...", nargs=-1, required=True)
 @click.option("--canary", metavar="ENTRY=SHARE", help="Another entry for a share of the users, such as c0009-s07=0.1.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
@@ -336,7 +362,7 @@ def recommend(
 @ADDRESS
 def deploy(
     *,
-    run: Path,
+    run: str,
     names: tuple[str, ...],
     canary: str | None,
     host: str,

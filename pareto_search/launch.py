@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pareto_search import refreshing, results
+from pareto_search import publish, refreshing, results
 from pareto_search.comparison import Comparison
 from pareto_search.config import SearchConfig
 from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
@@ -114,7 +114,7 @@ def refresh(
 
 
 def deploy(
-    run: Path,
+    run: str | Path,
     names: Sequence[str],
     *,
     token: str,
@@ -126,10 +126,14 @@ def deploy(
 ) -> None:
     """Serves entries of a run over HTTP, or lets the deployment on a cluster change over to them; see workers.serving.
 
+    Args:
+        run: a folder that all nodes see, or the URL of a published run.
+
     Raises:
         UserError: an entry, the data, the port or the cluster does not fit.
     """
-    front = results.load_front(run)
+    folder = publish.local(str(run))
+    front = results.load_front(folder)
     for name in [*names, canary.entry] if canary else names:
         results.find_entry(front, name)
     if address is None:
@@ -139,9 +143,10 @@ def deploy(
     except ImportError as error:
         raise ConfigError(f"deploy needs {error.name}: pip install 'pareto-search[deploy]'") from None
 
-    data = load(**load_config(run).data.arguments())
+    data = load(**load_config(folder).data.arguments())
+    place = str(run) if folder != Path(run) else str(folder.resolve())
     serving.deploy(
-        run, names, data, token=token, canary=canary, host=host, port=port, replicas=replicas, address=address
+        place, names, data, token=token, canary=canary, host=host, port=port, replicas=replicas, address=address
     )
 
 
@@ -149,20 +154,22 @@ def application(args: Mapping[str, Any]) -> Any:
     """Entries of a run as an application of Ray Serve: `import_path: pareto_search.launch:application` in its config.
 
     Args:
-        args: `run`, a folder that every node sees, and `entries`, a list. The token is PARETO_SEARCH_TOKEN.
+        args: `run`, a folder that every node sees or the URL of a published run, and `entries`, a list. The token is
+            PARETO_SEARCH_TOKEN.
 
     Raises:
         UserError: an entry, the data or the token is not there.
     """
     from pareto_search.workers import serving
 
-    run, token = Path(args["run"]), os.environ.get("PARETO_SEARCH_TOKEN")
+    place, token = str(args["run"]), os.environ.get("PARETO_SEARCH_TOKEN")
     if not token:
         raise ConfigError("set PARETO_SEARCH_TOKEN on every node, for clients to give")
+    run = publish.local(place)
     front = results.load_front(run)
     for name in args["entries"]:
         results.find_entry(front, name)
-    return serving.application(run, args["entries"], load(**load_config(run).data.arguments()), token=token)
+    return serving.application(place, args["entries"], load(**load_config(run).data.arguments()), token=token)
 
 
 def load_config(run: Path) -> SearchConfig:

@@ -457,6 +457,24 @@ def test_a_merged_export_is_evaluated_like_the_entry(call: Call, undisturbed: Fi
     assert found == pytest.approx({n: s["mean"] for n, s in entry["test"].items()}, abs=1e-3)
 
 
+def test_a_published_run_is_read_from_its_url(
+    call: Call, undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARETO_SEARCH_CACHE", str(tmp_path / "cache"))
+    url, name = f"file://{tmp_path}/models/first", chosen(undisturbed)["entry"]
+    assert call("publish", undisturbed.run, url).out.endswith(f"MB at {url}\n")
+    for command in (["front", "--json"], ["select", "--knee"], ["recommend", name, "--user", "u7", "--json"]):
+        here = call(command[0], undisturbed.run, *command[1:])
+        assert (here.code, call(command[0], url, *command[1:]).out) == (0, here.out)
+    assert call("evaluate", url, name, "--split", "validation").code == 0
+    assert call("export-study", url, "--to", tmp_path / "study.db").code == 0
+    back = tmp_path / "back"
+    assert call("fetch", url, "--to", back).out == f"Wrote {back}\n"
+    assert call("resume", back).code == 0
+    assert "nothing is published at" in call("front", f"{url}-other").complaint
+    assert "holds no search" in call("resume", url).complaint
+
+
 def test_export_study_writes_every_evaluation(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
     to = tmp_path / "study.db"
     ended = call("export-study", undisturbed.run, "--to", to)

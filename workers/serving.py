@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,6 +32,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pareto_search.errors import ClusterError, ConfigError, ParetoSearchError
+from pareto_search.publish import local
 from pareto_search.question import Canary, Question
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.answer import Answer, Desk
@@ -72,7 +72,7 @@ class Replica:
 
     def __init__(self, run: str, data: Dataset, host: str, port: int, base: str | None = None) -> None:
         torch.set_num_threads(1)
-        self._run, self._data, self._base = Path(run), data, base
+        self._run, self._data, self._base = local(run), data, base
         self._desk: Desk | None = None
         self._digest = b""
         self._counted = Counted()
@@ -217,17 +217,17 @@ class Proxied(Replica):
         return await self._respond(request)
 
 
-def application(run: Path, names: Sequence[str], data: Dataset, *, token: str) -> Any:
+def application(run: str, names: Sequence[str], data: Dataset, *, token: str) -> Any:
     """Entries of a run as an application for Serve to run behind its proxy; how many replicas is its config's part."""
     wish = {"entries": list(names), "canary": None, "token_sha256": hashlib.sha256(token.encode()).hexdigest()}
     deployment = serve.deployment(Proxied).options(
         name="entries", user_config=wish, max_ongoing_requests=BATCH, ray_actor_options={"num_cpus": 0.5}
     )
-    return deployment.bind(str(run), data, "", 0)
+    return deployment.bind(run, data, "", 0)
 
 
 def deploy(
-    run: Path,
+    run: str,
     names: Sequence[str],
     data: Dataset,
     *,
@@ -241,8 +241,9 @@ def deploy(
     """Serves entries of a run; where the same run is served already, its replicas change over to these entries.
 
     Args:
+        run: a folder, or the URL of a published run, which each replica fetches.
         canary: an entry on trial beside them.
-        address: of a running Ray cluster, whose nodes see the run folder; None starts a local Ray.
+        address: of a running Ray cluster, whose nodes see the run; None starts a local Ray.
         replicas: processes; those of one machine share the port.
 
     Raises:
@@ -265,12 +266,12 @@ def deploy(
         ray_actor_options={"num_cpus": 0.5},
         # Where nothing but user_config differs, Serve reconfigures its replicas in place; it would take code without
         # a version for new code, and replace them.
-        version=hashlib.sha256(f"{run.resolve()} {data.sha256} {host} {port}".encode()).hexdigest(),
+        version=hashlib.sha256(f"{run} {data.sha256} {host} {port}".encode()).hexdigest(),
         _internal=True,
     )
     try:
         serve.start(proxy_location="Disabled")
-        serve.run(deployment.bind(str(run.resolve()), data, host, port), name=NAME, route_prefix=None)
+        serve.run(deployment.bind(run, data, host, port), name=NAME, route_prefix=None)
     except RuntimeError as error:
         raise ClusterError(f"the deployment did not start: {_reason(error)}") from error
 

@@ -70,7 +70,7 @@ def host(order: Connection, run: Path, data: Dataset, port: int) -> None:
     with suppress(EOFError):
         while True:
             names, canary = order.recv()
-            deploy(run, names, data, token=TOKEN, canary=canary, port=port)
+            deploy(str(run), names, data, token=TOKEN, canary=canary, port=port)
             order.send(names)
 
 
