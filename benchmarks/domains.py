@@ -13,7 +13,8 @@ ranked. Shown is NDCG@10 on test of:
     .1 shots, alone     from these only
 
 Blends and re-rankings are chosen on validation. Ratios are to the frozen encoder, with the 95 % interval of a paired
-bootstrap over the users of all seeds. Before any fine-tuning: a search begins where this ends.
+bootstrap over the users, each of whom counts with the mean over the seeds, which decide who is trained on. This is
+before any fine-tuning: a search begins where it ends.
 """
 
 import argparse
@@ -136,7 +137,7 @@ def main() -> None:
                 }
                 for name, values in figures.items():
                     found.setdefault(name, []).append(values)
-            pooled = {name: np.concatenate(values) for name, values in found.items()}
+            pooled = {name: np.mean(values, axis=0) for name, values in found.items()}
             shown[target] = {n: (float(v.mean()), *ratio(v, pooled["frozen encoder"])) for n, v in pooled.items()}
             print(f"target {target}, {METRIC} on test")
             for name, (mean, times, low, high) in shown[target].items():

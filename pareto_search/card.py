@@ -72,11 +72,11 @@ def card(
         "`pareto-search evaluate FOLDER --data DATA` takes that way.",
         "## Data",
         f"{data.name}: {len(data.user_ids)} users, {len(data.item_ids)} items, {len(data.users)} interactions, split "
-        f"`{split['strategy']}` with tie seed {split['tie_seed']}.",
+        f"`{split['strategy']}` with tie seed {split['tie_seed']}{_target(split)}.",
         _table(("what", "sha256"), _origins(front)),
         "## Objectives and scores",
-        "The whole catalogue is ranked. The search saw validation only; test comes with 95 % intervals of a bootstrap "
-        "over users.",
+        f"{'All of the target' if split.get('target') else 'The whole catalogue'} is ranked. The search saw validation "
+        "only; test comes with 95 % intervals of a bootstrap over users.",
         _table(("objective", "direction", "reference", "validation", "test"), _scores(front, found)),
         "## Genes",
         _table(("training", "value"), _values({**found["weighting"], **found["genes"]})),
@@ -149,6 +149,15 @@ def _versions(form: str) -> Iterator[tuple[str, str]]:
             yield package, version(package)
         except PackageNotFoundError:  # run from a checkout, or a format that needs no package
             continue
+
+
+def _target(split: Mapping[str, Any]) -> str:
+    """What the card says of a target domain."""
+    if not split.get("target"):
+        return ""
+    shots = split.get("shots")
+    known = "" if shots is None else f", trained on the interactions of {shots:.0%} of the users with it"
+    return f"; target `{split['target']}`, whose items alone are recommended{known}"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

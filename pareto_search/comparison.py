@@ -59,7 +59,7 @@ class Comparison:
     def prepare(self) -> None:
         """Fits the components and finds the baselines' curves, once per run."""
         if self._store.fact("components") is None:
-            self._notice("Fitting EASE, SASRec and the warm start.")
+            self._notice(f"Fitting the warm start, and {', '.join(self._config.blended)} to blend in.")
             self._fit()
         components = {n: checkpoint.read(self._run / "components" / n) for n in self._store.fact("components")}
         self._pool.tell_all("equip", components)

@@ -17,9 +17,13 @@ from pareto_search.recsys.metrics import LEAST_SHARE, counted, parse_metric
 from pareto_search.recsys.split import Split, split
 from pareto_search.results import Document, write_whole
 from pareto_search.search import Search, Watcher
+from pareto_search.space import metric_family
 from pareto_search.store import SearchRecord, Store, lock
 from pareto_search.workers.base import locate
 from pareto_search.workers.worker import Workload
+
+FROM_TRAINING = ("novelty", "credibility", "tail")
+"""Metrics of what the training part says of an item."""
 
 
 def run_search(
@@ -51,6 +55,7 @@ def run_search(
             watcher.notice(f"Left out {reason}: {number}.")
         parts = split(data, **config.data.splitting())
         _check_groups(config, parts)
+        _check_offered(config, data, parts)
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
             older = load_config(Path(refreshes))
@@ -226,9 +231,6 @@ def _check(config: SearchConfig, data: Dataset) -> None:
         if wish.by is not None and wish.by not in groups:
             known = ", ".join(groups)
             raise ConfigError(f"{name} wants the users' {wish.by}, but {data.name} has {known}")
-    longest = max(config.metrics, key=lambda name: parse_metric(name).k)
-    if parse_metric(longest).k > len(data.item_ids):
-        raise ConfigError(f"{longest} needs more items than the {len(data.item_ids)} of {data.name}; lower its cut-off")
 
 
 def _check_groups(config: SearchConfig, parts: Split) -> None:
@@ -246,6 +248,22 @@ def _check_groups(config: SearchConfig, parts: Split) -> None:
             if wish.group is None and len(groups) < 2:
                 share = f"{LEAST_SHARE:.0%} of the users of the {where} part"
                 raise ConfigError(f"{name}: {len(groups)} groups have {share}; expected two for a gap between them")
+
+
+def _check_offered(config: SearchConfig, data: Dataset, parts: Split) -> None:
+    """Refuses metrics for which what may be recommended is too little, or all alike."""
+    whose = f"{config.data.target} of {data.name}" if config.data.target else data.name
+    count = parts.n_items if parts.offered is None else int(parts.offered.sum())
+    longest = max(config.metrics, key=lambda name: parse_metric(name).k)
+    if parse_metric(longest).k > count:
+        raise ConfigError(f"{longest} needs more items than the {count} of {whose}; lower its cut-off")
+    if parts.offered is not None and not parts.offered[parts.train.items].any():
+        alike = next((o.name for o in config.objectives if metric_family(o.name) in FROM_TRAINING), None)
+        if alike is not None:
+            raise ConfigError(
+                f"objective {alike} tells no items of {whose} apart, because none of their interactions are trained "
+                "on; leave it out, or give data.shots above 0"
+            )
 
 
 def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher: Watcher) -> Store:

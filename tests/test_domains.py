@@ -11,10 +11,12 @@ from running import Finished, pareto_search
 from safetensors.numpy import load as tensors
 
 from benchmarks import small
+from pareto_search.entry import of_run
 from pareto_search.launch import load_config
 from pareto_search.question import Question
 from pareto_search.recsys.dataset import load
 from pareto_search.workers.answer import Desk
+from pareto_search.workers.recommend import Serving, sequences
 
 LIBRARY = {f"i{i}" for i in range(1, small.ITEMS + 1) if i % 2}
 
@@ -85,3 +87,30 @@ def test_the_texts_vectors_are_kept_of_every_item(finished: Finished) -> None:
     vectors = tensors((finished.run / "components" / "text" / "vectors.safetensors").read_bytes())["vectors"]
     assert vectors.shape[0] == small.ITEMS
     assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(1.0, abs=1e-2)
+
+
+def test_an_item_that_has_changed_its_domain_is_noticed(
+    finished: Finished, textual: dict[str, Any], tmp_path: Path
+) -> None:
+    assert pareto_search("export", finished.run, textual["entry"], "--to", tmp_path / "entry").code == 0
+    card = (tmp_path / "entry" / "README.md").read_text()
+    assert "target `library`, whose items alone are recommended, trained on the interactions of 0% of the users" in card
+    for name in ("search.yaml", "ratings.csv", "items.csv"):
+        text = (finished.config.parent / name).read_text()
+        (tmp_path / name).write_text(text.replace("library\n", "shop\n", 1) if name == "items.csv" else text)
+    ended = pareto_search("evaluate", tmp_path / "entry", "--data", tmp_path / "search.yaml")
+    assert "the items' domains have changed; give the data of its search" in ended.complaint
+
+
+def test_why_an_item_is_recommended_counts_the_text(finished: Finished, textual: dict[str, Any]) -> None:
+    data = load(**load_config(finished.run).data.arguments())
+    serving = Serving(of_run(finished.run, textual["entry"]), data)
+    history = serving.history_with(["i2", "i4", "i1"])
+    chosen = np.array([2, 4], np.int32)
+    whole = serving.contributions(history, chosen)
+    text = serving.scorers.pop("text")
+    without = serving.contributions(history, chosen)
+    scores = text.scores(sequences([history]))
+    deviation = scores[~serving.items.barred(sequences([history]))].std()
+    by_text = textual["serving"]["text"] * scores[0, chosen] / deviation
+    assert (whole - without).sum(1) == pytest.approx(by_text, rel=1e-4)

@@ -100,3 +100,35 @@ def test_a_cut_off_beyond_the_catalogue_is_refused(undisturbed: Finished, tmp_pa
     longer = (first.model_copy(update={"metric": "ndcg@1000"}), *others)
     with pytest.raises(ConfigError, match="ndcg@1000 needs more items than the"):
         run_search(config.model_copy(update={"objective_sections": longer}), tmp_path / "run")
+
+
+def targeted(finished: Finished, metrics: list[str], target: str, shots: float | None) -> SearchConfig:
+    """The small search for one of two domains."""
+    config = SearchConfig.load(finished.config)
+    first, second, _ = config.objective_sections
+    sections = tuple(s.model_copy(update={"metric": m}) for s, m in zip((first, second), metrics, strict=True))
+    data = config.data.model_copy(update={"target": target, "shots": shots})
+    return config.model_copy(update={"objective_sections": sections, "data": data})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shots", "complaint"),
+    [
+        (["ndcg@5", "ild@8"], None, "ild@8 needs more items than the 7 of few of ratings; lower its cut-off"),
+        (["ndcg@5", "novelty@5"], 0.0, "objective novelty@5 tells no items of few of ratings apart, .* above 0"),
+    ],
+)
+def test_what_a_target_cannot_give_is_refused(
+    undisturbed: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    metrics: list[str],
+    shots: float | None,
+    complaint: str,
+) -> None:
+    config = targeted(undisturbed, metrics, "few", shots)
+    whole = dataset.load(**config.data.arguments())
+    data = dataclasses.replace(whole, domains=("few",) * 7 + ("many",) * (len(whole.item_ids) - 7))
+    monkeypatch.setattr("pareto_search.launch.load", lambda **_: data)
+    with pytest.raises(ConfigError, match=complaint):
+        run_search(config, tmp_path / "run")

@@ -95,7 +95,7 @@ def test_a_refresh_begins_with_the_old_front_and_shows_both_even_if_it_was_stopp
     files = checkpoint.read(run / "old" / point["candidate"])
     notes = json.loads(files["recommender.json"])
     assert notes["items"] == list(data.item_ids)
-    notes["data_sha256"] = data.sha256
+    notes["data_sha256"], notes["split"]["sha256"] = data.sha256, found["split_sha256"]
     blended = {name: checkpoint.read(run / "old" / name) for name in ("ease", "sasrec")}
     entry = Entry(point["name"], files | {"recommender.json": json.dumps(notes).encode()}, point["serving"], blended)
     scores = Serving(entry, data).evaluate("test")

@@ -11,6 +11,9 @@ from torch import Tensor
 from pareto_search.errors import DataError
 from pareto_search.recsys.split import SAME_MOMENT, Sequences
 
+FEWEST = 512
+"""Users of other domains that an epoch takes beside however few of the target."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,7 +46,7 @@ class Batches:
         ties: whether each epoch puts the items of one moment in another order, because the one that they have says
             nothing; without times nothing changes.
         offered: `(n_items,)` the items of a target domain; None for everything. Users who have met none of them may be
-            many: an epoch takes no more of these than of the others, drawn anew.
+            many: an epoch takes no more of these, drawn anew, than of the others, or than `FEWEST` where those are few.
 
     Raises:
         DataError: there is no transition.
@@ -66,17 +69,20 @@ class Batches:
         self._rng = np.random.default_rng(seed)
         self._items = train.items
         self._moment = np.cumsum(train.gaps != SAME_MOMENT) if ties and train.gaps is not None else None
-        met = np.array([offered is None or bool(offered[train.of(user)].any()) for user in users.tolist()])
-        near: NDArray[np.intp] = users[met]
-        far: NDArray[np.intp] = users[~met]
-        self._near, self._far = (near, far) if len(near) else (far, near)
+        met = np.ones(len(train.indptr) - 1, bool)
+        if offered is not None:
+            owner = np.repeat(np.arange(len(met)), np.diff(train.indptr))
+            met = np.bincount(owner, offered[train.items], len(met)) > 0
+        self._near, far = users[met[users]], users[~met[users]]
+        self._far = far
+        self._drawn = min(len(far), max(len(self._near), FEWEST)) if len(self._near) else len(far)
 
     @property
     def per_epoch(self) -> int:
         """About how many batches an epoch has."""
         transitions = np.diff(self._train.indptr) - 1
         windows = np.ceil(transitions / self._history) + (transitions > self._history) / 2
-        share = min(1.0, len(self._near) / max(len(self._far), 1))
+        share = self._drawn / max(len(self._far), 1)
         return max(1, round(float(windows[self._near].sum() + share * windows[self._far].sum()) / self._size))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -92,7 +98,7 @@ class Batches:
     def _windows(self) -> tuple[NDArray[np.int64], ...]:
         """User, start, end and number of transitions not predicted by another window, for each window."""
         rows: list[tuple[int, int, int, int]] = []
-        drawn = self._rng.permutation(self._far)[: len(self._near)] if len(self._far) else self._far
+        drawn = self._rng.permutation(self._far)[: self._drawn] if self._drawn else self._far
         for user in [*self._near.tolist(), *drawn.tolist()]:
             end = int(self._train.indptr[user + 1] - self._train.indptr[user]) - 1
             if end > self._history:

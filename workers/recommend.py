@@ -13,10 +13,13 @@ from safetensors.numpy import load
 
 from pareto_search.entry import Entry
 from pareto_search.errors import CheckpointError, DataError
+from pareto_search.recsys.baselines import DecayedMean, Scorer
 from pareto_search.recsys.dataset import Dataset
+from pareto_search.recsys.metrics import parse_metric
 from pareto_search.recsys.rerank import blend, relevance, rerank
 from pareto_search.recsys.split import Sequences, Split, gaps, order_of, split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
+from pareto_search.space import TEXT
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, Precision, precision
 from pareto_search.workers.evaluate import Scores, component, score, scorer
@@ -32,7 +35,7 @@ class Recommendation:
 
     Attributes:
         score: the blended score, to compare for one user only.
-        because: titles of the history that add most to the model's score, the strongest first.
+        because: titles of the history that add most to the score, the strongest first.
         novelty, credibility: the item's own, 0..1.
     """
 
@@ -116,13 +119,20 @@ class Serving:
         )
         how = notes["split"]
         self.split: Split = split(data, **{name: value for name, value in how.items() if name != "sha256"})
+        if self.split.sha256 != how["sha256"]:
+            raise DataError(
+                f"{data.name} is divided in another way than for {entry.name}: the items' domains have changed; give "
+                "the data of its search"
+            )
         self.items = ItemStatistics.of(self.split.train, self.split.n_items, self._features(), self.split.offered)
+        self._components: dict[str, Scorer] = {}
         self._equip()
 
     def _equip(self) -> None:
         self.model = scorer(self.entry.files, self.encoder)
-        components = {name: component(files, self.encoder) for name, files in self.entry.components.items()}
-        self.scorers = {"model": self.model, **components}
+        for name in self.entry.components.keys() - self._components.keys():  # all entries of a search share them
+            self._components[name] = component(self.entry.components[name], self.encoder)
+        self.scorers = {"model": self.model, **{name: self._components[name] for name in self.entry.components}}
 
     def beside(self, entry: Entry) -> "Serving":
         """Another entry of the same search at work, which shares the base model and all that comes from the data."""
@@ -140,8 +150,16 @@ class Serving:
         return self.encoder.frozen.numpy()
 
     def evaluate(self, part: Literal["validation", "test"]) -> Scores:
-        """The entry's scores on a part, by the metrics of its search."""
+        """The entry's scores on a part, by the metrics of its search.
+
+        Raises:
+            DataError: the data does not know the groups that a metric asks for.
+        """
         ranked = self.split.validation if part == "validation" else self.split.test
+        for name in self.entry.notes["metrics"]:
+            by = parse_metric(name).by
+            if by is not None and by not in ranked.groups:
+                raise DataError(f"{name} asks for the {by}, which {self.data.name} lacks; give the data of its search")
         return score(ranked, self.items, self.scorers, [self.entry.serving], self.entry.notes["metrics"])[0]
 
     def history_of(self, user: str) -> History:
@@ -213,7 +231,7 @@ class Serving:
         ]
 
     def because(self, history: History, chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
-        """For each chosen item, the titles of the history that add most to the model's score."""
+        """For each chosen item, the titles of the history that add most to its score."""
         reasons: list[tuple[str, ...]] = []
         for added in self.contributions(history, chosen):
             best = [place for place in np.argsort(-added)[:REASONS] if added[place] > 0]
@@ -221,12 +239,22 @@ class Serving:
         return reasons
 
     def contributions(self, history: History, chosen: NDArray[np.int32]) -> NDArray[np.float64]:
-        """What each item of a history adds to the model's scores of the chosen items: `(k, n)`.
+        """What each item of a history adds to the scores of the chosen items by the model, and by the text where that
+        is blended in: `(k, n)`.
 
         Of the decayed mean it is exact: with an item's bias they sum to its score. Of the attention tower, where items
         act together, it is what the score loses without the item (leave one out). Items before a tower's window add
         nothing to its part.
         """
+        added = self._of_model(history, chosen)
+        weight, text = float(self.entry.serving.get(TEXT, 0.0)), self.scorers.get(TEXT)
+        if weight and isinstance(text, DecayedMean):
+            one = sequences([history])
+            others = text.scores(one)[~self.items.barred(one)]  # over which blended scores have a deviation of 1
+            added += weight * text.shares(history.items, chosen) / max(float(others.std()), 1e-6)
+        return added
+
+    def _of_model(self, history: History, chosen: NDArray[np.int32]) -> NDArray[np.float64]:
         shape = self.model.model.shape
         first = max(0, len(history.items) - shape.history)
         added = np.zeros((len(chosen), len(history.items)))

@@ -220,6 +220,7 @@ class FineTuning:
                 self._lora.step()
         if not all(bool(p.isfinite().all()) for p in (*self.adapter.weights(), *self.model.parameters())):
             raise DivergedError(f"the weights are not finite after step {to} of {self._steps}")
+        self._loss.settle()
         self.adapter.eval()
         self.model.eval()
         self.done, self._moved = to, True
@@ -310,8 +311,13 @@ class _Loss:
         train, offered = self._task.train, self._task.offered
         self._batches = Batches(train, shape.history, BATCH, seed, ties=shape.gaps, offered=offered)
         self._stream = iter(self._batches)
-        self._scopes = _Scopes(self._task.train, shape, seed, self._task.encoder.device)
+        self._scopes = _Scopes(self._task.train, shape, seed, self._task.encoder.device, self._task.offered)
         self._rng = np.random.default_rng(seed)
+
+    def settle(self) -> None:
+        """See `_Scopes.settle`."""
+        for tower in self._model.towers:
+            self._scopes.settle(tower)
 
     def __call__(self, text: Tensor, gradient: Tensor) -> float:
         """The loss of the next batch; its gradient is added to that of the parameters and of the text vectors.
@@ -339,6 +345,8 @@ class _Loss:
     ) -> tuple[Tensor, Histories]:
         """Scores at some random places of the windows, -inf for what the user had seen by then, and what that is.
 
+        Of a user to whom nothing is left all of them are 0, from which there is nothing to learn.
+
         Returns:
             `(q, n_items)`, or `(q, s)` for a sample of s items; and q histories.
         """
@@ -346,13 +354,14 @@ class _Loss:
         some = self._rng.choice(len(rows), min(LISTS, len(rows)), replace=False)
         rows, places = rows[some], places[some]
         users = states[torch.from_numpy(rows), torch.from_numpy(places)].float() / tower.temperature
-        bias = scope.biases(tower.item_bias)
+        bias = scope.biases(tower.item_bias + self._scopes.hidden)
         if scope.sample is not None:
             vectors, bias = vectors[scope.sample.items], bias[scope.sample.items]
         logits = torch.addmm(bias, users, vectors.T)
         owner, item = (x.to(logits.device) for x in self._batches.seen(batch, rows, places))
         column = scope.columns(item)
         masked = logits.index_put((owner[column >= 0], column[column >= 0]), logits.new_tensor(-torch.inf))
+        masked = masked.where((masked > -torch.inf).any(1, keepdim=True), 0.0)
         return masked, Histories(owner, item, len(rows), self._task.items.features)
 
 
@@ -361,15 +370,24 @@ class _Scopes:
 
     An item that nobody has met in training is not among them where it has a text: that it was never next says nothing
     of it, but would teach the tower to keep away from texts like its own.
+
+    Attributes:
+        hidden: `(n_items,)` -inf for what is not offered, which lists cannot have; 0 for the rest, or for everything
+            where nothing that is offered was met.
     """
 
-    def __init__(self, train: Sequences, shape: Shape, seed: int, device: str) -> None:
+    def __init__(
+        self, train: Sequences, shape: Shape, seed: int, device: str, offered: NDArray[np.bool_] | None = None
+    ) -> None:
         self._rng = np.random.default_rng(seed)
         self._counts = torch.from_numpy(np.bincount(train.items, minlength=shape.n_items)).to(device)
         weights = 1.0 + self._counts.double()
         if shape.text_width:
             weights *= self._counts > 0
         self._barred = torch.zeros(shape.n_items, device=device).masked_fill_(weights == 0, -torch.inf)
+        self.hidden = torch.zeros_like(self._barred)
+        if offered is not None and offered[train.items].any():
+            self.hidden[torch.from_numpy(~offered).to(device)] = -torch.inf
         self._sampler: Sampler | None = None
         if shape.n_items > FULL_SOFTMAX:
             # Mikolov et al., NeurIPS 2013, for the power.

@@ -54,7 +54,8 @@ class PlainTrainer:
         search.prepare(Worker(load, cpus))
         torch.set_num_threads(max(1, int(cpus)))
         self._load, self._rungs = load, search.config.search.rungs
-        self._items = ItemStatistics.of(load.split.train, load.split.n_items, category_features(load.categories))
+        parts = load.split
+        self._items = ItemStatistics.of(parts.train, parts.n_items, category_features(load.categories), parts.offered)
         files = search.components()
         self._start = Recommender.loaded(files["warm-start"])
         self._components: dict[str, Scorer] = {"sasrec": TowerScorer.of(Recommender.loaded(files["sasrec"]), None)}
@@ -166,7 +167,10 @@ class _Loss:
         weights = {n.removeprefix("weight."): float(w) for n, w in genes.items() if n.startswith("weight.")}
         self._scalarise = Scalariser(cast(Scalarisation, genes["scalarisation"]), weights, load.objectives)
         shape = model.shape
-        self._batches = Batches(load.split.train, shape.history, BATCH, seed, ties=shape.gaps)
+        train, offered = load.split.train, load.split.offered
+        self._batches = Batches(train, shape.history, BATCH, seed, ties=shape.gaps, offered=offered)
+        met = torch.from_numpy(np.bincount(train.items, minlength=shape.n_items) > 0)
+        self._barred = torch.zeros(shape.n_items).masked_fill_(~met, -torch.inf)
         self._stream, self._rng = iter(self._batches), np.random.default_rng(seed)
         self._turns = cycle(model.towers)
 
@@ -176,7 +180,7 @@ class _Loss:
         vectors = tower.item_vectors(text, ID_DROPOUT)
         states = tower.states(batch.items, batch.lengths, vectors, batch.gaps)
         known = batch.targets >= 0
-        logits = states[known] / tower.temperature @ vectors.T + tower.item_bias
+        logits = states[known] / tower.temperature @ vectors.T + tower.item_bias + self._barred
         accuracy = nn.functional.cross_entropy(logits, batch.targets[known])
         rows, places = np.nonzero(known.numpy())
         some = self._rng.choice(len(rows), min(LISTS, len(rows)), replace=False)

@@ -89,6 +89,10 @@ def item_knn(train: Sequences, n_items: int, neighbours: int = 100, shrinkage: f
     return ItemSimilarity(similarity)
 
 
+SHRINKAGE = 0.03
+"""How much of the mean variance is added to that of each direction of the text vectors."""
+
+
 @dataclass(frozen=True)
 class DecayedMean:
     """Users as the decayed mean of their items' vectors, scored by dot product: the frozen encoder.
@@ -108,6 +112,12 @@ class DecayedMean:
         users = decayed_means(history, self.vectors, self.decay, self.window)
         return np.asarray(users @ self.vectors.T, np.float32)
 
+    def shares(self, items: NDArray[np.int32], chosen: NDArray[np.int32]) -> NDArray[np.float64]:
+        """What each item of a history `(n,)` adds to the scores of some items: `(k, n)`."""
+        age = np.arange(len(items))[::-1]
+        weights = np.where(age < self.window, self.decay ** np.minimum(age, self.window), 0.0)
+        return np.asarray(self.vectors[chosen] @ self.vectors[items].T * (weights / weights.sum()))
+
 
 def whitened(vectors: Floats, among: NDArray[np.bool_] | None) -> Floats:
     """Text vectors `(n, t)` about their mean, of length 1, with each principal direction divided by the root of its
@@ -122,7 +132,8 @@ def whitened(vectors: Floats, among: NDArray[np.bool_] | None) -> Floats:
     some = vectors if among is None else vectors[among]
     mean = some.mean(0, dtype=np.float64)
     variances, axes = np.linalg.eigh((some - mean).T @ (some - mean) / len(some))
-    scale = np.maximum(variances, 1e-9 * variances.max()) ** -0.25
+    # Of few items some directions have no variance, and are not to be blown up in others.
+    scale = np.maximum(variances + SHRINKAGE * variances.mean(), np.finfo(np.float32).tiny) ** -0.25
     turned = (vectors - mean) @ axes * scale
     return np.asarray(turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-9), np.float32)
 

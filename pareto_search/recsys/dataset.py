@@ -158,8 +158,8 @@ def load_atomic(folder: str | Path) -> Dataset:
 
     Users and items are the fields `user_id` and `item_id`, or else the first token fields; `rating` and `timestamp` may
     be missing (see `Columns`). All other token and token_seq fields of the items are text, and the first of them that
-    `CATEGORY_FIELDS` names is the categories. One that is called `domain` is the domain, and no text. The other token
-    fields of the users are groups.
+    `CATEGORY_FIELDS` names is the categories; one that is called `domain` is the domain too. The other token fields of
+    the users are groups, but for those that are called as `OWN_GROUPS`.
 
     Raises:
         DataError: a file, a field or a value does not fit.
@@ -175,7 +175,7 @@ def load_atomic(folder: str | Path) -> Dataset:
     if item_field not in item_types:
         raise DataError(f"{item.location} has no field '{item_field}'; {nearest(item_field, item_types)}")
     domain = DOMAIN if item_types.get(DOMAIN) == "token" else None
-    text = tuple(n for n, kind in item_types.items() if kind.startswith("token") and n not in (item_field, domain))
+    text = tuple(n for n, kind in item_types.items() if kind.startswith("token") and n != item_field)
     categories = next((n for n in text if n.lower() in CATEGORY_FIELDS), None)
     if categories is not None and item_types[categories] == "token":
         item.frame[categories] = [[value] for value in item.frame[categories]]  # one category, blanks and all
@@ -183,7 +183,7 @@ def load_atomic(folder: str | Path) -> Dataset:
     groups: tuple[str, ...] = ()
     if any(Path(folder).glob("*.user")):
         people, types = read_atomic(only_file(Path(folder), ".user"))
-        fields = (n for n, kind in types.items() if kind == "token" and n != user_field)
+        fields = (n for n, kind in types.items() if kind == "token" and n not in (user_field, *OWN_GROUPS))
         groups = tuple(name for name in fields if any(people.frame[name]))
     columns = Columns(
         user=user_field,
@@ -231,13 +231,10 @@ def _described(table: Table, columns: Columns) -> dict[str, tuple[str, str, tupl
 
 
 def _domains(table: Table, columns: Columns, item_ids: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The domain of each item."""
+    """The domain of each item, empty where it is not known."""
     if columns.domain is None:
         return None
     names = [cell(value) for value in table.column(columns.domain, "domain").tolist()]
-    for row, name in enumerate(names):
-        if not name:
-            raise DataError(f"{table.location}, {table.where(row)}: column '{columns.domain}' is empty; give a domain")
     of = dict(zip(table.ids(columns.item, "item"), names, strict=True))
     return tuple(of[id_] for id_ in item_ids)
 

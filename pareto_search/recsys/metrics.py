@@ -143,11 +143,13 @@ def tail(ranked: Ranked, items: ItemStatistics) -> PerUser:
 def serendipity(ranked: Ranked, items: ItemStatistics) -> PerUser:
     """How much higher the list has its targets than a list of the most popular items would (Ge et al., RecSys 2010).
 
-    The item at place r of n has (n + 1 - r) / n in the list, and as much among all items by popularity, where those
-    nobody had have 0 and equal ones share their best place; the mean over the list of what is more, for targets.
+    The item at place r of n has (n + 1 - r) / n in the list, and as much among all n that may be recommended by
+    popularity, where those nobody had have 0 and equal ones share their best place; the mean over the list of what is
+    more, for targets.
     """
-    n, k = len(items.users), ranked.lists.shape[1]
-    more = n - np.searchsorted(np.sort(items.users), items.users, side="right")
+    known, k = np.sort(items.among_offered(items.users)), ranked.lists.shape[1]
+    n = len(known)
+    more = n - np.searchsorted(known, items.users, side="right")
     popular = np.where(items.users > 0, (n - more) / n, 0.0)
     shown = (n - np.arange(k)) / n
     return (ranked.hits * np.maximum(shown - popular[ranked.lists], 0.0)).mean(1)
@@ -158,7 +160,7 @@ def _normalised(rows: PerUser) -> PerUser:
 
 
 def coverage(exposure: NDArray[np.int64]) -> float:
-    """The share of items that are in any list."""
+    """The share of items, of those that may be recommended, that are in any list."""
     return float((exposure > 0).mean())
 
 
@@ -325,7 +327,7 @@ class Tally:
         values = {name: float(v.mean()) if len(v) else math.nan for name, v in self.per_user().items()}
         for name, asked in self._asked.items():
             if asked.metric.overall is not None:
-                values[name] = asked.metric.overall(self._exposure[asked.plain])
+                values[name] = asked.metric.overall(self._items.among_offered(self._exposure[asked.plain]))
             elif asked.by is not None and asked.group is None:
                 values[name] = gap(np.concatenate(self._per_user[asked.plain]), self._groups[asked.by])
         return {name: values[name] for name in self._asked}

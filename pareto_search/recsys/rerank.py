@@ -134,18 +134,21 @@ def _pool(scores: Floats, size: int) -> tuple[NDArray[np.int32], Floats]:
     """The best items of each row and some more, by their index, with their scores; -1 with -inf fills up short rows.
 
     Whatever reaches the size-th largest of some blocks' maxima is taken: little more than is wanted, and no row is
-    partitioned as a whole.
+    partitioned as a whole. Where too few may be shown, the first of those that may not make up for them.
     """
     m, n = scores.shape
     size = min(size, n)
     blocks = min(4 * size, n)
     length = n // blocks
     maxima = scores[:, : length * blocks].reshape(m, length, blocks).max(1)
-    reached = np.flatnonzero(scores >= np.partition(maxima, -size, axis=1)[:, -size, None])
+    least = np.partition(maxima, -size, axis=1)[:, -size, None]
+    reached = np.flatnonzero(scores >= np.maximum(least, np.finfo(np.float32).min))
     row, item = np.divmod(reached, n)
     counts = np.bincount(row, minlength=m)
     place = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
     pool = np.full((m, counts.max(initial=size)), -1, np.int32)
     values = np.full(pool.shape, -np.inf, np.float32)
     pool[row, place], values[row, place] = item, scores[row, item]
+    for short in np.flatnonzero(counts < size):
+        pool[short, counts[short] : size] = np.flatnonzero(np.isneginf(scores[short]))[: size - counts[short]]
     return pool, values

@@ -146,7 +146,10 @@ def split(
                 "expected at least one; give more data or use leave_last_out"
             )
     everyone = np.arange(n_users, dtype=np.int32)
-    train = rows.sequences((role == TRAIN) & ~withheld, everyone)
+    kept = (role == TRAIN) & ~withheld
+    train = rows.sequences(kept, everyone)
+    if dataset.timed:  # what was withheld leaves longer gaps
+        train = replace(train, gaps=gaps(users[kept], dataset.timestamps[order][kept]))
     if len(train.items) == 0:
         raise DataError(f"data set '{dataset.name}' has nothing but '{target}' to train on; expected other domains too")
     validation, test = (_grouped(part, train, dataset) for part in parts.values())
@@ -231,7 +234,8 @@ def _grouped(part: Part, train: Sequences, dataset: Dataset) -> Part:
         "user": np.diff(train.indptr)[part.users],
         "item": np.bincount(train.items, minlength=wanted.max() + 1)[wanted],
     }
-    groups = {name: np.where(count < COLD, "cold", "warm").astype(object) for name, count in met.items()}
+    names = np.array(["warm", "cold"], dtype=object)
+    groups = {name: names[(count < COLD).astype(int)] for name, count in met.items()}
     if dataset.domains is not None:
         groups[DOMAIN] = np.array([dataset.domains[item] for item in wanted], dtype=object)
     return replace(part, groups={**part.groups, **groups})
@@ -239,7 +243,7 @@ def _grouped(part: Part, train: Sequences, dataset: Dataset) -> Part:
 
 def _in_domain(dataset: Dataset, target: str) -> NDArray[np.bool_]:
     """`(n_items,)` which items belong to a domain."""
-    known = sorted(set(dataset.domains or ()))
+    known = sorted(set(dataset.domains or ()) - {""})
     if target not in known:
         wish = nearest(target, known) if known else "expected columns.domain to name the items' domains"
         raise ConfigError(f"data.target is '{target}', which is no domain of {dataset.name}; {wish}")

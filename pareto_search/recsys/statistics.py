@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,12 +71,19 @@ class ItemStatistics:
 
     @cached_property
     def tail(self) -> NDArray[np.bool_]:
-        """`(n_items,)` what is outside the short head, the fewest items that have `HEAD` of all interactions."""
-        order = np.argsort(-self.users, kind="stable")
-        before = np.cumsum(self.users[order]) - self.users[order]
+        """`(n_items,)` what is outside the short head, the fewest items that have `HEAD` of all interactions with what
+        may be recommended.
+        """
+        users = self.users if self.offered is None else np.where(self.offered, self.users, 0)
+        order = np.argsort(-users, kind="stable")
+        before = np.cumsum(users[order]) - users[order]
         outside = np.empty(len(order), bool)
-        outside[order] = before >= HEAD * self.users.sum()
+        outside[order] = before >= HEAD * users.sum()
         return outside
+
+    def among_offered(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Those of `(n_items,)` values that belong to what may be recommended."""
+        return values if self.offered is None else values[self.offered]
 
 
 def _credibility(train: Sequences, n_items: int) -> Floats | None:

@@ -102,12 +102,31 @@ def test_fitting_and_scoring_leave_the_order_of_the_histories(train: Sequences) 
 
 
 def test_whitened_vectors_by_hand() -> None:
-    # About the mean (1, 2), with variances 16 and 1 along the axes: the first is halved, and the second stays.
+    # About the mean (1, 2), with variances 16 and 1 along the axes, and .03 of their mean added to both.
     vectors = np.array([[5, 3], [-3, 3], [5, 1], [-3, 1], [1, 7]], np.float32)
     found = whitened(vectors, np.array([True] * 4 + [False]))
-    by_hand = np.array([[2, 1], [-2, 1], [2, -1], [-2, -1], [0, 5]]) / np.array([[sqrt(5)]] * 4 + [[5]])
+    wide, narrow = 4 / 16.255**0.25, 1 / 1.255**0.25
+    by_hand = np.array([[wide, narrow], [-wide, narrow], [wide, -narrow], [-wide, -narrow], [0, 5 * narrow]])
+    by_hand /= np.linalg.norm(by_hand, axis=1, keepdims=True)
     assert found @ found.T == pytest.approx(by_hand @ by_hand.T, abs=1e-6)  # the axes may be turned round
     assert not np.allclose(whitened(vectors, None) @ whitened(vectors, None).T, found @ found.T, atol=1e-2)
+
+
+def test_what_few_items_do_not_vary_in_does_not_drown_the_rest() -> None:
+    # Those that count vary along the first axis alone; one of the others is as far along the second.
+    vectors = np.array([[1, 0], [-1, 0], [1, 1]], np.float32)
+    third = whitened(vectors, np.array([True, True, False]))[2]
+    assert abs(third[np.abs(third).argmin()]) > 0.3
+    assert np.isfinite(whitened(vectors, np.array([True, False, False]))).all()
+
+
+def test_the_shares_of_a_decayed_mean_sum_to_its_scores() -> None:
+    vectors = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    mean = DecayedMean(vectors, decay=0.8, window=3)
+    history = np.array([8, 1, 4, 2], np.int32)
+    shares = mean.shares(history, np.array([0, 5], np.int32))
+    assert shares.sum(1) == pytest.approx(mean.scores(sequences(history.tolist()))[0, [0, 5]], abs=1e-6)
+    assert (shares[:, 0] == 0).all()  # before the window
 
 
 def test_directions_that_nothing_spreads_along_stay_finite() -> None:

@@ -172,5 +172,6 @@ def test_only_what_is_offered_is_ranked() -> None:
     some = replace(ITEMS, offered=np.array([False, True, True, False, True, True]))
     lists = Ranking(part(), some, {"model": Fixed()}).tallies([{}], ["coverage@2", "hr@2"])[0]
     by_hand = [[1, 2], [4, 5], [2, 4], [0, 1], [4, 5]]
+    assert lists.values()["coverage@2"] == 1.0  # of the four that are offered
     wanted = [{1}, {4}, {2, 5}, {0}, {1}]
     assert lists.per_user()["hr@2"].tolist() == [float(bool(set(b) & w)) for b, w in zip(by_hand, wanted, strict=True)]

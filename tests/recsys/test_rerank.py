@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from pareto_search.recsys import rerank as ranker
 from pareto_search.recsys.rerank import blend, choose, relevance, rerank, standardise
 from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
@@ -125,6 +126,30 @@ def test_no_item_comes_twice_even_where_nearly_all_are_seen(diversity: float) ->
 def test_a_list_is_no_longer_than_the_catalogue(diversity: float) -> None:
     lists = rerank(scores([4, 3, 2, 1]), ITEMS, {"diversity": diversity}, 10)
     assert sorted(lists[0].tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.1])
+def test_what_may_not_be_shown_is_not_looked_at_where_little_may(
+    monkeypatch: pytest.MonkeyPatch, diversity: float
+) -> None:
+    rng = np.random.default_rng(0)
+    scores = np.full((3, 3000), -np.inf, np.float32)
+    for row, count in enumerate((2, 30, 300)):
+        scores[row, rng.permutation(3000)[:count]] = rng.normal(size=count)
+    looked: list[int] = []
+    whole = ranker._pool
+
+    def pool(scores: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        found = whole(scores, size)
+        looked.append(found[0].shape[1])
+        return found
+
+    monkeypatch.setattr(ranker, "_pool", pool)
+    lists = choose(scores, many(3000), {"diversity": diversity}, 5)
+    assert max(looked) < 400
+    assert all(len(set(row)) == 5 for row in lists.tolist())
+    shown = np.isfinite(np.take_along_axis(scores, lists, 1))
+    assert shown.tolist() == [[True] * 2 + [False] * 3, [True] * 5, [True] * 5]
 
 
 @pytest.mark.parametrize("setting", [{}, {"diversity": 1e-6}])

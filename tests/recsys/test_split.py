@@ -185,6 +185,15 @@ def test_without_shots_nothing_of_the_target_is_trained_on_and_all_of_it_is_hist
     assert parts.test.users.tolist() == whole.test.users.tolist()
 
 
+def test_what_is_withheld_leaves_longer_gaps_in_training(tmp_path: Path) -> None:
+    rows: list[Row] = [("a", "5", 0), ("a", "0", 0), ("a", "6", 4), ("a", "1", 8), ("a", "7", 9), ("a", "8", 9)]
+    data = replace(toy(tmp_path, rows), domains=("film",) * 5 + ("book",) * 4)
+    parts = split(data, "leave_last_out", 0, target="book", shots=0.0)
+    assert parts.train.items.tolist() == [0, 1]
+    assert np.array_equal(parts.train.gaps, [0, 5])  # type: ignore[arg-type]  # 8 after, where 4 is not known of
+    assert np.array_equal(parts.validation.history.gaps[:4], [0, 1, 4, 4])  # type: ignore[index]
+
+
 def test_shots_are_a_share_of_the_users_and_more_of_them_hold_the_fewer(tmp_path: Path) -> None:
     rows: list[Row] = [(f"u{u}", item, time) for u in range(400) for time, item in enumerate("05678")]
     data = replace(toy(tmp_path, rows), domains=("film",) * 5 + ("book",) * 4)

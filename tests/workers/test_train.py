@@ -540,3 +540,27 @@ def test_on_ids_alone_every_item_is_a_negative(toy_split: Split) -> None:
     tower = train_tower(shape, None, toy_split.train, epochs=20, seed=0).towers[0]
     assert (tower.item_bias[20:] < -0.02).all()  # with a text these would have that of the rarest others
     assert (tower.item_embedding[20:] != 0).all()
+
+
+def test_an_item_that_fine_tuning_does_not_meet_is_as_the_rarest_others(task: Task, genes: dict[str, Any]) -> None:
+    met = replace(task.train, items=np.where(task.train.items == 19, 18, task.train.items))
+    with fine_tune(replace(task, train=met), genes, steps=1, seed=0) as tuning:
+        tuning.advance(1)
+    counts = np.bincount(met.items, minlength=20)
+    bias = tuning.model.towers[0].item_bias.detach()
+    assert float(bias[19]) == pytest.approx(float(bias[np.flatnonzero(counts == counts[:19].min())].mean()))
+
+
+def test_users_to_whom_nothing_is_left_are_no_reason_to_diverge(task: Task, genes: dict[str, Any]) -> None:
+    both = replace(task.train, items=(task.train.items % 2).astype(np.int32))  # bought again and again
+    with fine_tune(replace(task, train=both), genes, steps=2, seed=0) as tuning:
+        tuning.advance(2)
+    assert all(bool(p.isfinite().all()) for p in tuning.model.parameters())
+
+
+def test_lists_in_training_are_of_what_is_offered(toy_split: Split) -> None:
+    offered = np.arange(20) < 5
+    hidden = train._Scopes(toy_split.train, SHAPE, 0, "cpu", offered).hidden
+    assert hidden.tolist() == [0.0] * 5 + [-math.inf] * 15
+    unmet = replace(toy_split.train, items=np.where(toy_split.train.items < 5, 7, toy_split.train.items))
+    assert train._Scopes(unmet, SHAPE, 0, "cpu", offered).hidden.tolist() == [0.0] * 20
