@@ -23,6 +23,7 @@ import yaml
 from running import Finished, eventually, undisturbed
 
 from pareto_search import load_front
+from pareto_search.publish import publish
 from pareto_search.question import Canary
 from pareto_search.recsys.dataset import Dataset
 
@@ -63,19 +64,21 @@ class Deployment:
         return status, json.loads(text)
 
 
-def host(order: Connection, run: Path, data: Dataset, port: int) -> None:
+def host(order: Connection, run: str, data: Dataset, port: int) -> None:
     """Deploys what it is told to, until the line is cut."""
     from pareto_search.workers.serving import deploy
 
     with suppress(EOFError):
         while True:
             names, canary = order.recv()
-            deploy(str(run), names, data, token=TOKEN, canary=canary, port=port)
+            deploy(run, names, data, token=TOKEN, canary=canary, port=port)
             order.send(names)
 
 
 @pytest.fixture(scope="module")
-def deployment(toy_run: Path, toy: Dataset) -> Iterator[Deployment]:
+def deployment(toy_run: Path, toy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    folder = tmp_path_factory.mktemp("published")
+    publish(toy_run, f"file://{folder}/run")  # from where each replica fetches it
     with socket.socket() as line:
         line.bind(("127.0.0.1", 0))
         port = line.getsockname()[1]
@@ -85,7 +88,8 @@ def deployment(toy_run: Path, toy: Dataset) -> Iterator[Deployment]:
     with pytest.MonkeyPatch.context() as environment:
         for name in [n for n in os.environ if n.startswith("RAY_")]:
             environment.delenv(name)
-        process = processes.Process(target=host, args=(theirs, toy_run, toy, port))
+        environment.setenv("PARETO_SEARCH_CACHE", str(folder / "cache"))
+        process = processes.Process(target=host, args=(theirs, f"file://{folder}/run", toy, port))
         process.start()
     theirs.close()
     deployment = Deployment(port, ours)
