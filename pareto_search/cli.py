@@ -156,6 +156,8 @@ def plot(run: Path, out: Path | None) -> None:
 
     Example: pareto-search plot runs/demo --out front.png
     """
+    if out is None and publishing.is_copy(run):
+        raise ConfigError("give --out FILE; what is published stays as it is")
     found, out = results.load_front(run), out or run / "report.html"
     config = _config_of(run)
     store = Store.open(config.store or run / "search.db", config.name)
@@ -230,6 +232,11 @@ def evaluate(
             )
         served = Serving(entry.of_folder(place), _data(data), base)
     else:
+        if part == "test" and publishing.is_copy(place):
+            raise ConfigError(
+                "looks at the test part are counted in the run itself; take --split validation, or bring the run into "
+                "a folder with 'pareto-search fetch'"
+            )
         known = _data(data) if data else load(**_config_of(place).data.arguments())
         served = Serving(entry.of_run(place, name), known, base)
     scores = served.evaluate(part)
@@ -268,7 +275,7 @@ def export(run: Path, name: str, to: Path, form: str, model: str | None) -> None
 @HERE
 @click.argument("url")
 def publish(run: Path, url: str) -> None:
-    """Copies a finished run to a URL that fsspec opens; the commands that read a run take that URL too.
+    """Copies a finished run to a URL that fsspec opens; the commands that read a run take it too.
 
     Example: pareto-search publish runs/demo s3://models/demo
     """

@@ -137,7 +137,8 @@ def deploy(
     Raises:
         UserError: an entry, the data, the port or the cluster does not fit.
     """
-    folder = publish.local(str(run))
+    place = publish.pinned(str(run))
+    folder = publish.local(place)
     front = results.load_front(folder)
     for name in [*names, canary.entry] if canary else names:
         results.find_entry(front, name)
@@ -149,7 +150,6 @@ def deploy(
         raise ConfigError(f"deploy needs {error.name}: pip install 'pareto-search[deploy]'") from None
 
     data = load(**load_config(folder).data.arguments())
-    place = str(run) if folder != Path(run) else str(folder.resolve())
     serving.deploy(
         place, names, data, token=token, canary=canary, host=host, port=port, replicas=replicas, address=address
     )
@@ -167,9 +167,10 @@ def application(args: Mapping[str, Any]) -> Any:
     """
     from pareto_search.workers import serving
 
-    place, token = str(args["run"]), os.environ.get("PARETO_SEARCH_TOKEN")
+    token = os.environ.get("PARETO_SEARCH_TOKEN")
     if not token:
         raise ConfigError("set PARETO_SEARCH_TOKEN on every node, for clients to give")
+    place = publish.pinned(str(args["run"]))
     run = publish.local(place)
     front = results.load_front(run)
     for name in args["entries"]:

@@ -1,7 +1,8 @@
-"""A run at a URL, for whoever has no disk in common with the machine that searched: copied there, and brought back.
+"""A finished run at a URL, for whoever has no disk in common with the machine that searched: copied there, and back.
 
-At the URL lie `objects/<sha256>`, the content of files, and `run.json`, which says what each file of the run folder
-holds. The latter comes last and no object is ever changed, so that a reader finds the older state or the newer one.
+At the URL lie `objects/<sha256>`, the content of files, of which none is ever changed; one of them is the index, which
+says what each file of the run folder holds, and `run.json` says which. It comes last, so that a reader finds the older
+state or the newer one, whole.
 """
 
 import hashlib
@@ -10,7 +11,8 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,73 +22,64 @@ from uuid import uuid4
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pareto_search import checkpoint
+from pareto_search.config import read
 from pareto_search.errors import RunError
-from pareto_search.results import load_front
+from pareto_search.results import FRONT, load_front
 from pareto_search.store import lock
 
-INDEX, OBJECTS = "run.json", "objects"
-RECORD = "search.db"
-THREADS = 8
+STATE, OBJECTS = "run.json", "objects"
+CONFIG, RECORD = "search.yaml", "search.db"
+FILES, FOLDERS = (CONFIG, FRONT, "report.html"), ("checkpoints", "components", "old")
+"""What of a run folder is published; and the record."""
+THREADS = 4
 
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]*")
-_LEFT = re.compile(r"\..*|search\.lock|search\.db-(wal|shm)")
-"""What of a run folder is its machine's own."""
+_PINNED = re.compile("#[0-9a-f]{64}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*(/[A-Za-z0-9][A-Za-z0-9._@-]*){0,3}")
 
 
 def publish(run: Path, url: str) -> int:
-    """Copies a finished run to a URL of whatever fsspec opens, in place of an older state of it; returns its bytes.
+    """Copies a finished run to a URL of whatever fsspec opens, where it takes the place of an older state; its bytes.
 
     Raises:
-        RunError: the run has no front or is being searched, or the URL cannot be written.
+        RunError: the run has no front, keeps its record elsewhere or is being searched; or the URL cannot be written.
+        CheckpointError: a file of the front is missing or changed.
     """
-    load_front(run)
-    with lock(run), _at(url) as (system, root):
-        place = f"{root}/{OBJECTS}"
-        if isinstance(system, LocalFileSystem):
-            system.makedirs(place, exist_ok=True)  # of the others, buckets have no folders
-        known = {name.rsplit("/", 1)[-1] for name in (system.ls(place, detail=False) if system.exists(place) else [])}
-        index: dict[str, str] = {}
-        size = 0
-        for file in _files(run):
-            content = _record(file) if file.name == RECORD else file.read_bytes()
-            digest = hashlib.sha256(content).hexdigest()
-            if digest not in known:
-                system.pipe_file(f"{place}/{digest}", content)
-            index[file.relative_to(run).as_posix()] = digest
-            size += len(content)
-        system.pipe_file(f"{root}/{INDEX}", json.dumps(index, indent=1, sort_keys=True).encode())
-    return size
+    front = load_front(run)
+    if read(run / CONFIG).get("store"):
+        raise RunError(f"the record of {run} is in a shared database; only a run with a record of its own is published")
+    for name in {e["candidate"] for e in front["front"]}:
+        checkpoint.read(run / "checkpoints" / name)
+    with lock(run), tempfile.TemporaryDirectory() as scratch, _at(url) as (system, root):
+        files = {name: run / name for name in _names(run)}
+        if (run / RECORD).is_file():
+            files[RECORD] = Path(scratch, RECORD)
+            files[RECORD].write_bytes(_record(run / RECORD))
+        digests = {name: _digest(file) for name, file in files.items()}
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        known = _known(system, f"{root}/{OBJECTS}")
+        for name, file in files.items():
+            if known.get(digests[name]) != sizes[name]:
+                _put(system, file, f"{root}/{OBJECTS}/{digests[name]}")
+        index = {name: {"sha256": digests[name], "size": sizes[name]} for name in files}
+        note = Path(scratch, "note")
+        note.write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+        state = _digest(note)
+        _put(system, note, f"{root}/{OBJECTS}/{state}")
+        note.write_text(json.dumps({"index": state}), encoding="utf-8")
+        _put(system, note, f"{root}/{STATE}")
+    return sum(sizes.values())
 
 
-def fetch(url: str, folder: Path) -> None:
-    """Brings a published run into a new folder, where a search can go on.
+def pinned(run: str) -> str:
+    """A run's place for others to open: a folder's whole path, or a URL with the state that is published there now.
 
     Raises:
-        RunError: nothing is published there, something of it was changed, or the folder cannot be made.
+        RunError: nothing is published there.
     """
-    if folder.exists():
-        raise RunError(f"{folder} is there already; give --to a new folder")
-    with _at(url) as (system, root):
-        index = _index(url, system, root)
-        new = folder.with_name(f".{folder.name}.{uuid4().hex}")
-
-        def bring(name: str) -> None:
-            content: bytes = system.cat_file(f"{root}/{OBJECTS}/{index[name]}")
-            if hashlib.sha256(content).hexdigest() != index[name]:
-                raise RunError(f"{name} of {url} was changed; publish the run again")
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / name).write_bytes(content)
-
-        try:
-            with ThreadPoolExecutor(THREADS) as threads:
-                list(threads.map(bring, index))
-            new.rename(folder)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) or error.errno is None:
-                raise
-            raise RunError(f"{folder} cannot be written ({error.strerror}); mend that") from None
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+    if "://" not in run:
+        return str(Path(run).resolve())
+    return run if _PINNED.search(run) else f"{run}#{_state(run)}"
 
 
 def local(run: str) -> Path:
@@ -97,12 +90,15 @@ def local(run: str) -> Path:
     """
     if "://" not in run:
         return Path(run)
-    with _at(run) as (system, root):
-        state = hashlib.sha256(json.dumps(_index(run, system, root), sort_keys=True).encode()).hexdigest()
-    cache = Path(os.environ.get("PARETO_SEARCH_CACHE") or Path.home() / ".cache" / "pareto-search")
-    folder = cache / "runs" / state[:16]
+    run = pinned(run)
+    folder = _cache() / run.rsplit("#", 1)[1]
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{folder.parent} cannot be made ({error.strerror}); set PARETO_SEARCH_CACHE to a folder that can"
+            ) from None
         try:
             fetch(run, folder)
         except RunError:
@@ -111,9 +107,53 @@ def local(run: str) -> Path:
     return folder
 
 
+def is_copy(folder: Path) -> bool:
+    """Whether a folder is what `local` has fetched, which stays as it is."""
+    return folder.parent == _cache()
+
+
+def fetch(url: str, folder: Path) -> None:
+    """Brings a published run into a new folder, where its search can go on.
+
+    Raises:
+        RunError: nothing is published there, something of it was changed, or the folder cannot be made.
+    """
+    if os.path.lexists(folder):
+        raise RunError(f"{folder} is there already; give --to a new folder")
+    place, _, state = pinned(url).rpartition("#")
+    new = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    try:
+        new.mkdir(parents=True)
+        with _at(place) as (system, root):
+
+            def bring(name: str, digest: str, size: int | None) -> None:
+                remote, file = f"{root}/{OBJECTS}/{digest}", new / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                whole = size is None or system.size(remote) == size
+                if whole:
+                    system.get_file(remote, str(file))
+                if not whole or _digest(file) != digest:
+                    raise RunError(f"{name} of {place} was changed; publish the run again")
+
+            bring(".index", state, None)
+            index = _index(place, (new / ".index").read_bytes())
+            (new / ".index").unlink()
+            with ThreadPoolExecutor(THREADS) as threads:
+                list(threads.map(lambda item: bring(item[0], item[1]["sha256"], item[1]["size"]), index.items()))
+        if read(new / CONFIG).get("store"):
+            raise RunError(f"{CONFIG} of {place} names a database; a published run has a record of its own")
+        new.rename(folder)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written ({error.strerror}); mend that") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 @contextmanager
 def _at(url: str) -> Iterator[tuple[Any, str]]:
     """The file system of a URL, and the path there."""
+    if "://" not in url:
+        raise RunError(f"'{url}' is no URL; expected one such as s3://bucket/run")
     try:
         system, root = fsspec.core.url_to_fs(url)
         yield system, root.rstrip("/")
@@ -123,39 +163,77 @@ def _at(url: str) -> Iterator[tuple[Any, str]]:
         raise RunError(f"{url} lacks {error}; publish the run again") from None
     except Exception as error:  # each fsspec back end has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise RunError(f"{url} cannot be reached ({reason}); expected a URL that fsspec opens") from None
+        raise RunError(f"{url} cannot be used ({reason}); expected a URL that fsspec opens") from None
 
 
-def _index(url: str, system: Any, root: str) -> dict[str, str]:
+def _put(system: Any, file: Path, remote: str) -> None:
+    """Writes an object, whole or not at all where the file system can."""
+    aside = f"{remote}.{uuid4().hex}" if isinstance(system, LocalFileSystem) else remote  # the others are object stores
+    try:
+        system.put_file(str(file), aside)
+    except FileNotFoundError:  # some have folders
+        system.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
+        system.put_file(str(file), aside)
+    if aside != remote:
+        os.replace(aside, remote)
+
+
+def _known(system: Any, place: str) -> dict[str, int]:
+    """The objects that are there already, and their sizes."""
+    try:
+        found = system.ls(place, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in found}
+
+
+def _state(url: str) -> str:
+    with _at(url) as (system, root):
+        try:
+            content = system.cat_file(f"{root}/{STATE}")
+        except FileNotFoundError:
+            raise RunError(f"nothing is published at {url}; expected what 'pareto-search publish' wrote") from None
+    try:
+        state = json.loads(content)["index"]
+    except (ValueError, TypeError, KeyError):
+        state = None
+    if not isinstance(state, str) or not re.fullmatch("[0-9a-f]{64}", state):
+        raise RunError(f"{STATE} at {url} was not written by 'pareto-search publish'; publish the run again")
+    return state
+
+
+def _index(url: str, content: bytes) -> dict[str, Mapping[str, Any]]:
     """What the files of a published run hold; no name leads out of the folder, whoever wrote it."""
     try:
-        content = json.loads(system.cat_file(f"{root}/{INDEX}"))
-    except FileNotFoundError:
-        raise RunError(f"nothing is published at {url}; expected what 'pareto-search publish' has written") from None
-    except ValueError:
-        content = None
-    whole = isinstance(content, dict) and all(
-        isinstance(digest, str)
-        and re.fullmatch("[0-9a-f]{64}", digest)
-        and all(_PART.fullmatch(part) for part in name.split("/"))
-        for name, digest in content.items()
-    )
-    if not whole:
-        raise RunError(f"{INDEX} at {url} was not written by 'pareto-search publish'; publish the run again")
-    return dict(content)
+        index = json.loads(content)
+        whole = all(
+            _NAME.fullmatch(name) and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) and isinstance(entry["size"], int)
+            for name, entry in index.items()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole or not {CONFIG, FRONT} <= index.keys():
+        raise RunError(f"the index at {url} was not written by 'pareto-search publish'; publish the run again")
+    return dict(index)
 
 
-def _files(run: Path) -> Iterator[Path]:
-    for path in sorted(run.iterdir()):
-        if _LEFT.fullmatch(path.name) or path.is_symlink():
-            continue
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
+def _names(run: Path) -> list[str]:
+    """The files of a run folder that are published, but for the record."""
+    inside = (path for folder in FOLDERS for path in (run / folder).rglob("*") if path.is_file())
+    names = (path.relative_to(run).as_posix() for path in inside)
+    return [*(name for name in FILES if (run / name).is_file()), *(n for n in sorted(names) if _NAME.fullmatch(n))]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _record(file: Path) -> bytes:
     """The record as one file, with what its log still holds."""
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         return connection.serialize()
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("PARETO_SEARCH_CACHE") or Path.home() / ".cache" / "pareto-search") / "runs"

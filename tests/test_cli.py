@@ -471,6 +471,9 @@ def test_a_published_run_is_read_from_its_url(
     back = tmp_path / "back"
     assert call("fetch", url, "--to", back).out == f"Wrote {back}\n"
     assert call("resume", back).code == 0
+    assert "or bring the run into a folder" in call("evaluate", url, name).complaint
+    assert "give --out FILE" in call("plot", url).complaint
+    assert call("plot", url, "--out", tmp_path / "report.html").code == 0
     assert "nothing is published at" in call("front", f"{url}-other").complaint
     assert "holds no search" in call("resume", url).complaint
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from pareto_search.errors import DataError
 from pareto_search.recsys.split import SAME_MOMENT, Sequences
 
-FEWEST = 512
-"""Users of other domains that an epoch takes beside however few of the target."""
+MOST = 10
+"""How many times as often as any others a target's users are seen, at most."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Batches:
         ties: whether each epoch puts the items of one moment in another order, because the one that they have says
             nothing; without times nothing changes.
         offered: `(n_items,)` the items of a target domain; None for everything. Users who have met none of them may be
-            many: an epoch takes no more of these, drawn anew, than of the others, or than `FEWEST` where those are few.
+            many: an epoch takes as many of these as of the others, drawn anew, or one in `MOST` where that is more.
 
     Raises:
         DataError: there is no transition.
@@ -75,7 +75,7 @@ class Batches:
             met = np.bincount(owner, offered[train.items], len(met)) > 0
         self._near, far = users[met[users]], users[~met[users]]
         self._far = far
-        self._drawn = min(len(far), max(len(self._near), FEWEST)) if len(self._near) else len(far)
+        self._drawn = min(len(far), max(len(self._near), -(-len(far) // MOST))) if len(self._near) else len(far)
 
     @property
     def per_epoch(self) -> int:

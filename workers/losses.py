@@ -184,12 +184,12 @@ class ItemTensors:
     """The items' statistics as tensors on the training device.
 
     Attributes:
-        count: how many items the catalogue has.
+        count: how many items may be recommended.
         log_inclusion: `(n_items,)`, of a sample's items; 0 where they are all there.
     """
 
     def __init__(self, items: ItemStatistics, device: str) -> None:
-        self.count = len(items.novelty)
+        self.count = len(items.among_offered(items.novelty))
         self.features = torch.from_numpy(items.features).to(device)
         self.novelty = torch.from_numpy(items.novelty).to(device)
         credibility = items.novelty * 0 if items.credibility is None else items.credibility

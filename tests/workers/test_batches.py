@@ -134,7 +134,6 @@ def test_a_seed_decides_the_stream(train: Sequences) -> None:
 
 
 def test_an_epoch_takes_no_more_users_of_other_domains_than_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches_of, "FEWEST", 1)
     # Users 0 and 1 have met an item of the target, 9, once; 2 to 9 have not.
     rows = [[0, 9, 1], [2, 3, 9], *([i % 4, 4, 5 + i % 3] for i in range(8))]
     indptr = np.cumsum([0, *(len(row) for row in rows)])
@@ -146,8 +145,8 @@ def test_an_epoch_takes_no_more_users_of_other_domains_than_of_the_target(monkey
     epochs = [set(next(stream).users.tolist()) for _ in range(40)]
     assert all({0, 1} < users and len(users) == 4 for users in epochs)
     assert set.union(*epochs) == set(range(10))
-    monkeypatch.setattr(batches_of, "FEWEST", 5)
-    assert {len(next(iter(Batches(train, 4, size=10, seed=s, offered=offered))).users) for s in range(9)} == {7}
+    monkeypatch.setattr(batches_of, "MOST", 2)  # four of the eight, and two
+    assert {len(next(iter(Batches(train, 4, size=10, seed=s, offered=offered))).users) for s in range(9)} == {6}
     nobody = Batches(train, 4, size=10, seed=0, offered=np.zeros(10, bool))
     assert set(next(iter(nobody)).users.tolist()) == set(range(10))
     everybody = Batches(train, 4, size=10, seed=0, offered=np.ones(10, bool))

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ import yaml
 from running import Finished, eventually, undisturbed
 
 from pareto_search import load_front
-from pareto_search.publish import publish
+from pareto_search.publish import pinned, publish
 from pareto_search.question import Canary
 from pareto_search.recsys.dataset import Dataset
 
@@ -78,7 +79,10 @@ def host(order: Connection, run: str, data: Dataset, port: int) -> None:
 @pytest.fixture(scope="module")
 def deployment(toy_run: Path, toy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("published")
-    publish(toy_run, f"file://{folder}/run")  # from where each replica fetches it
+    shutil.copytree(toy_run, folder / "run")
+    (folder / "run" / "search.yaml").write_text("name: toy")
+    publish(folder / "run", f"file://{folder}/far")
+    place = pinned(f"file://{folder}/far")  # from where each replica fetches it
     with socket.socket() as line:
         line.bind(("127.0.0.1", 0))
         port = line.getsockname()[1]
@@ -89,7 +93,7 @@ def deployment(toy_run: Path, toy: Dataset, tmp_path_factory: pytest.TempPathFac
         for name in [n for n in os.environ if n.startswith("RAY_")]:
             environment.delenv(name)
         environment.setenv("PARETO_SEARCH_CACHE", str(folder / "cache"))
-        process = processes.Process(target=host, args=(theirs, f"file://{folder}/run", toy, port))
+        process = processes.Process(target=host, args=(theirs, place, toy, port))
         process.start()
     theirs.close()
     deployment = Deployment(port, ours)
