@@ -8,11 +8,11 @@ ranked. Shown is NDCG@10 on test of:
 
     frozen encoder      the decayed mean of the history's text vectors
     text                the same over whitened vectors
-    0 shots             towers that learnt from the other domain alone, blended and re-ranked
+    0 shots             towers that learnt from the other domain alone, with what is blended in
     .1 shots            and from a tenth of the target's users
     .1 shots, alone     from these only
 
-Blends and re-rankings are chosen on validation. Ratios are to the frozen encoder, with the 95 % interval of a paired
+The weights of the blends are chosen on validation. Ratios are to the frozen encoder, with the 95 % interval of a paired
 bootstrap over the users, each of whom counts with the mean over the seeds, which decide who is trained on. This is
 before any fine-tuning: a search begins where it ends.
 """
@@ -27,19 +27,21 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import qmc
 
+from pareto_search.candidate import Genes
 from pareto_search.config import SearchConfig
 from pareto_search.launch import workload
 from pareto_search.recsys.baselines import DecayedMean, Scorer
 from pareto_search.recsys.dataset import Dataset, load
-from pareto_search.recsys.ranking import Ranking, search_settings
+from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
 from pareto_search.space import TEXT
 from pareto_search.workers.evaluate import component
 from pareto_search.workers.worker import Worker
 
 METRIC = "ndcg@10"
-SETTINGS, RESAMPLES = 256, 1000
+SETTINGS, RESAMPLES = 128, 1000
 SHOTS = 0.1
 COLUMNS = {"user": "user_id", "item": "item_id", "timestamp": "position", "text": ["title"], "domain": "domain"}
 OBJECTIVES = [
@@ -77,17 +79,14 @@ def measure(config: SearchConfig, data: Dataset) -> dict[str, PerUser]:
     worker.equip(files)
     blended = {"model": parts.pop("warm-start"), **parts}
     ranking = Ranking(worker.load.split.validation, worker.items, blended)
-    curve = search_settings(
-        lambda settings: ranking.values(settings, [METRIC, "ild@10"]),
-        worker.load.space,
-        config.objectives,
-        count=SETTINGS,
-        seed=config.search.seed,
-    )
-    best, _ = max(curve, key=lambda point: point[1][METRIC])
+    space = worker.load.space.without([g.name for g in worker.load.space.genes if g.name not in parts])
+    points = qmc.Sobol(len(space.genes), rng=np.random.default_rng(config.search.seed)).random(SETTINGS)
+    settings: list[Genes] = [{}, *(space.from_unit(list(point)) for point in points)]
+    values = ranking.values(settings, [METRIC])
+    best = max(zip(settings, values, strict=True), key=lambda pair: pair[1][METRIC])[0]
 
-    def tested(scorers: Mapping[str, Scorer], setting: Mapping[str, object]) -> PerUser:
-        [tally] = Ranking(worker.load.split.test, worker.items, scorers).tallies([dict(setting)], [METRIC])  # type: ignore[arg-type]
+    def tested(scorers: Mapping[str, Scorer], setting: Genes) -> PerUser:
+        [tally] = Ranking(worker.load.split.test, worker.items, scorers).tallies([setting], [METRIC])
         return tally.per_user()[METRIC]
 
     return {
@@ -139,7 +138,7 @@ def main() -> None:
                     found.setdefault(name, []).append(values)
             pooled = {name: np.mean(values, axis=0) for name, values in found.items()}
             shown[target] = {n: (float(v.mean()), *ratio(v, pooled["frozen encoder"])) for n, v in pooled.items()}
-            print(f"target {target}, {METRIC} on test")
+            print(f"target {target}, {METRIC} on test", flush=True)
             for name, (mean, times, low, high) in shown[target].items():
                 print(f"  {name:<20}{mean:.4f}  {times:.3f} x [{low:.3f}, {high:.3f}]", flush=True)
     if options.json:
