@@ -18,7 +18,7 @@ from pareto_search.space import SearchSpace
 
 CHUNK = 2_000_000
 """How many scores of each model are computed at once."""
-KEPT = 10 * CHUNK
+KEPT = 20 * CHUNK
 """Up to how many scores of each model a ranking keeps."""
 ROUNDS, ROUND = 24, 8
 """The inner search proposes in so many rounds, but at least so many settings in each."""
