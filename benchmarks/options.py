@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cold import LEAST
 from benchmarks.domains import PerUser, ratio
 from benchmarks.limit import GENES
 from pareto_search.config import SearchConfig
@@ -36,8 +37,6 @@ from pareto_search.workers.worker import Worker
 METRIC = "ndcg@10"
 DEFAULT = "default"
 SETTINGS, STEPS = 64, 20
-LEAST = 10**-2.5
-"""The weight of every list objective in a fine-tuning, so that accuracy decides."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pareto_search import checkpoint
 from pareto_search.config import read
 from pareto_search.errors import RunError
+from pareto_search.recsys.fetch import cache_folder
 from pareto_search.results import FRONT, load_front
 from pareto_search.store import lock
 
@@ -236,4 +237,4 @@ def _record(file: Path) -> bytes:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("PARETO_SEARCH_CACHE") or Path.home() / ".cache" / "pareto-search") / "runs"
+    return cache_folder() / "runs"

@@ -72,18 +72,22 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def cache_folder() -> Path:
+    """Where what was fetched is kept: `PARETO_SEARCH_CACHE`, or else `~/.cache/pareto-search`."""
+    return Path(os.environ.get("PARETO_SEARCH_CACHE") or Path.home() / ".cache" / "pareto-search")
+
+
 def movielens_100k(cache: Path | None = None, notify: Callable[[str], None] = to_stderr) -> Path:
     """The folder with MovieLens-100K's interactions, items and users, fetched where the cache lacks it.
 
     Args:
-        cache: where fetched data is kept; by default `PARETO_SEARCH_CACHE`, or else `~/.cache/pareto-search`.
+        cache: where fetched data is kept; by default `cache_folder()`.
         notify: is told the licence, once, when the data is fetched.
 
     Raises:
         DataError: no source can be reached, or the cached files are not what was fetched.
     """
-    cache = cache or Path(os.environ.get("PARETO_SEARCH_CACHE") or Path.home() / ".cache" / "pareto-search")
-    folder = cache / FOLDER
+    folder = (cache or cache_folder()) / FOLDER
     if not folder.exists():
         source, files = _fetch(SOURCES)
         _store(folder, source, files)

@@ -132,7 +132,7 @@ def split(
     offered = None if target is None else _in_domain(dataset, target)
     counts = np.ones(len(users), bool) if offered is None else offered[dataset.items[order]]
     role = _last_out(users, counts, n_users) if strategy == "leave_last_out" else _by_time(dataset.timestamps)[order]
-    withheld = counts & _beyond(dataset, tie_seed, 1.0 if shots is None else shots)[users]
+    withheld = np.zeros_like(counts) if shots is None else counts & _beyond(dataset, tie_seed, shots)[users]
     ratings = None if dataset.ratings is None else dataset.ratings[order]
     passed = gaps(users, dataset.timestamps[order]) if dataset.timed else None
     # As objects: one long name would make all of them as long.
