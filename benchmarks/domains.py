@@ -12,7 +12,7 @@ ranked. Shown is NDCG@10 on test of:
     .1 shots            and from a tenth of the target's users
     .1 shots, alone     from these only
 
-The weights of the blends are chosen on validation. Ratios are to the frozen encoder, with the 95 % interval of a paired
+The weights of the blends are fitted to validation. Ratios are to the frozen encoder, with the 95 % interval of a paired
 bootstrap over the users, each of whom counts with the mean over the seeds, which decide who is trained on. This is
 before any fine-tuning: a search begins where it ends.
 """
@@ -27,7 +27,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from pareto_search.candidate import Genes
 from pareto_search.config import SearchConfig
@@ -36,12 +35,12 @@ from pareto_search.recsys.baselines import DecayedMean, Scorer
 from pareto_search.recsys.dataset import Dataset, load
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
-from pareto_search.space import TEXT
+from pareto_search.space import BLENDED, TEXT
 from pareto_search.workers.evaluate import component
 from pareto_search.workers.worker import Worker
 
 METRIC = "ndcg@10"
-SETTINGS, RESAMPLES = 128, 1000
+RESAMPLES = 1000
 SHOTS = 0.1
 COLUMNS = {"user": "user_id", "item": "item_id", "timestamp": "position", "text": ["title"], "domain": "domain"}
 OBJECTIVES = [
@@ -73,17 +72,13 @@ def configured(folder: Path, target: str, seed: int, shots: float) -> SearchConf
 def measure(config: SearchConfig, data: Dataset) -> dict[str, PerUser]:
     """Every user's accuracy on test: with the frozen encoder, the text, and the warm start as it is blended."""
     worker = Worker(workload(config, data, split(data, **config.data.splitting())))
-    fitted = {name: worker.fit(name) for name in (*config.blended, "warm-start")}
+    fitted = {name: worker.fit(name) for name in (*BLENDED, "warm-start")}
     files = {name: found for name, found in fitted.items() if found is not None}
     parts = {name: component(found, worker.encoder) for name, found in files.items()}
     worker.equip(files)
     blended = {"model": parts.pop("warm-start"), **parts}
     ranking = Ranking(worker.load.split.validation, worker.items, blended)
-    space = worker.load.space.without([g.name for g in worker.load.space.genes if g.name not in parts])
-    points = qmc.Sobol(len(space.genes), rng=np.random.default_rng(config.search.seed)).random(SETTINGS)
-    settings: list[Genes] = [{}, *(space.from_unit(list(point)) for point in points)]
-    values = ranking.values(settings, [METRIC])
-    best = max(zip(settings, values, strict=True), key=lambda pair: pair[1][METRIC])[0]
+    best = ranking.fitted(worker.load.space.without(set(BLENDED) - set(parts))).fixed
 
     def tested(scorers: Mapping[str, Scorer], setting: Genes) -> PerUser:
         [tally] = Ranking(worker.load.split.test, worker.items, scorers).tallies([setting], [METRIC])

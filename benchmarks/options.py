@@ -3,7 +3,7 @@
     python -m benchmarks.options [--seeds 5] [--only NAME ...] [--json FILE]
 
 The default is the warm start as a search makes it, alone: four towers, time gaps, nothing blended. An option changes
-one part of it; the weights of what it blends in are chosen on validation. Shown is NDCG@10 on test, its ratio to the
+one part of it; the weights of what it blends in are fitted to validation. Shown is NDCG@10 on test, its ratio to the
 default's with the 95 % interval of a paired bootstrap over the users, each of whom counts with the mean over the tie
 seeds, and the seconds that fitting took. What a search can do without is measured by `benchmarks.ablations`, what
 domains give by `benchmarks.domains`.
@@ -26,8 +26,9 @@ from pareto_search.config import SearchConfig
 from pareto_search.launch import workload
 from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
-from pareto_search.recsys.ranking import Ranking, search_settings
+from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
+from pareto_search.space import BLENDED
 from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.recommender import Recommender
@@ -36,7 +37,7 @@ from pareto_search.workers.worker import Worker
 
 METRIC = "ndcg@10"
 DEFAULT = "default"
-SETTINGS, STEPS = 64, 20
+STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Option:
 
     Attributes:
         model: keys of the config's section `model`.
-        blend: components whose weights are chosen on validation.
+        blend: components whose weights are fitted to validation.
         genes: of a fine-tuning of `STEPS` steps; without any there is none.
     """
 
@@ -99,9 +100,8 @@ class Seed:
         """The warm start of a model."""
         key = json.dumps(model, sort_keys=True)
         if key not in self._fitted:
-            space = {"text": [0, 2]}  # so that it can be blended in
             content = {"name": "options", "data": {"source": MOVIELENS, "tie_seed": self._seed}, "model": dict(model)}
-            config = SearchConfig.parse({**content, "space": space, "search": {"seed": self._seed}})
+            config = SearchConfig.parse({**content, "search": {"seed": self._seed}})
             worker = Worker(workload(config, self._data, split(self._data, **config.data.splitting())))
             began = time.perf_counter()
             files = worker.fit("warm-start")
@@ -129,18 +129,9 @@ class Seed:
         return scorer(files, worker.encoder)
 
     def _best(self, worker: Worker, scorers: Mapping[str, Scorer]) -> Mapping[str, Any]:
-        """The weights of the components with which validation is most accurate."""
+        """The weights of the components with which validation is likeliest."""
         ranking = Ranking(worker.load.split.validation, worker.items, scorers)
-        others = [gene.name for gene in worker.load.space.genes if gene.name not in scorers]
-        accuracy = [o for o in worker.load.objectives if o.name == METRIC]
-        curve = search_settings(
-            lambda settings: ranking.values(settings, [METRIC]),
-            worker.load.space.without(others),
-            accuracy,
-            count=SETTINGS,
-            seed=self._seed,
-        )
-        return max(curve, key=lambda point: point[1][METRIC])[0]
+        return ranking.fitted(worker.load.space.without(set(BLENDED) - set(scorers))).fixed
 
 
 def main() -> None:

@@ -20,12 +20,14 @@ from pareto_search.space import BLENDED, TEXT
 
 BASELINES = ("popularity", "item-knn", "ease", "sasrec", "frozen-encoder", TEXT, "warm-start")
 CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
-    "practitioner": (("ease", ()), ("sasrec", ()), ("sasrec", ("ease",)), (TEXT, ()), (TEXT, ("ease", "sasrec"))),
+    "practitioner": (("ease", ()), ("sasrec", ()), ("sasrec", ("ease",))),
     "warm-start": (("warm-start", BLENDED),),
 }
 """What the front is compared with: for each curve its models, with the components blended into each. A component that
 was not fitted is left out.
 """
+TARGETED = ((TEXT, ()), (TEXT, ("ease", "sasrec")))
+"""What a practitioner would try as well where a target's items have little but their text."""
 SQUARE = ("item-knn", "ease")
 """Baselines that grow with the square of the catalogue, and are left out where it is large."""
 CURVE_SETTINGS = 16
@@ -59,7 +61,7 @@ class Comparison:
     def prepare(self) -> None:
         """Fits the components and finds the baselines' curves, once per run."""
         if self._store.fact("components") is None:
-            self._notice(f"Fitting the warm start, and {', '.join(self._config.blended)} to blend in.")
+            self._notice(f"Fitting the warm start, and {', '.join(BLENDED)} to blend in.")
             self._fit()
         components = {n: checkpoint.read(self._run / "components" / n) for n in self._store.fact("components")}
         self._pool.tell_all("equip", components)
@@ -93,7 +95,7 @@ class Comparison:
     def _fit(self) -> None:
         towers = self._config.model.towers
         # The longest first.
-        others = [name for name in self._config.blended if name != "sasrec"]
+        others = [name for name in BLENDED if name != "sasrec"]
         calls = [("sasrec",), *(("warm-start", number) for number in range(towers)), *((name,) for name in others)]
         sasrec, *rest = self._pool.map("fit", calls)
         [start] = self._pool.map("join", [(rest[:towers],)])
@@ -105,11 +107,12 @@ class Comparison:
 
     def _find_curves(self, components: set[str]) -> None:
         names = [n for n in BASELINES if "ease" in components or n not in SQUARE]
-        names = [n for n in names if n != TEXT or n in components]
         values = self._pool.map("baseline", [(name,) for name in names])
+        targeted = TARGETED if self._config.data.target is not None else ()
+        wishes = {**CURVES, "practitioner": (*CURVES["practitioner"], *targeted)}
         models = {
             name: [(m, tuple(b for b in blend if b in components)) for m, blend in wish if m in components]
-            for name, wish in CURVES.items()
+            for name, wish in wishes.items()
         }
         calls = list(dict.fromkeys(call for several in models.values() for call in several))
         count = CURVE_SETTINGS * self._config.search.serving_settings

@@ -18,9 +18,7 @@ SURROGATED = ("ild", "novelty", "credibility", "calibration", "history_novelty",
 """The other metrics that training can be asked for: each has a surrogate loss, whose weight is a gene."""
 TEXT = "text"
 BLENDED = ("ease", "sasrec", TEXT)
-"""Components whose scores an entry may add to its own: each is a serving gene, its weight. The last is there where the
-items of a target domain have little but their text, or a config asks for it.
-"""
+"""Components whose scores an entry may add to its own: each is a serving gene, its weight."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Gene:
         least, most: what makes sense at all, both included; a config may ask for any range inside.
         log: whether a real gene is searched on a log scale.
         optional: whether a log gene may also be fixed at 0, which leaves out what it scales.
+        fitted: whether a serving gene takes its likeliest value for each checkpoint, unless a config asks for a range.
         choices: the values of a choice gene.
     """
 
@@ -43,6 +42,7 @@ class Gene:
     high: float = 1.0
     log: bool = False
     optional: bool = False
+    fitted: bool = False
     choices: tuple[GeneValue, ...] = ()
     least: float = 0.0
     most: float = math.inf
@@ -114,11 +114,13 @@ class SearchSpace:
     Attributes:
         genes: what varies.
         fixed: name -> value of genes that a config pinned, with `roles` for each.
+        fitted: the serving genes that take their likeliest values; see `recsys.likelihood`.
     """
 
     genes: tuple[Gene, ...]
     fixed: Mapping[str, GeneValue]
     roles: Mapping[str, Role]
+    fitted: tuple[str, ...] = ()
 
     @classmethod
     def build(cls, genes: Sequence[Gene], wishes: Mapping[str, object]) -> "SearchSpace":
@@ -133,13 +135,16 @@ class SearchSpace:
                 raise ConfigError(f"space.{name} is no gene; {nearest(name, known)}")
         varied: list[Gene] = []
         fixed: dict[str, GeneValue] = {}
+        fitted = tuple(gene.name for gene in genes if gene.fitted and gene.name not in wishes)
         for gene in genes:
+            if gene.name in fitted:
+                continue
             outcome = gene.narrowed(wishes[gene.name]) if gene.name in wishes else gene
             if isinstance(outcome, Gene):
                 varied.append(outcome)
             else:
                 fixed[gene.name] = outcome
-        return cls(tuple(varied), fixed, {g.name: g.role for g in genes})
+        return cls(tuple(varied), fixed, {g.name: g.role for g in genes}, fitted)
 
     def of(self, role: Role) -> "SearchSpace":
         """The part of the space with one role."""
@@ -147,6 +152,7 @@ class SearchSpace:
             tuple(g for g in self.genes if g.role == role),
             {n: v for n, v in self.fixed.items() if self.roles[n] == role},
             {n: r for n, r in self.roles.items() if r == role},
+            tuple(n for n in self.fitted if self.roles[n] == role),
         )
 
     def without(self, names: Collection[str]) -> "SearchSpace":
@@ -155,7 +161,12 @@ class SearchSpace:
             tuple(g for g in self.genes if g.name not in names),
             {n: v for n, v in self.fixed.items() if n not in names},
             {n: r for n, r in self.roles.items() if n not in names},
+            tuple(n for n in self.fitted if n not in names),
         )
+
+    def at(self, values: Genes) -> "SearchSpace":
+        """The space with its fitted genes fixed at some values."""
+        return replace(self, fixed={**self.fixed, **values}, fitted=())
 
     def from_unit(self, vector: Sequence[float]) -> Genes:
         """Named values at a point `(len(genes),)` of the unit cube, fixed ones included."""
@@ -174,14 +185,11 @@ class SearchSpace:
         return {g.name: g.encode(genes[g.name]) for g in self.genes}
 
 
-def default_genes(objectives: Sequence[Objective], blended: Collection[str]) -> tuple[Gene, ...]:
+def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     """Everything that a search of these objectives can vary; a config's `space` narrows or fixes it.
 
     Accuracy metrics share one loss, whose weight is 1. The weights of the others are relative to it and on a log scale:
     a small one on novelty can cost most of the accuracy.
-
-    Args:
-        blended: the components whose weights are genes.
     """
     lists = [o.name for o in objectives if metric_family(o.name) in SURROGATED]
     weights = [Gene(f"weight.{name}", "real", low=10**-2.5, high=2.0, log=True, optional=True) for name in lists]
@@ -209,10 +217,11 @@ def default_genes(objectives: Sequence[Objective], blended: Collection[str]) -> 
         )
         if family in families
     ]
+    # Where nothing is re-ranked, what is blended in is all by which the lists of one checkpoint differ.
+    fitted = bool(reranking)
     if reranking:
-        reranking.append(Gene("sharpness", "real", "serving", low=0.4, high=2.0, log=True))
-    # A tower that has not met the items has little to say beside their text.
-    blending = [Gene(name, "real", "serving", high=8.0 if name == TEXT else 1.0) for name in BLENDED if name in blended]
+        reranking.append(Gene("sharpness", "real", "serving", low=0.4, high=2.0, log=True, fitted=True))
+    blending = [Gene(name, "real", "serving", fitted=fitted) for name in BLENDED]
     return (*weights, *training, *reranking, *blending)
 
 

@@ -189,7 +189,7 @@ def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[O
         objectives=objectives,
         constraints=(),
         metrics=tuple(o.name for o in objectives),
-        space=SearchSpace.build(default_genes(objectives, ("ease", "sasrec")), {}).of("serving"),
+        space=SearchSpace.build(default_genes(objectives), {}).of("serving"),
         rungs=(3,),
         serving_settings=12,
         seed=0,

@@ -142,14 +142,25 @@ def test_every_objective_that_lists_are_judged_by_has_a_weight_and_accuracy_has_
     assert [n for n in names if n.startswith("weight.")] == ["weight.ild@10"]
 
 
-def test_lists_are_re_ranked_only_for_what_an_objective_asks() -> None:
+def test_lists_are_re_ranked_only_for_what_an_objective_asks_and_else_blends_are_all_that_varies() -> None:
     def serving(*objectives: dict[str, Any]) -> list[str]:
         return [g.name for g in parsed(objectives=objectives).search_space.of("serving").genes]
 
-    assert serving(NDCG, ILD) == ["diversity", "sharpness", "ease", "sasrec"]
-    assert serving(NDCG, GINI) == ["ease", "sasrec"]
+    assert serving(NDCG, ILD) == ["diversity"]
+    assert serving(NDCG, GINI) == ["ease", "sasrec", "text"]
     whole = parsed().search_space.of("serving").genes
-    assert [g.name for g in whole] == ["diversity", "novelty", "credibility", "sharpness", "ease", "sasrec"]
+    assert [g.name for g in whole] == ["diversity", "novelty", "credibility"]
+
+
+def test_blends_are_fitted_unless_the_space_section_asks_for_a_range_or_a_value() -> None:
+    space = parsed(space={"ease": [0.0, 0.5], "text": 0.2}).search_space.of("serving")
+    assert space.fitted == ("sharpness", "sasrec")
+    assert space.fixed == {"text": 0.2}
+    assert [g.name for g in space.genes] == ["diversity", "novelty", "credibility", "ease"]
+    assert space.without(["sasrec"]).fitted == ("sharpness",)
+    there = space.at({"sharpness": 0.8, "sasrec": 0.1})
+    assert (there.fitted, there.fixed) == ((), {"text": 0.2, "sharpness": 0.8, "sasrec": 0.1})
+    assert parsed().search_space.of("training").fitted == ()
 
 
 def test_the_space_section_narrows_and_fixes_genes() -> None:
@@ -329,17 +340,8 @@ def test_a_target_that_does_not_fit_is_refused(data: dict[str, Any], complaint: 
     assert str(caught.value).startswith(complaint)
 
 
-def test_the_text_is_blended_in_for_a_target_or_on_request() -> None:
-    plain = SearchConfig.parse({"name": "s", "data": {"source": "folder"}})
+def test_a_target_says_how_the_data_is_split() -> None:
     targeted = SearchConfig.parse({"name": "s", "data": {"source": "folder", "target": "a"}})
-    asked = SearchConfig.parse({"name": "s", "data": {"source": "folder"}, "space": {"text": [0, 2]}})
-    assert plain.blended == ("ease", "sasrec")
-    assert targeted.blended == asked.blended == ("ease", "sasrec", "text")
-    assert [{g.name: g.high for g in c.search_space.genes}.get("text") for c in (plain, targeted, asked)] == [
-        None,
-        8,
-        2,
-    ]
     splitting = {"strategy": "leave_last_out", "tie_seed": 0, "target": "a", "shots": None}
     assert targeted.data.splitting() == splitting
     assert SearchConfig.parse(yaml.safe_load(targeted.to_yaml())) == targeted

@@ -13,16 +13,16 @@ from safetensors.numpy import load
 
 from pareto_search.entry import Entry
 from pareto_search.errors import CheckpointError, DataError
-from pareto_search.recsys.baselines import DecayedMean, Scorer
+from pareto_search.recsys.baselines import DecayedMean, ItemSimilarity, Scorer
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.metrics import parse_metric
 from pareto_search.recsys.rerank import blend, relevance, rerank
 from pareto_search.recsys.split import Sequences, Split, gaps, order_of, split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
-from pareto_search.space import TEXT
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, Precision, precision
 from pareto_search.workers.evaluate import Scores, component, score, scorer
+from pareto_search.workers.recommender import TowerScorer
 
 REASONS = 2
 FEATURES = "features.safetensors"
@@ -239,36 +239,43 @@ class Serving:
         return reasons
 
     def contributions(self, history: History, chosen: NDArray[np.int32]) -> NDArray[np.float64]:
-        """What each item of a history adds to the scores of the chosen items by the model, and by the text where that
-        is blended in: `(k, n)`.
+        """What each item of a history adds to the scores of the chosen items, by the model and by what is blended in:
+        `(k, n)`.
 
-        Of the decayed mean it is exact: with an item's bias they sum to its score. Of the attention tower, where items
-        act together, it is what the score loses without the item (leave one out). Items before a tower's window add
-        nothing to its part.
+        Of EASE, the text and the decayed mean it is exact: with what is the same for every history, they sum to the
+        score. Of the attention tower, where items act together, it is what the score loses without the item (leave one
+        out). Items before a tower's window add nothing to its part.
         """
-        added = self._of_model(history, chosen)
-        weight, text = float(self.entry.serving.get(TEXT, 0.0)), self.scorers.get(TEXT)
-        if weight and isinstance(text, DecayedMean):
-            one = sequences([history])
-            others = text.scores(one)[~self.items.barred(one)]  # over which blended scores have a deviation of 1
-            added += weight * text.shares(history.items, chosen) / max(float(others.std()), 1e-6)
-        return added
+        one = sequences([history])
+        barred = self.items.barred(one)
+        total = np.zeros((len(chosen), len(history.items)))
+        for name, model in self.scorers.items():
+            weight = 1.0 if name == "model" else float(self.entry.serving.get(name, 0.0))
+            if not model.logits:  # such scores are blended with a deviation of 1
+                weight /= max(float(model.scores(one)[~barred].std()), 1e-6)
+            total += weight * _added(model, history, chosen)
+        return total
 
-    def _of_model(self, history: History, chosen: NDArray[np.int32]) -> NDArray[np.float64]:
-        shape = self.model.model.shape
-        first = max(0, len(history.items) - shape.history)
-        added = np.zeros((len(chosen), len(history.items)))
-        if shape.tower == "decayed_mean":
-            added[:, first:] = self.model.shares(history.items[first:], chosen)
-            return added
-        places = replace(sequences([history]), items=np.arange(len(history.items), dtype=np.int32))
-        for number in range(shape.towers):
-            order = self.model.read_by(number, places).items
-            read = History(history.items[order], history.gaps)
-            without = sequences([read.without(place) for place in range(first, len(order))])
-            full = self.model.of_tower(number, sequences([read]))[0, chosen]
-            added[:, order[first:]] += full[:, None] - self.model.of_tower(number, without)[:, chosen].T
-        return added / shape.towers
+
+def _added(model: Scorer, history: History, chosen: NDArray[np.int32]) -> NDArray[np.float64]:
+    """What each item of a history adds to the scores of the chosen items by one model: `(k, n)`."""
+    if not isinstance(model, TowerScorer):
+        assert isinstance(model, DecayedMean | ItemSimilarity), "what else entries blend in"
+        return model.shares(history.items, chosen)
+    shape = model.model.shape
+    first = max(0, len(history.items) - shape.history)
+    added = np.zeros((len(chosen), len(history.items)))
+    if shape.tower == "decayed_mean":
+        added[:, first:] = model.shares(history.items[first:], chosen)
+        return added
+    places = replace(sequences([history]), items=np.arange(len(history.items), dtype=np.int32))
+    for number in range(shape.towers):
+        order = model.read_by(number, places).items
+        read = History(history.items[order], history.gaps)
+        without = sequences([read.without(place) for place in range(first, len(order))])
+        full = model.of_tower(number, sequences([read]))[0, chosen]
+        added[:, order[first:]] += full[:, None] - model.of_tower(number, without)[:, chosen].T
+    return added / shape.towers
 
 
 def sequences(histories: Sequence[History]) -> Sequences:

@@ -188,14 +188,7 @@ class Worker:
     def curve(self, name: str, blend: Sequence[str], count: int) -> list[tuple[Genes, Values]]:
         """A baseline's curve on validation: the inner search over re-ranking and the named blends."""
         ranking = self._ranking(self.load.split.validation, self._baseline(name), blend)
-        return search_settings(
-            lambda settings: ranking.values(settings, self.load.metrics),
-            self._space(blend),
-            self.load.objectives,
-            constraints=self.load.constraints,
-            count=count,
-            seed=self.load.seed,
-        )
+        return self._inner_search(ranking, blend, count, self.load.seed)
 
     def baseline(self, name: str) -> Values:
         """A baseline's values on validation."""
@@ -320,22 +313,25 @@ class Worker:
         load = self.load
         if alone:
             return [({}, ranking.values([{}], load.metrics)[0])]
+        seed = _seed(load.seed, candidate.id)
+        return self._inner_search(ranking, self.components, load.serving_settings, seed, self.known)
+
+    def _inner_search(
+        self, ranking: Ranking, blend: Collection[str], count: int, seed: int, known: Sequence[Genes] = ()
+    ) -> list[tuple[Genes, Values]]:
+        """So many settings of a model with the named components beside the model alone, which comes first."""
         return search_settings(
-            lambda settings: ranking.values(settings, load.metrics),
-            self._space(self.components),
-            load.objectives,
-            constraints=load.constraints,
-            count=load.serving_settings,
-            seed=_seed(load.seed, candidate.id),
-            known=self.known,
+            lambda settings: ranking.values(settings, self.load.metrics),
+            ranking.fitted(self.load.space.without(set(BLENDED) - set(blend))),
+            self.load.objectives,
+            constraints=self.load.constraints,
+            count=count,
+            seed=seed,
+            known=known,
         )
 
     def _ranking(self, part: Part, model: Scorer, blend: Sequence[str]) -> Ranking:
         return Ranking(part, self.items, {"model": model} | {n: self.components[n] for n in blend})
-
-    def _space(self, blend: Collection[str]) -> SearchSpace:
-        """The serving genes, of those that blend only the named ones."""
-        return self.load.space.without(set(BLENDED) - set(blend))
 
     def _baseline(self, name: str) -> Scorer:
         train, n_items = self.load.split.train, self.load.split.n_items

@@ -64,6 +64,15 @@ class ItemSimilarity:
     def scores(self, history: Sequences) -> Floats:
         return np.asarray(interactions(history, len(self.weights)) @ self.weights, np.float32)
 
+    def shares(self, items: NDArray[np.int32], chosen: NDArray[np.int32]) -> NDArray[np.float64]:
+        """What each item of a history `(n,)` adds to the scores of some items: `(k, n)`; of what is there more than
+        once, the last time adds all.
+        """
+        last = len(items) - 1 - np.unique(items[::-1], return_index=True)[1]
+        added = np.zeros((len(chosen), len(items)))
+        added[:, last] = self.weights[np.ix_(items[last], chosen)].T
+        return added
+
 
 def ease(train: Sequences, n_items: int, regularisation: float = 300.0) -> ItemSimilarity:
     """EASE (Steck, WWW 2019): B = I - P / diag(P) with P = (XᵀX + λI)⁻¹, zero diagonal."""

@@ -10,6 +10,7 @@ from pareto_search.archive import choose
 from pareto_search.candidate import Genes
 from pareto_search.objective import Constraint, Objective, Values, is_feasible
 from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.likelihood import likeliest
 from pareto_search.recsys.metrics import Ranked, Tally
 from pareto_search.recsys.rerank import blend, relevance, rerank
 from pareto_search.recsys.split import Part, Sequences
@@ -56,18 +57,30 @@ class Ranking:
         """The values of each setting, averaged over all users."""
         return [tally.values() for tally in self.tallies(settings, metrics)]
 
+    def fitted(self, space: SearchSpace) -> SearchSpace:
+        """The space with its fitted genes at their likeliest values, on as many users as have `KEPT` scores."""
+        starts = self._starts
+        every = max(1, -(-len(starts) * CHUNK // KEPT))
+        chunks = self._chunks() if every == 1 else self._compute(starts[::every])
+        scored = [(scores, targets) for _, targets, scores in chunks] if space.fitted else []
+        return space.at(likeliest(scored, space.fitted, space.fixed))
+
     def _chunks(self) -> Iterable[_Chunk]:
         """All users' scores in chunks; those of a small part are kept for the next call."""
         if len(self._part.users) * len(self._items.users) > KEPT:
-            return self._compute()
+            return self._compute(self._starts)
         if self._kept is None:
-            self._kept = list(self._compute())
+            self._kept = list(self._compute(self._starts))
         return self._kept
 
-    def _compute(self) -> Iterator[_Chunk]:
-        n_items = len(self._items.users)
-        size = max(1, CHUNK // n_items)
-        for start in range(0, len(self._part.users), size):
+    @property
+    def _starts(self) -> range:
+        """Where each chunk of users begins."""
+        return range(0, len(self._part.users), max(1, CHUNK // len(self._items.users)))
+
+    def _compute(self, starts: range) -> Iterator[_Chunk]:
+        size = self._starts.step
+        for start in starts:
             history = self._part.history.rows(start, start + size)
             targets = self._part.targets.rows(start, start + size)
             barred = self._items.barred(history)
@@ -87,9 +100,9 @@ def search_settings(
 ) -> list[tuple[Genes, Values]]:
     """The inner search: serving settings of one model that together cover most hypervolume.
 
-    First come the model alone and the known settings, or a Sobol sequence where none are known; then rounds of settings
-    between two of those that add most hypervolume so far, with ever less noise: good settings lie near a surface, and
-    what is between two of them is near it too.
+    First come the model alone, what is fixed alone, and the known settings, or a Sobol sequence where none are known;
+    then rounds of settings between two of those that add most hypervolume so far, with ever less noise: good settings
+    lie near a surface, and what is between two of them is near it too.
 
     Args:
         evaluate: from settings to their values on validation.
@@ -103,12 +116,14 @@ def search_settings(
     """
     genes = space.genes
     rng = np.random.default_rng(seed)
-    known = [k for k in known if k][:count]
-    vectors = [np.array([space.to_unit(k) for k in known]).reshape(len(known), len(genes))]
+    settings: list[Genes] = [{}, *([dict(space.fixed)] if space.fixed and count else [])]
+    left = count + 1 - len(settings)
+    known = [k for k in known if genes and k.keys() >= {g.name for g in genes}][:left]
+    vectors = np.array([space.to_unit(k) for k in known]).reshape(len(known), len(genes))
     if not known and genes:
-        vectors.append(qmc.Sobol(len(genes), rng=rng).random_base2(max(0, int(count / 8).bit_length() - 1))[:count])
-    tried = np.concatenate([np.zeros((1, len(genes))), *vectors])
-    settings: list[Genes] = [{}, *(space.from_unit(list(v)) for v in tried[1:])]
+        vectors = qmc.Sobol(len(genes), rng=rng).random_base2(max(0, int(left / 8).bit_length() - 1))[:left]
+    tried = np.concatenate([np.zeros((len(settings), len(genes))), vectors])
+    settings += [space.from_unit(list(v)) for v in vectors]
     values = evaluate(settings)
     left = count + 1 - len(settings)
     rounds = min(ROUNDS, -(-left // ROUND)) if genes else 0

@@ -158,6 +158,26 @@ def test_a_fixed_gene_holds_in_every_setting_but_the_model_alone() -> None:
     alone, *others = [s for s, _ in search_settings(circle, fixed, OBJECTIVES, count=9, seed=0)]
     assert alone == {}
     assert {s.get("ease", 0) for s in others} == {0.3}
+    assert others[0] == {"ease": 0.3}
+    assert len(others) == 9
+
+
+def test_a_setting_that_lacks_what_varies_is_not_known() -> None:
+    known = [{"ease": 0.1}, {"diversity": 0.5, "ease": 0.2}]
+    assert search(4, known)[1] == pytest.approx({"diversity": 0.5, "ease": 0.2})
+
+
+def test_fitted_genes_take_their_likeliest_values_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = SearchSpace(GENES[:1], {}, SPACE.roles, ("sharpness",))
+    whole = Ranking(part(), ITEMS, {"model": Fixed()}).fitted(space)
+    assert whole.genes == space.genes
+    assert 0.05 < float(whole.fixed["sharpness"]) < 5
+    monkeypatch.setattr(ranking, "CHUNK", 2 * 6)
+    apart = Ranking(part(), ITEMS, {"model": Fixed()}).fitted(space)
+    assert apart.fixed == pytest.approx(whole.fixed, rel=1e-4)
+    monkeypatch.setattr(ranking, "KEPT", 2 * 6)  # the first two users alone
+    few = Ranking(part(), ITEMS, {"model": Fixed()}).fitted(space)
+    assert few.fixed != pytest.approx(whole.fixed, rel=1e-2)
 
 
 def test_later_rounds_look_near_what_was_good() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pareto_search.entry import of_run
+from pareto_search.recsys.baselines import ItemSimilarity
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.recommend import History, Serving, sequences
 from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer
@@ -36,10 +37,12 @@ def stirred(tower: TowerKind, text: torch.Tensor) -> TowerScorer:
 
 
 def test_reasons_of_a_decayed_mean_sum_to_the_score(serving: Serving) -> None:
-    serving.model = stirred("decayed_mean", serving.encoder.frozen)
+    serving.scorers = {"model": stirred("decayed_mean", serving.encoder.frozen)}
     added = serving.contributions(SEEN, CHOSEN)
-    scores = serving.model.scores(sequences([SEEN]))[0, CHOSEN]
-    first, second = (serving.model.model.towers[number].item_bias for number in range(2))
+    model = serving.scorers["model"]
+    assert isinstance(model, TowerScorer)
+    scores = model.scores(sequences([SEEN]))[0, CHOSEN]
+    first, second = (model.model.towers[number].item_bias for number in range(2))
     bias = ((first + second) / 2).detach().numpy()[CHOSEN]
     assert added.sum(1) + bias == pytest.approx(scores, abs=1e-5)
     assert added.shape == (3, 8)
@@ -48,9 +51,10 @@ def test_reasons_of_a_decayed_mean_sum_to_the_score(serving: Serving) -> None:
 
 
 def test_reasons_of_the_attention_tower_are_what_the_score_loses_without_the_item(serving: Serving) -> None:
-    serving.model = stirred("attention", serving.encoder.frozen)
+    model = stirred("attention", serving.encoder.frozen)
+    serving.scorers = {"model": model}
     added = serving.contributions(SEEN, CHOSEN)
-    full = serving.model.scores(sequences([SEEN]))[0, CHOSEN]
+    full = model.scores(sequences([SEEN]))[0, CHOSEN]
     # Gaps are 0 and then 0, 5, 55, 1, 2939, 1, 5999 units of time, in powers of two, rounded up.
     assert SEEN.gaps.tolist() == [0, 1, 4, 7, 2, 13, 2, 14]
     without = {
@@ -64,22 +68,23 @@ def test_reasons_of_the_attention_tower_are_what_the_score_loses_without_the_ite
     without = {place: np.array(kinds, np.uint8) for place, kinds in without.items()}
     for place in range(8 - WINDOW, 8):
         others = np.arange(8) != place
-        left = serving.model.scores(sequences([History(SEEN.items[others], without[place])]))[0, CHOSEN]
+        left = model.scores(sequences([History(SEEN.items[others], without[place])]))[0, CHOSEN]
         assert added[:, place] == pytest.approx(full - left, abs=1e-4)
     assert not added[:, :2].any()
 
 
 def test_reasons_are_found_tower_by_tower_where_each_reads_ties_in_another_order(serving: Serving) -> None:
-    serving.model = stirred("attention", serving.encoder.frozen)
+    model = stirred("attention", serving.encoder.frozen)
+    serving.scorers = {"model": model}
     # One moment lies across the border of the window, and another one is the last.
     seen = History.timed(np.array([5, 9, 2, 14, 6, 7, 19, 8], np.int32), [0, 0, 0, 0, 61, 3000, 3000, 3000])
     assert seen.gaps.tolist() == [0, 1, 1, 1, 7, 13, 1, 1]
     orders = [[0, 1, 2, 3, 4, 5, 6, 7], [2, 3, 0, 1, 4, 6, 7, 5]]
     expected = np.zeros((3, 8))
     for number, order in enumerate(orders):
-        model = Recommender(replace(serving.model.model.shape, towers=1)).eval()
-        model.towers[0].load_state_dict(serving.model.model.towers[number].state_dict())
-        alone = TowerScorer.of(model, serving.encoder.frozen)
+        single = Recommender(replace(model.model.shape, towers=1)).eval()
+        single.towers[0].load_state_dict(model.model.towers[number].state_dict())
+        alone = TowerScorer.of(single, serving.encoder.frozen)
         read = History(seen.items[order], seen.gaps)
         full = alone.scores(sequences([read]))[0, CHOSEN]
         for place in range(8 - WINDOW, 8):
@@ -98,3 +103,20 @@ def test_the_strongest_reasons_are_told(serving: Serving, toy: Dataset, monkeypa
     monkeypatch.setattr(serving, "contributions", lambda *_: added)
     titles = [toy.titles[i] for i in SEEN.items]
     assert serving.because(SEEN, CHOSEN) == [(titles[1], titles[3]), (), (titles[7],)]
+
+
+def test_reasons_of_what_is_blended_in_add_up_too(serving: Serving) -> None:
+    model = stirred("decayed_mean", serving.encoder.frozen)
+    serving.scorers = {"model": model}
+    alone = serving.contributions(SEEN, CHOSEN)
+    ease = ItemSimilarity(np.random.default_rng(0).normal(size=(20, 20)).astype(np.float32))
+    serving.scorers = {"model": model, "ease": ease, "sasrec": model}
+    serving.entry = replace(serving.entry, serving={"ease": 0.3, "sasrec": 0.5})
+    left = np.setdiff1d(np.arange(20), SEEN.items)
+    scores = ease.scores(sequences([SEEN]))[0]
+    by_ease = (serving.contributions(SEEN, CHOSEN) - 1.5 * alone) * scores[left].std() / 0.3
+    assert by_ease.sum(1) == pytest.approx(scores[CHOSEN], abs=1e-5)
+    # Item 5 was there twice and counts once.
+    expected = ease.weights[np.ix_(SEEN.items, CHOSEN)].T
+    expected[:, 0] = 0
+    assert by_ease == pytest.approx(expected, abs=1e-5)

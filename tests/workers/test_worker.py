@@ -21,7 +21,7 @@ from pareto_search.workers.recommender import joined
 from pareto_search.workers.train import OPTIMISER, DivergedError
 from pareto_search.workers.worker import PackWorker, Worker, Workload
 
-NAMES = ("ease", "sasrec", "warm-start")
+NAMES = ("ease", "sasrec", "text", "warm-start")
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,11 @@ def result(worker: Worker, attempt: Attempt) -> Result:
 
 def test_the_first_evaluation_is_the_checkpoint_alone(result: Result, workload: Workload) -> None:
     assert [e.setting for e in result.evaluations] == list(range(workload.serving_settings + 1))
-    assert result.evaluations[0].serving == {}
-    assert all(set(e.serving) == {g.name for g in workload.space.genes} for e in result.evaluations[1:])
+    alone, plain, *others = (e.serving for e in result.evaluations)
+    assert alone == {}
+    assert set(plain) == set(workload.space.fitted) == {"sharpness", "ease", "sasrec", "text"}
+    assert all(set(s) == {g.name for g in workload.space.genes} | set(plain) for s in others)
+    assert all(plain.items() <= s.items() for s in others)
     assert {(e.candidate, e.attempt, e.steps) for e in result.evaluations} == {("c0003", 2, 3)}
 
 
@@ -147,11 +150,17 @@ def test_a_worker_that_was_taught_starts_from_the_known_settings(
     known = {g.name: g.from_unit(0.25) for g in workload.space.genes}
     worker.teach([known])
     try:
-        first, second, *_ = worker.run(attempt).evaluations
+        alone, fitted, third, *_ = (e.serving for e in worker.run(attempt).evaluations)
     finally:
         worker.teach(())
-    assert first.serving == {}
-    assert second.serving == pytest.approx(known)
+    assert alone == {}
+    assert third == pytest.approx(known | dict(fitted))
+
+
+def test_every_model_is_blended_in_the_likeliest_way(worker: Worker, result: Result, workload: Workload) -> None:
+    model = scorer(result.files, worker.encoder)
+    ranking = Ranking(workload.split.validation, worker.items, {"model": model, **worker.components})
+    assert result.evaluations[1].serving == ranking.fitted(workload.space).fixed
 
 
 def test_each_baseline_has_values(worker: Worker, workload: Workload) -> None:
@@ -349,7 +358,11 @@ def test_a_merged_candidate_is_evaluated_with_settings_and_counts_as_fully_train
     result = climber.run(Attempt(MERGED, 1, 6), [p.files for p in parents])
     assert [e.setting for e in result.evaluations] == list(range(5))
     assert {(e.candidate, e.attempt, e.steps) for e in result.evaluations} == {("m0001", 1, 6)}
-    assert all(set(e.serving) == {g.name for g in workload.space.genes} for e in result.evaluations[1:])
+    alone, plain, *others = (e.serving for e in result.evaluations)
+    assert alone == {}
+    assert set(plain) == set(workload.space.fitted) == {"sharpness", "ease", "sasrec", "text"}
+    assert all(set(s) == {g.name for g in workload.space.genes} | set(plain) for s in others)
+    assert all(plain.items() <= s.items() for s in others)
     again = score(
         workload.split.validation,
         climber.items,
