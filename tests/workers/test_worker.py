@@ -101,7 +101,7 @@ def test_every_setting_is_reproduced_from_the_files(worker: Worker, result: Resu
 
 def fitted(worker: Worker) -> dict[str, dict[str, bytes]]:
     """The components that entries blend in, trained once more."""
-    return {name: files for name in ("ease", "sasrec") if (files := worker.fit(name)) is not None}
+    return {name: files for name in ("ease", "sasrec", "text") if (files := worker.fit(name)) is not None}
 
 
 def test_the_test_part_is_scored_from_the_files_alone(worker: Worker, result: Result, workload: Workload) -> None:
