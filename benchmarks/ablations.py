@@ -19,7 +19,7 @@ from pareto_search.store import SearchRecord, Store
 
 FACTS = ("components", "baselines", "curves")
 FROZEN = {"adapter_lr": 0.0, "layers": 1, "rank": 4, "alpha": 4.0, "dropout": 0.0, "targets": "query_value"}
-SERVING = ("diversity", "novelty", "credibility", "ease", "sasrec")
+SERVING = ("diversity", "novelty", "credibility", "ease", "text")
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
@@ -28,6 +28,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "with inheritance": {"search": {"inheritance": True}},
     "without fine-tuning of the encoder": {"space": FROZEN},
     "without serving genes": {"space": {**dict.fromkeys(SERVING, 0.0), "sharpness": 1.0}},
+    "blends searched, not fitted": {"space": {"ease": [0.0, 1.0], "text": [0.0, 1.0], "sharpness": [0.4, 2.0]}},
+    "without text": {"space": {"text": 0.0}},
     "in order, not as they come": {"search": {"mode": "ordered"}},
 }
 """Name -> what is different in the config."""

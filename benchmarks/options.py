@@ -100,8 +100,9 @@ class Seed:
         """The warm start of a model."""
         key = json.dumps(model, sort_keys=True)
         if key not in self._fitted:
+            space = {"sasrec": [0, 1]}  # so that it can be blended in
             content = {"name": "options", "data": {"source": MOVIELENS, "tie_seed": self._seed}, "model": dict(model)}
-            config = SearchConfig.parse({**content, "search": {"seed": self._seed}})
+            config = SearchConfig.parse({**content, "space": space, "search": {"seed": self._seed}})
             worker = Worker(workload(config, self._data, split(self._data, **config.data.splitting())))
             began = time.perf_counter()
             files = worker.fit("warm-start")

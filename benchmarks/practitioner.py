@@ -2,10 +2,10 @@
 
     python -m benchmarks.practitioner [--minutes 20] [--seeds 5] [--out runs/practitioner] [--json FILE]
 
-One search for each tie seed, fitting and baselines included in its minutes. Of the front and of the curve at most 32
-entries each are chosen on validation. Compared is their hypervolume on test, averaged over the tie seeds, and the
-accuracy on test of the entry that is the most accurate one on validation; intervals are those of a paired bootstrap:
-users are drawn once for both sides, and anew for each tie seed.
+One search for each tie seed, what candidates need fitted in its minutes, what it is compared with after them. Of the
+front and of the curve at most 32 entries each are chosen on validation. Compared is their hypervolume on test, averaged
+over the tie seeds, and the accuracy on test of the entry that is the most accurate one on validation; intervals are
+those of a paired bootstrap: users are drawn once for both sides, and anew for each tie seed.
 
 A search that is in `--out` already is not run again, so a long comparison may be made in pieces.
 """

@@ -1,4 +1,4 @@
-"""What a front is compared with: components and baselines' curves before the search, and everybody's test scores after.
+"""What a front needs and what it is compared with: components before the search, baselines and test scores after it.
 
 It asks the workers by the names of their methods, and needs nothing of theirs to be loaded here.
 """
@@ -11,26 +11,28 @@ from typing import Any, Literal, Protocol
 from pareto_search import checkpoint, refreshing, results
 from pareto_search.archive import choose
 from pareto_search.candidate import Evaluation
+from pareto_search.executor import Files
 from pareto_search.objective import is_feasible
 from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.results import Document
 from pareto_search.search import Search
-from pareto_search.space import BLENDED, TEXT
+from pareto_search.space import BLENDED, SASREC, TEXT
 
-BASELINES = ("popularity", "item-knn", "ease", "sasrec", "frozen-encoder", TEXT, "warm-start")
+START = "warm-start"
+BASELINES = ("popularity", "item-knn", "ease", SASREC, "frozen-encoder", TEXT, START)
 CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
-    "practitioner": (("ease", ()), ("sasrec", ()), ("sasrec", ("ease",))),
-    "warm-start": (("warm-start", BLENDED),),
+    "practitioner": (("ease", ()), (SASREC, ()), (SASREC, ("ease",))),
+    START: ((START, BLENDED),),
 }
 """What the front is compared with: for each curve its models, with the components blended into each. A component that
 was not fitted is left out.
 """
-TARGETED = ((TEXT, ()), (TEXT, ("ease", "sasrec")))
+TARGETED = ((TEXT, ()), (TEXT, ("ease",)), (SASREC, ("ease", TEXT)))
 """What a practitioner would try as well where a target's items have little but their text."""
 SQUARE = ("item-knn", "ease")
 """Baselines that grow with the square of the catalogue, and are left out where it is large."""
-CURVE_SETTINGS = 16
+CURVE_SETTINGS = 8
 """A baseline's inner search has this many times the settings of a candidate's: it has no earlier one to start from,
 and what it finds for the warm start is where all candidates start."""
 
@@ -59,20 +61,25 @@ class Comparison:
         self._store, self._config = search.store, search.config
 
     def prepare(self) -> None:
-        """Fits the components and finds the baselines' curves, once per run."""
+        """Fits what all candidates need and finds the warm start's curve, once per run."""
         if self._store.fact("components") is None:
-            self._notice(f"Fitting the warm start, and {', '.join(BLENDED)} to blend in.")
+            self._notice(f"Fitting the warm start, and {', '.join(self._config.blended)} to blend in.")
             self._fit()
-        components = {n: checkpoint.read(self._run / "components" / n) for n in self._store.fact("components")}
-        self._pool.tell_all("equip", components)
+        self._equip()
         if self._store.fact("curves") is None:
-            self._notice("Finding the baselines' curves.")
-            self._find_curves(set(components))
+            self._notice("Finding the warm start's curve.")
+            old = self._old_curve()
+            self._put("curves", self._curves({START: CURVES[START]}) | ({"old": old} if old else {}))
         # A fine-tuned candidate is not far from the warm start, so what served the one well serves the other.
-        self._pool.tell_all("teach", [point["serving"] for point in self._store.fact("curves")["warm-start"]])
+        self._pool.tell_all("teach", [point["serving"] for point in self._store.fact("curves")[START]])
 
     def finish(self, retrain: bool) -> Document:
-        """Looks at the test part, once, for the chosen entries, the baselines and their curves; writes what is seen."""
+        """Finds the baselines' curves, for which no candidate has waited; looks at the test part, once, for the chosen
+        entries and for all of these; writes what is seen.
+        """
+        if self._store.fact("baselines") is None:
+            self._notice("Fitting SASRec, and finding the baselines' curves.")
+            self._fit_baselines()
         self._notice("Scoring the front and the baselines on test.")
         with self._store.transaction() as record:
             record.count_test_evaluation()
@@ -93,23 +100,41 @@ class Comparison:
         return front
 
     def _fit(self) -> None:
-        towers = self._config.model.towers
-        # The longest first.
-        others = [name for name in BLENDED if name != "sasrec"]
-        calls = [("sasrec",), *(("warm-start", number) for number in range(towers)), *((name,) for name in others)]
-        sasrec, *rest = self._pool.map("fit", calls)
-        [start] = self._pool.map("join", [(rest[:towers],)])
-        fitted = {"sasrec": sasrec, "warm-start": start, **dict(zip(others, rest[towers:], strict=True))}
+        towers, blended = self._config.model.towers, self._config.blended
+        calls = [*((START, number) for number in range(towers)), *((name,) for name in blended)]
+        found = self._pool.map("fit", calls)
+        [start] = self._pool.map("join", [(found[:towers],)])
+        self._keep({START: start, **dict(zip(blended, found[towers:], strict=True))})
+
+    def _keep(self, fitted: Mapping[str, Files | None]) -> None:
+        """Adds components to those of the run; one that the catalogue is too large for is left out."""
         folder = self._run / "components"
         sums = {name: checkpoint.write(folder / name, files) for name, files in fitted.items() if files is not None}
-        with self._store.transaction() as record:
-            record.put_fact("components", sums)
+        self._put("components", (self._store.fact("components") or {}) | sums)
 
-    def _find_curves(self, components: set[str]) -> None:
-        names = [n for n in BASELINES if "ease" in components or n not in SQUARE]
-        values = self._pool.map("baseline", [(name,) for name in names])
+    def _equip(self) -> None:
+        """Gives the workers all components that there are."""
+        components = {n: checkpoint.read(self._run / "components" / n) for n in self._store.fact("components")}
+        self._pool.tell_all("equip", components)
+
+    def _put(self, fact: str, value: object) -> None:
+        with self._store.transaction() as record:
+            record.put_fact(fact, value)
+
+    def _fit_baselines(self) -> None:
+        if SASREC not in self._store.fact("components"):
+            self._keep({SASREC: self._pool.map("fit", [(SASREC,)])[0]})
+            self._equip()
         targeted = TARGETED if self._config.data.target is not None else ()
-        wishes = {**CURVES, "practitioner": (*CURVES["practitioner"], *targeted)}
+        curves = self._curves({"practitioner": (*CURVES["practitioner"], *targeted)})
+        names = [n for n in BASELINES if "ease" in self._store.fact("components") or n not in SQUARE]
+        values = self._pool.map("baseline", [(name,) for name in names])
+        self._put("curves", curves | self._store.fact("curves"))
+        self._put("baselines", [{"name": n, "validation": v} for n, v in zip(names, values, strict=True)])
+
+    def _curves(self, wishes: Mapping[str, Sequence[tuple[str, Sequence[str]]]]) -> dict[str, list[Document]]:
+        """Curves by their names, each of the models that are wished for it."""
+        components = self._store.fact("components")
         models = {
             name: [(m, tuple(b for b in blend if b in components)) for m, blend in wish if m in components]
             for name, wish in wishes.items()
@@ -124,21 +149,21 @@ class Comparison:
             ]
             for call, curve in zip(calls, found, strict=True)
         }
-        curves = {
+        return {
             name: self._shortlist([point for call in several for point in points[call]])
             for name, several in models.items()
         }
+
+    def _old_curve(self) -> list[Document]:
+        """The older front's entries that stand for it on validation now, the most accurate first."""
         old = [
             {"name": e["entry"], **{k: e[k] for k in ("candidate", "serving")}} for e in refreshing.entries(self._run)
         ]
-        if old:
-            self._score_old("validation", old)
-            best = self._config.objectives[0]
-            kept = self._shortlist(old)
-            curves["old"] = sorted(kept, key=lambda p: -best.normalise(p["validation"][best.name]))
-        with self._store.transaction() as record:
-            record.put_fact("baselines", [{"name": n, "validation": v} for n, v in zip(names, values, strict=True)])
-            record.put_fact("curves", curves)
+        if not old:
+            return []
+        self._score_old("validation", old)
+        best = self._config.objectives[0]
+        return sorted(self._shortlist(old), key=lambda p: -best.normalise(p["validation"][best.name]))
 
     def _shortlist(self, points: Sequence[Document]) -> list[Document]:
         """The points of a curve that stand for it: as many as the front has, chosen in the same way."""

@@ -32,7 +32,7 @@ from pareto_search.errors import ConfigError, nearest
 from pareto_search.objective import Constraint, Objective
 from pareto_search.recsys.dataset import MOVIELENS, Columns
 from pareto_search.recsys.metrics import parse_metric
-from pareto_search.space import ACCURACY, SearchSpace, default_genes, metric_family
+from pareto_search.space import ACCURACY, BLENDED, SASREC, SearchSpace, default_genes, metric_family
 
 MINILM = "minilm"
 """The alias of the base model that comes with the package."""
@@ -327,7 +327,12 @@ class SearchConfig(_Section):
     @property
     def search_space(self) -> SearchSpace:
         """The genes that vary, and those that are fixed or fitted."""
-        return SearchSpace.build(default_genes(self.objectives), self.space)
+        return SearchSpace.build(default_genes(self.objectives, self.blended), self.space)
+
+    @property
+    def blended(self) -> tuple[str, ...]:
+        """The components that entries blend in."""
+        return tuple(name for name in BLENDED if name != SASREC or name in self.space)
 
     @classmethod
     def load(cls, path: str | Path) -> "SearchConfig":

@@ -17,8 +17,11 @@ ACCURACY = ("ndcg", "recall", "hr", "mrr", "precision")
 SURROGATED = ("ild", "novelty", "credibility", "calibration", "history_novelty", "tail", "coverage", "gini")
 """The other metrics that training can be asked for: each has a surrogate loss, whose weight is a gene."""
 TEXT = "text"
-BLENDED = ("ease", "sasrec", TEXT)
-"""Components whose scores an entry may add to its own: each is a serving gene, its weight."""
+SASREC = "sasrec"
+BLENDED = ("ease", SASREC, TEXT)
+"""Components whose scores an entry may add to its own: each is a serving gene, its weight. SASRec, which knows little
+that the towers do not, is there only where a config asks for it.
+"""
 
 
 @dataclass(frozen=True)
@@ -185,11 +188,14 @@ class SearchSpace:
         return {g.name: g.encode(genes[g.name]) for g in self.genes}
 
 
-def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
+def default_genes(objectives: Sequence[Objective], blended: Collection[str]) -> tuple[Gene, ...]:
     """Everything that a search of these objectives can vary; a config's `space` narrows or fixes it.
 
     Accuracy metrics share one loss, whose weight is 1. The weights of the others are relative to it and on a log scale:
     a small one on novelty can cost most of the accuracy.
+
+    Args:
+        blended: the components whose weights are genes.
     """
     lists = [o.name for o in objectives if metric_family(o.name) in SURROGATED]
     weights = [Gene(f"weight.{name}", "real", low=10**-2.5, high=2.0, log=True, optional=True) for name in lists]
@@ -221,7 +227,7 @@ def default_genes(objectives: Sequence[Objective]) -> tuple[Gene, ...]:
     fitted = bool(reranking)
     if reranking:
         reranking.append(Gene("sharpness", "real", "serving", low=0.4, high=2.0, log=True, fitted=True))
-    blending = [Gene(name, "real", "serving", fitted=fitted) for name in BLENDED]
+    blending = [Gene(name, "real", "serving", fitted=fitted) for name in BLENDED if name in blended]
     return (*weights, *training, *reranking, *blending)
 
 

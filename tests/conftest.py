@@ -20,7 +20,7 @@ from pareto_search.candidate import Attempt, Candidate
 from pareto_search.objective import Objective
 from pareto_search.recsys.dataset import Columns, Dataset, load_movielens, load_tables
 from pareto_search.recsys.split import Split, split
-from pareto_search.space import SearchSpace, default_genes
+from pareto_search.space import BLENDED, SearchSpace, default_genes
 
 # torch and transformers are imported where they are used: most tests do without.
 
@@ -189,7 +189,7 @@ def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[O
         objectives=objectives,
         constraints=(),
         metrics=tuple(o.name for o in objectives),
-        space=SearchSpace.build(default_genes(objectives), {}).of("serving"),
+        space=SearchSpace.build(default_genes(objectives, BLENDED), {}).of("serving"),
         rungs=(3,),
         serving_settings=12,
         seed=0,

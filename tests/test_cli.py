@@ -394,7 +394,7 @@ def test_a_wish_that_no_entry_can_fulfil_gets_one_line(
 def chosen(undisturbed: Finished) -> dict[str, Any]:
     """The entry of the front that blends most, for whose files most are needed."""
     front = json.loads((undisturbed.run / "front.json").read_text())["front"]
-    entry: dict[str, Any] = max(front, key=lambda e: e["serving"].get("ease", 0) + e["serving"].get("sasrec", 0))
+    entry: dict[str, Any] = max(front, key=lambda e: e["serving"].get("ease", 0) + e["serving"].get("text", 0))
     return entry
 
 

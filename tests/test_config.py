@@ -147,20 +147,29 @@ def test_lists_are_re_ranked_only_for_what_an_objective_asks_and_else_blends_are
         return [g.name for g in parsed(objectives=objectives).search_space.of("serving").genes]
 
     assert serving(NDCG, ILD) == ["diversity"]
-    assert serving(NDCG, GINI) == ["ease", "sasrec", "text"]
+    assert serving(NDCG, GINI) == ["ease", "text"]
     whole = parsed().search_space.of("serving").genes
     assert [g.name for g in whole] == ["diversity", "novelty", "credibility"]
 
 
 def test_blends_are_fitted_unless_the_space_section_asks_for_a_range_or_a_value() -> None:
-    space = parsed(space={"ease": [0.0, 0.5], "text": 0.2}).search_space.of("serving")
-    assert space.fitted == ("sharpness", "sasrec")
-    assert space.fixed == {"text": 0.2}
-    assert [g.name for g in space.genes] == ["diversity", "novelty", "credibility", "ease"]
-    assert space.without(["sasrec"]).fitted == ("sharpness",)
-    there = space.at({"sharpness": 0.8, "sasrec": 0.1})
-    assert (there.fitted, there.fixed) == ((), {"text": 0.2, "sharpness": 0.8, "sasrec": 0.1})
+    assert parsed().search_space.of("serving").fitted == ("sharpness", "ease", "text")
     assert parsed().search_space.of("training").fitted == ()
+    space = parsed(space={"ease": [0.0, 0.5]}).search_space.of("serving")
+    assert space.fitted == ("sharpness", "text")
+    assert [g.name for g in space.genes] == ["diversity", "novelty", "credibility", "ease"]
+    assert space.without(["text"]).fitted == ("sharpness",)
+    fixed = parsed(space={"ease": 0.2}).search_space.of("serving")
+    there = fixed.at({"sharpness": 0.8, "text": 0.1})
+    assert (fixed.fixed, there.fitted) == ({"ease": 0.2}, ())
+    assert there.fixed == {"ease": 0.2, "sharpness": 0.8, "text": 0.1}
+
+
+def test_sasrec_is_blended_in_on_request() -> None:
+    assert parsed().blended == ("ease", "text")
+    asked = parsed(space={"sasrec": [0.0, 1.0]})
+    assert asked.blended == ("ease", "sasrec", "text")
+    assert "sasrec" in [g.name for g in asked.search_space.genes]
 
 
 def test_the_space_section_narrows_and_fixes_genes() -> None:

@@ -91,12 +91,12 @@ def test_a_refresh_begins_with_the_old_front_and_shows_both_even_if_it_was_stopp
 
     # An entry of the old front as it would be served, with the components of its own search.
     data = load(**config.data.arguments())
-    point = next(p for p in old if p["serving"].get("ease") and p["serving"].get("sasrec"))
+    point = next(p for p in old if p["serving"].get("ease") and p["serving"].get("text"))
     files = checkpoint.read(run / "old" / point["candidate"])
     notes = json.loads(files["recommender.json"])
     assert notes["items"] == list(data.item_ids)
     notes["data_sha256"], notes["split"]["sha256"] = data.sha256, found["split_sha256"]
-    blended = {name: checkpoint.read(run / "old" / name) for name in ("ease", "sasrec")}
+    blended = {name: checkpoint.read(run / "old" / name) for name in ("ease", "text")}
     entry = Entry(point["name"], files | {"recommender.json": json.dumps(notes).encode()}, point["serving"], blended)
     scores = Serving(entry, data).evaluate("test")
     assert scores["ndcg@5"] == pytest.approx(point["test"]["ndcg@5"], abs=1e-6)

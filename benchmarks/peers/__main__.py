@@ -6,8 +6,7 @@
 It needs the extra `peers`: pip install 'pareto-search[peers]'.
 
 Every search has the same minutes, workers, data, genes and evaluator, and is ended when its time is over. Its clock
-starts with its process: imports, the warm start, EASE and SASRec are charged to all. What only our report needs, the
-other baselines and curves, is charged to ours alone.
+starts with its process: imports, the warm start and what is blended in are charged to all.
 
 In the tier `tuned` a peer's trial is our own worker, resident in the trial's process, with the warm start's curve, from
 which every inner search begins; the peer optimises the objectives of the checkpoint alone, as our own outer search
@@ -54,6 +53,8 @@ from pareto_search.render import write
 ROOT = Path(__file__).parents[2]
 PEERS = tuple(name for name in MODULES if name != OURS)
 CONFIG: Mapping[str, Any] = {"name": "peers", "data": {"source": MOVIELENS}}
+BY_HAND = {"ease": [0.0, 1.0], "sasrec": [0.0, 1.0], "text": 0.0, "sharpness": [0.4, 2.0]}
+"""What the tier `default` blends: EASE and SASRec by two more genes, as one writes it first."""
 ENDLESS = 1_000_000
 """Candidates: time ends a search."""
 COLOURS = dict(zip(MODULES, ("#2a85c7", "#dd8a12", "#c2483d", "#0f9d78", "#9c7fa8", "#78818d"), strict=True))
@@ -82,7 +83,7 @@ def main() -> None:
     curves: dict[tuple[str, Tier], list[Curve]] = {search: [] for search in wanted}
     for seed in range(options.seeds):
         for peer, tier in wanted:
-            config = _config(base, peer, seed=seed, steps=steps, minutes=options.minutes)
+            config = _config(base, peer, tier, seed=seed, steps=steps, minutes=options.minutes)
             curves[peer, tier].append(measure(options.out / f"{peer}-{tier}-{seed}", config, peer, tier, seconds))
     ours = curves[OURS, "tuned"]
     compared = {
@@ -113,7 +114,7 @@ def measure(folder: Path, config: SearchConfig, peer: str, tier: Tier, seconds: 
     return curve
 
 
-def _config(base: SearchConfig, peer: str, *, seed: int, steps: int, minutes: float) -> SearchConfig:
+def _config(base: SearchConfig, peer: str, tier: Tier, *, seed: int, steps: int, minutes: float) -> SearchConfig:
     """The search that a peer is to make."""
     rungs = [steps]
     if peer == OURS and steps == base.search.steps:
@@ -123,6 +124,8 @@ def _config(base: SearchConfig, peer: str, *, seed: int, steps: int, minutes: fl
     content = base.model_dump(mode="json", by_alias=True, exclude_none=True)
     content["search"] |= {"seed": seed, "steps": steps, "rungs": rungs, "minutes": minutes}
     content["search"] |= {"candidates": ENDLESS, "mode": "async", "keep_checkpoints": "all"}
+    if tier == "default":
+        content["space"] = {**BY_HAND, **content["space"]}
     return SearchConfig.parse(content)
 
 

@@ -117,7 +117,7 @@ class PeerSearch:
         """
         each = {f"warm-start-{n}": ("warm-start", n) for n in range(self.config.model.towers)}
         towers = {"warm-start": ("warm-start",)} if self.peer == OURS else each
-        return {"sasrec": ("sasrec",), **towers, "ease": ("ease",)}
+        return {**towers, **{name: (name,) for name in self.config.blended}}
 
     def known(self) -> list[Genes]:
         """Waits until they are found: the settings that serve the warm start well."""
