@@ -409,6 +409,11 @@ class SearchConfig(_Section):
             needy = next((n for n in self.metrics if n.startswith(f"{family}@")), None)
             if needy is not None and self.data.columns is not None and getattr(self.data.columns, column) is None:
                 raise ConfigError(f"{needy} needs {kind}; expected data.columns.{column} to name their column")
+        if "latency" in self.metrics and self.search.mode == "ordered":
+            raise ConfigError(
+                "metric 'latency' is another each time, but in ordered mode a search repeats itself bit for bit; use "
+                "search.mode async"
+            )
         if self.workers.pack > 1 and self.search.mode == "ordered":
             raise ConfigError(
                 f"workers.pack is {self.workers.pack}, but in ordered mode a search repeats itself bit for bit, and in "

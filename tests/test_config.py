@@ -354,3 +354,9 @@ def test_a_target_says_how_the_data_is_split() -> None:
     splitting = {"strategy": "leave_last_out", "tie_seed": 0, "target": "a", "shots": None}
     assert targeted.data.splitting() == splitting
     assert SearchConfig.parse(yaml.safe_load(targeted.to_yaml())) == targeted
+
+
+def test_latency_cannot_be_repeated_bit_for_bit() -> None:
+    costs = [NDCG, {"metric": "latency", "reference": 100.0, "ideal": 0.0}]
+    assert parsed(objectives=costs).objectives[1] == Objective("latency", "minimise", 100.0, 0.0)
+    assert "in ordered mode" in refusal(LEAST | {"objectives": costs, "search": {"mode": "ordered"}})

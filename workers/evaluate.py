@@ -42,7 +42,8 @@ def scorer(files: Files, encoder: Encoder) -> TowerScorer:
     if "adapter_model.safetensors" not in files:
         return TowerScorer.of(model, encoder.frozen.to(encoder.device))
     with loaded(encoder, files) as adapter:
-        return TowerScorer.of(model, encoder.catalogue(adapter.shape.layers))
+        size = sum(weights.numel() for weights in adapter.weights())
+        return TowerScorer.of(model, encoder.catalogue(adapter.shape.layers), size)
 
 
 def component(files: Files, encoder: Encoder) -> Scorer:
@@ -72,8 +73,10 @@ def score(
 ) -> list[Scores]:
     """The metrics of entries that share a model, with bootstrap intervals over users."""
     results: list[Scores] = []
-    for tally in Ranking(part, items, scorers).tallies(settings, metrics):
-        scores: Scores = {name: {"mean": value} for name, value in tally.values().items()}
+    ranking = Ranking(part, items, scorers)
+    for setting, tally in zip(settings, ranking.tallies(settings, metrics), strict=True):
+        values = tally.values() | ranking.costs(setting, metrics)
+        scores: Scores = {name: {"mean": value} for name, value in values.items()}
         for name, per_user in tally.per_user().items():
             low, high = interval(per_user)
             scores[name] |= {"low": low, "high": high}

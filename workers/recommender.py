@@ -228,17 +228,23 @@ class TowerScorer:
 
     Attributes:
         vectors: of each tower, `(n_items, d)`.
+        adapter: how many numbers the adapter of the encoder has, from which they come.
     """
 
     model: Recommender
     vectors: Sequence[Tensor]
+    adapter: int = 0
     logits = True
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Recommender, text: Tensor | None) -> "TowerScorer":
+    def of(cls, model: Recommender, text: Tensor | None, adapter: int = 0) -> "TowerScorer":
         model.eval()
-        return cls(model, [tower.item_vectors(text) for tower in model.towers])
+        return cls(model, [tower.item_vectors(text) for tower in model.towers], adapter)
+
+    @property
+    def parameters(self) -> int:
+        return self.adapter + sum(p.numel() for p in self.model.parameters())
 
     @torch.no_grad()
     def shares(self, window: NDArray[np.int32], chosen: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -20,10 +20,14 @@ class Scorer(Protocol):
 
     Attributes:
         logits: whether the softmax of its scores is meant as probabilities.
+        parameters: how many numbers it keeps.
     """
 
     @property
     def logits(self) -> bool: ...
+
+    @property
+    def parameters(self) -> int: ...
 
     def scores(self, history: Sequences) -> Floats:
         """Scores `(m, n_items)`, higher is better, for the m users whose histories are given."""
@@ -46,6 +50,10 @@ class Popularity:
     users: NDArray[np.int64]
     logits = False
 
+    @property
+    def parameters(self) -> int:
+        return len(self.users)
+
     def scores(self, history: Sequences) -> Floats:
         return np.tile(self.users.astype(np.float32), (len(history.indptr) - 1, 1))
 
@@ -60,6 +68,10 @@ class ItemSimilarity:
 
     weights: Floats
     logits = False
+
+    @property
+    def parameters(self) -> int:
+        return int(np.count_nonzero(self.weights))
 
     def scores(self, history: Sequences) -> Floats:
         return np.asarray(interactions(history, len(self.weights)) @ self.weights, np.float32)
@@ -116,6 +128,10 @@ class DecayedMean:
     decay: float = 0.8
     window: int = 50
     logits = False
+
+    @property
+    def parameters(self) -> int:
+        return self.vectors.size
 
     def scores(self, history: Sequences) -> Floats:
         users = decayed_means(history, self.vectors, self.decay, self.window)

@@ -1,6 +1,7 @@
 """Metrics of ranked lists, each at a cut-off k, and bootstrap intervals over users.
 
-A metric is named `NAME@K`. Per-user metrics are means over users; the others look at all lists at once.
+A metric is named `NAME@K`. Per-user metrics are means over users; the others look at all lists at once. A cost has no
+cut-off, and is none of the lists but of what makes them: see `ranking.Ranking`.
 """
 
 import math
@@ -27,6 +28,8 @@ SMOOTHED = 0.01
 """The part of the history's shares that is mixed into the list's, so that calibration is finite."""
 LEAST_SHARE = 0.02
 """The share of the users that a group must have for a gap to count it."""
+BINS = 12
+"""Of probabilities: from 1/2 up, from 1/4 up, and so on; the last one reaches down to 0."""
 RECENCY = 0.8
 """The weight of an item of the history relative to the one after it."""
 
@@ -40,25 +43,30 @@ class Ranked:
         hits: `(m, k)` whether the item is a target of the user.
         n_targets: `(m,)` how many targets the user has.
         history: of these m users, what they had before.
+        sure: `(m, k)` how probable the model has it that the item is the next one; None where nobody asks.
     """
 
     lists: Lists
     hits: NDArray[np.bool_]
     n_targets: NDArray[np.int64]
     history: Sequences
+    sure: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, lists: Lists, targets: Sequences, history: Sequences) -> "Ranked":
+    def of(
+        cls, lists: Lists, targets: Sequences, history: Sequences, sure: NDArray[np.float32] | None = None
+    ) -> "Ranked":
         n_targets = np.diff(targets.indptr)
         rows = np.arange(len(lists))
         stride = 1 + max(int(lists.max(initial=0)), int(targets.items.max(initial=0)))  # makes (row, item) one number
         wanted = np.repeat(rows, n_targets) * stride + targets.items
         hits = np.isin(rows[:, None] * stride + lists, wanted)
-        return cls(lists, hits, n_targets, history)
+        return cls(lists, hits, n_targets, history, sure)
 
     def at(self, k: int) -> "Ranked":
         """The first k of each list."""
-        return Ranked(self.lists[:, :k], self.hits[:, :k], self.n_targets, self.history)
+        sure = None if self.sure is None else self.sure[:, :k]
+        return Ranked(self.lists[:, :k], self.hits[:, :k], self.n_targets, self.history, sure)
 
 
 def _discounts(k: int) -> NDArray[np.float64]:
@@ -171,18 +179,44 @@ def gini(exposure: NDArray[np.int64]) -> float:
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total)) if total else 0.0
 
 
+def confidence(ranked: Ranked) -> NDArray[np.float64]:
+    """Of the shown items in each bin of probabilities: how many there are, their probabilities' sum, their hits'."""
+    assert ranked.sure is not None, "whoever ranks sees to it"
+    sure = ranked.sure.ravel().astype(np.float64)
+    place = np.clip(-np.log2(np.maximum(sure, 1e-300)), 0, BINS - 1).astype(np.int64)
+    what = (np.ones_like(sure), sure, ranked.hits.ravel().astype(np.float64))
+    return np.array([np.bincount(place, weights, BINS) for weights in what])
+
+
+def calibration_error(bins: NDArray[np.float64]) -> float:
+    """Expected calibration error (Guo et al., ICML 2017) of `confidence`: the mean over shown items of how far the
+    probability of their bin is from the share of it that was hit.
+
+    A bin reaches from one half of a probability to the whole, because next items are seldom likely: bins of one width
+    would have nearly all of them in the first.
+    """
+    count, sure, hits = bins
+    return float(np.abs(sure - hits).sum() / max(count.sum(), 1.0))
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A metric without its cut-off.
+    """A metric without its cut-off; a cost has nothing but a direction.
 
     Attributes:
         per_user: from ranked lists of m users to `(m,)` values, or None.
         overall: from the items' exposure to one value, or None.
+        of_bins: from what `confidence` gives, summed over all users, to one value, or None.
     """
 
     direction: Literal["maximise", "minimise"]
     per_user: Callable[[Ranked, ItemStatistics], PerUser] | None = None
     overall: Callable[[NDArray[np.int64]], float] | None = None
+    of_bins: Callable[[NDArray[np.float64]], float] | None = None
+
+    @property
+    def is_cost(self) -> bool:
+        return (self.per_user, self.overall, self.of_bins) == (None, None, None)
 
 
 METRICS: Mapping[str, Metric] = {
@@ -200,6 +234,9 @@ METRICS: Mapping[str, Metric] = {
     "serendipity": Metric("maximise", serendipity),
     "coverage": Metric("maximise", overall=coverage),
     "gini": Metric("minimise", overall=gini),
+    "ece": Metric("minimise", of_bins=calibration_error),
+    "parameters": Metric("minimise"),
+    "latency": Metric("minimise"),
 }
 
 
@@ -213,8 +250,10 @@ def known_metrics() -> Mapping[str, Metric]:
     known = dict(METRICS)
     for point in entry_points(group="pareto_search.metrics"):
         metric = point.load()
-        if not isinstance(metric, Metric):
-            raise ConfigError(f"entry point '{point.name}' of pareto_search.metrics is {metric!r}; expected a Metric")
+        if not isinstance(metric, Metric) or metric.is_cost:
+            raise ConfigError(
+                f"entry point '{point.name}' of pareto_search.metrics is {metric!r}; expected a Metric of lists"
+            )
         if point.name in known or not re.fullmatch("[a-z_]+", point.name):
             raise ConfigError(
                 f"entry point '{point.name}' of pareto_search.metrics needs a name of its own of a-z and _"
@@ -251,6 +290,8 @@ def parse_metric(name: str) -> Asked:
     Raises:
         ConfigError: the name has another form, the metric is unknown, or is none of single users and so has no groups.
     """
+    if name in METRICS and METRICS[name].is_cost:
+        return Asked(name, METRICS[name], 1)
     match, known = (
         re.fullmatch(r"(([a-z_]+)@([1-9]\d{0,3}))(?:\[([^\[\]=]+)(?:=([^\[\]]+))?\])?", name),
         known_metrics(),
@@ -258,6 +299,8 @@ def parse_metric(name: str) -> Asked:
     if match is None:
         hint = f"; {nearest(name, known)}" if re.fullmatch(r"[a-z_]+", name) and name not in known else ""
         raise ConfigError(f"metric '{name}' has no cut-off; write it as in 'ndcg@10' or 'ndcg@10[gender]'{hint}")
+    if match[2] in known and known[match[2]].is_cost:
+        raise ConfigError(f"metric '{name}' is a cost, which has no cut-off; expected '{match[2]}'")
     if match[2] not in known:
         raise ConfigError(f"metric '{match[2]}' is unknown; {nearest(match[2], known)}")
     asked = Asked(match[1], known[match[2]], int(match[3]), match[4], match[5])
@@ -284,7 +327,7 @@ class Tally:
     """Collects metrics over chunks of users, so that memory does not grow with users x items.
 
     Args:
-        names: metric names, each with its cut-off.
+        names: metric names, each with its cut-off; no costs.
         groups: what users belong together by -> `(m,)` the group of each, of all that will be added.
     """
 
@@ -296,17 +339,25 @@ class Tally:
         self._once = {asked.plain: asked for asked in self._asked.values()}
         self._per_user: dict[str, list[PerUser]] = {n: [] for n, a in self._once.items() if a.metric.per_user}
         self._exposure = {n: np.zeros(len(items.users), np.int64) for n, a in self._once.items() if a.metric.overall}
+        self._bins = {n: np.zeros((3, BINS)) for n, a in self._once.items() if a.metric.of_bins}
 
     @property
     def length(self) -> int:
         """The longest cut-off: how long the lists must be."""
         return max(asked.k for asked in self._once.values())
 
+    @property
+    def wants_probabilities(self) -> bool:
+        """Whether the lists must say how sure the model is."""
+        return bool(self._bins)
+
     def add(self, ranked: Ranked) -> None:
         """Adds the lists of a chunk of users."""
         for name, asked in self._once.items():
             if asked.metric.per_user is not None:
                 self._per_user[name].append(asked.metric.per_user(ranked.at(asked.k), self._items))
+            elif asked.metric.of_bins is not None:
+                self._bins[name] += confidence(ranked.at(asked.k))
             else:
                 shown = ranked.lists[:, : asked.k].ravel()
                 self._exposure[name] += np.bincount(shown, minlength=len(self._items.users))
@@ -328,6 +379,8 @@ class Tally:
         for name, asked in self._asked.items():
             if asked.metric.overall is not None:
                 values[name] = asked.metric.overall(self._items.among_offered(self._exposure[asked.plain]))
+            elif asked.metric.of_bins is not None:
+                values[name] = asked.metric.of_bins(self._bins[asked.plain])
             elif asked.by is not None and asked.group is None:
                 values[name] = gap(np.concatenate(self._per_user[asked.plain]), self._groups[asked.by])
         return {name: values[name] for name in self._asked}

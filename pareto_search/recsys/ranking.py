@@ -1,5 +1,6 @@
 """Ranks a part under many settings, in chunks of users, and searches for good settings."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -11,8 +12,8 @@ from pareto_search.candidate import Genes
 from pareto_search.objective import Constraint, Objective, Values, is_feasible
 from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.likelihood import likeliest
-from pareto_search.recsys.metrics import Ranked, Tally
-from pareto_search.recsys.rerank import blend, relevance, rerank
+from pareto_search.recsys.metrics import Ranked, Tally, parse_metric
+from pareto_search.recsys.rerank import blend, probabilities, relevance, rerank
 from pareto_search.recsys.split import Part, Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import SearchSpace
@@ -21,6 +22,8 @@ CHUNK = 2_000_000
 """How many scores of each model are computed at once."""
 KEPT = 20 * CHUNK
 """Up to how many scores of each model a ranking keeps."""
+TIMED, LISTED = 11, 10
+"""Latency is timed of so many users, for a list of so many items."""
 ROUNDS, ROUND = 24, 8
 """The inner search proposes in so many rounds, but at least so many settings in each."""
 SPREAD = (0.12, 0.02)
@@ -45,17 +48,46 @@ class Ranking:
         self._kept: list[_Chunk] | None = None
 
     def tallies(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[Tally]:
-        """The metrics of each setting; the scores are computed once for all of them."""
-        tallies = [Tally(metrics, self._items, self._part.groups) for _ in settings]
+        """The metrics of each setting, without the costs; the scores are computed once for all of them."""
+        names = [name for name in metrics if not parse_metric(name).metric.is_cost]
+        tallies = [Tally(names, self._items, self._part.groups) for _ in settings]
         for history, targets, scores in self._chunks():
             for setting, tally in zip(settings, tallies, strict=True):
-                lists = rerank(blend(scores, setting), self._items, setting, tally.length)
-                tally.add(Ranked.of(lists, targets, history))
+                blended = blend(scores, setting)
+                lists = rerank(blended, self._items, setting, tally.length)
+                sure = probabilities(blended, lists, setting) if tally.wants_probabilities else None
+                tally.add(Ranked.of(lists, targets, history, sure))
         return tallies
+
+    def costs(self, setting: Genes, metrics: Sequence[str]) -> dict[str, float]:
+        """What a setting costs, as far as it is asked for.
+
+        `parameters` counts the numbers that are kept beside the base model, with what the setting blends in. `latency`
+        is the milliseconds that the list of one user takes, the median over some.
+        """
+        used = {n: s for n, s in self._scorers.items() if n == "model" or float(setting.get(n, 0.0))}
+        found: dict[str, float] = {}
+        if "parameters" in metrics:
+            found["parameters"] = float(sum(s.parameters for s in used.values()))
+        if "latency" in metrics:
+            found["latency"] = self._latency(used, setting)
+        return found
+
+    def _latency(self, used: Mapping[str, Scorer], setting: Genes) -> float:
+        seconds = []
+        for user in range(min(TIMED, len(self._part.users))):
+            history = self._part.history.rows(user, user + 1)
+            began = time.perf_counter()
+            barred = self._items.barred(history)
+            scores = {name: relevance(s, history, barred) for name, s in used.items()}
+            rerank(blend(scores, setting), self._items, setting, LISTED)
+            seconds.append(time.perf_counter() - began)
+        return 1000 * float(np.median(seconds))
 
     def values(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[dict[str, float]]:
         """The values of each setting, averaged over all users."""
-        return [tally.values() for tally in self.tallies(settings, metrics)]
+        tallies = zip(settings, self.tallies(settings, metrics), strict=True)
+        return [tally.values() | self.costs(setting, metrics) for setting, tally in tallies]
 
     def fitted(self, space: SearchSpace) -> SearchSpace:
         """The space with its fitted genes at their likeliest values, on as many users as have `KEPT` scores."""

@@ -108,6 +108,12 @@ def choose(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDA
     return chosen
 
 
+def probabilities(scores: Floats, lists: NDArray[np.int32], setting: Genes) -> Floats:
+    """How probable it is of each listed item `(m, k)` that it is the next one, by scores `(m, n)` as for `choose`."""
+    hit = _softmax(np.float32(setting.get("sharpness", 1.0)) * scores)
+    return np.take_along_axis(hit, lists, 1)
+
+
 def arrange(scores: Floats, chosen: NDArray[np.int32]) -> NDArray[np.int32]:
     """Lists `(m, k)` with their likeliest items first: their diversity, novelty and credibility have no order."""
     order = np.argsort(-np.take_along_axis(scores, chosen, 1), axis=1, kind="stable")

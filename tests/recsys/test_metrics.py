@@ -16,6 +16,8 @@ from pareto_search.recsys.metrics import (
     METRICS,
     Ranked,
     Tally,
+    calibration_error,
+    confidence,
     coverage,
     gini,
     ild,
@@ -143,6 +145,19 @@ def test_calibration_by_hand() -> None:
     assert values == pytest.approx([expected, math.log(100), 0, 0, 0], abs=1e-6)
 
 
+def test_calibration_error_by_hand() -> None:
+    # From 1/2 up: .9 and .6, one hit; from 1/4 up: .3, no hit; what is all but impossible: 2^-30, hit.
+    sure = np.array([[0.9, 0.3], [0.6, 2.0**-30]], np.float32)
+    hits = np.array([[True, False], [False, True]])
+    lists = np.zeros((2, 2), np.int32)
+    history = sequences([0], [0])
+    bins = confidence(Ranked(lists, hits, np.ones(2, np.int64), history, sure))
+    assert calibration_error(bins) == pytest.approx((abs(1.5 - 1) + 0.3 + 1) / 4)
+    halves = [confidence(Ranked(lists[:1], hits[[n]], np.ones(1, np.int64), history, sure[[n]])) for n in range(2)]
+    assert calibration_error(halves[0] + halves[1]) == pytest.approx(calibration_error(bins))
+    assert calibration_error(np.zeros_like(bins)) == 0.0
+
+
 def test_history_novelty_by_hand() -> None:
     # Who had 0 and then 1 has (.8, 1) / 1.8. The distance of 0 is 1 - .8 / 1.8, that of 1 is 1 - 1 / 1.8; of what
     # has no category, and from no history, it is 1.
@@ -228,11 +243,15 @@ def test_chunks_of_users_add_up() -> None:
     rng = np.random.default_rng(0)
     lists = np.array([rng.permutation(6)[:4] for _ in range(20)], np.int32)
     targets = sequences(*(rng.permutation(6)[: 1 + i % 3].tolist() for i in range(20)))
-    names = [f"{family}@{k}" for family in METRICS for k in (1, 3, 4)]
+    sure = rng.random((20, 4)).astype(np.float32)
+    names = [f"{family}@{k}" for family, metric in METRICS.items() if not metric.is_cost for k in (1, 3, 4)]
     whole, chunked = Tally(names, statistics()), Tally(names, statistics())
-    whole.add(Ranked.of(lists, targets, targets))
+    assert whole.wants_probabilities
+    assert not Tally(["ndcg@3", "gini@2"], statistics()).wants_probabilities
+    whole.add(Ranked.of(lists, targets, targets, sure))
     for start, stop in ((0, 1), (1, 8), (8, 20)):
-        chunked.add(Ranked.of(lists[start:stop], targets.rows(start, stop), targets.rows(start, stop)))
+        rows = targets.rows(start, stop)
+        chunked.add(Ranked.of(lists[start:stop], rows, rows, sure[start:stop]))
     assert chunked.values() == pytest.approx(whole.values())
     assert list(whole.values()) == names
 
@@ -303,8 +322,14 @@ def test_a_gap_is_to_be_minimised_whatever_it_is_a_gap_of() -> None:
     assert (found.plain, found.k, found.by, found.group) == ("ndcg@10", 10, "home town", "New York")
 
 
-def test_only_calibration_and_gini_are_to_be_minimised() -> None:
-    assert [name for name, metric in METRICS.items() if metric.direction == "minimise"] == ["calibration", "gini"]
+def test_what_is_to_be_minimised() -> None:
+    wanted = ["calibration", "gini", "ece", "parameters", "latency"]
+    assert [name for name, metric in METRICS.items() if metric.direction == "minimise"] == wanted
+
+
+def test_costs_have_no_cut_off() -> None:
+    assert [name for name, metric in METRICS.items() if metric.is_cost] == ["parameters", "latency"]
+    assert parse_metric("latency").direction == "minimise"
 
 
 @pytest.mark.parametrize(
@@ -320,6 +345,9 @@ def test_only_calibration_and_gini_are_to_be_minimised() -> None:
         ("novelt", "write it as in 'ndcg@10' or 'ndcg@10[gender]'; did you mean 'novelty'?"),
         ("ndcg@10[]", "has no cut-off"),
         ("ndcg@10[gender=]", "has no cut-off"),
+        ("latency@10", "metric 'latency@10' is a cost, which has no cut-off; expected 'latency'"),
+        ("latency[gender]", "has no cut-off"),
+        ("ece@10[gender]", "is one of all lists together, which has no groups; expected 'ece@10'"),
         ("coverage@10[gender]", "is one of all lists together, which has no groups; expected 'coverage@10'"),
     ],
 )

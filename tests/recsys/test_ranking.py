@@ -1,5 +1,6 @@
 """Ranking a part under many settings, and the search for good settings."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,6 +29,7 @@ class Fixed:
     """Scores users by their last item: item i is followed by i + 1, i + 2, …"""
 
     logits = True
+    parameters = 7
 
     def scores(self, history: Sequences) -> np.ndarray:
         last = history.items[history.indptr[1:] - 1]
@@ -195,3 +197,32 @@ def test_only_what_is_offered_is_ranked() -> None:
     assert lists.values()["coverage@2"] == 1.0  # of the four that are offered
     wanted = [{1}, {4}, {2, 5}, {0}, {1}]
     assert lists.per_user()["hr@2"].tolist() == [float(bool(set(b) & w)) for b, w in zip(by_hand, wanted, strict=True)]
+
+
+def test_probabilities_are_judged_as_the_setting_makes_them() -> None:
+    # Users 0, 2 and 3 have their target first, and a model that is all but certain is wrong about two of five.
+    values = Ranking(part(), ITEMS, {"model": Fixed()}).values([{"sharpness": 20.0}, {"sharpness": 1e-6}], ["ece@1"])
+    assert values[0]["ece@1"] == pytest.approx(2 / 5, abs=1e-3)
+    # One that knows nothing gives all of the 5, 4, 4, 5 and 5 items that are left the same: too little for three hits.
+    assert values[1]["ece@1"] == pytest.approx((3 - (3 / 5 + 2 / 4)) / 5, abs=1e-3)
+
+
+def test_costs_count_what_a_setting_uses() -> None:
+    class Large(Fixed):
+        parameters = 100
+
+    both = Ranking(part(), ITEMS, {"model": Fixed(), "ease": Large()})
+    settings: list[Genes] = [{}, {"ease": 0.0}, {"ease": 0.5}]
+    assert [v["parameters"] for v in both.values(settings, ["hr@2", "parameters"])] == [7, 7, 107]
+
+
+def test_latency_is_that_of_what_a_setting_uses() -> None:
+    class Slow(Fixed):
+        def scores(self, history: Sequences) -> np.ndarray:
+            time.sleep(0.05)
+            return super().scores(history)
+
+    both = Ranking(part(), ITEMS, {"model": Fixed(), "ease": Slow()})
+    found = both.costs({"ease": 0.5}, ["latency"])
+    assert found["latency"] >= 50
+    assert both.costs({}, ["hr@2"]) == {}

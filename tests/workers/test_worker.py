@@ -463,3 +463,23 @@ def test_side_by_side_each_attempt_has_the_result_that_it_has_alone(
         model = {"model": scorer(ours.files, climber.encoder)}
         (scores,) = score(climber.load.split.validation, climber.items, model, [{}], climber.load.metrics)
         assert {n: s["mean"] for n, s in scores.items()} == pytest.approx(dict(ours.evaluations[0].values), abs=1e-6)
+
+
+def test_a_baseline_is_judged_by_what_it_costs_too(workload: Workload, result: Result) -> None:
+    costs = Worker(replace(workload, metrics=("ndcg@5", "parameters", "latency", "ece@5")))
+    assert costs.baseline("popularity")["parameters"] == 20
+    ease = costs.fit("ease")
+    assert ease is not None
+    costs.equip({"ease": ease})
+    [alone, blended] = costs.test(result.files, [{}, {"ease": 0.5}])
+    counts = [tensors.size for name in ("adapter_model", "recommender") for tensors in stored(result, name)]
+    temperatures = workload.towers
+    assert alone["parameters"]["mean"] == sum(counts) - temperatures
+    added = np.count_nonzero(component(ease, costs.encoder).weights)  # type: ignore[attr-defined]
+    assert blended["parameters"]["mean"] == alone["parameters"]["mean"] + added
+    assert blended["latency"]["mean"] > 0
+    assert 0 < blended["ece@5"]["mean"] < 1
+
+
+def stored(result: Result, name: str) -> list[Any]:
+    return list(load(result.files[f"{name}.safetensors"]).values())
