@@ -5,7 +5,9 @@
 A fifth of MovieLens-100K's items are held out at random with all their interactions. A warm start is trained on the
 rest, and fine-tuned with and without adapters, for the same steps. Then the held-out items are ranked among themselves
 for every user who has met some of them, from the user's history of other items: NDCG@10. EASE and SASRec have nothing
-to say there; beside it stand the frozen encoder with decayed-mean users, and chance.
+to say there; beside it stand the frozen encoder with decayed-mean users, the same with whitened vectors (`text`), the
+warm start with that blended in as an entry would have it, by a weight fitted to the validation part of the rest, and
+chance.
 """
 
 import argparse
@@ -22,13 +24,16 @@ from benchmarks.limit import GENES
 from pareto_search.config import SearchConfig
 from pareto_search.executor import Files
 from pareto_search.launch import workload
-from pareto_search.recsys.baselines import DecayedMean
+from pareto_search.recsys.baselines import DecayedMean, interactions, whitened
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.recsys.metrics import Ranked, ndcg
+from pareto_search.recsys.ranking import Ranking
+from pareto_search.recsys.rerank import standardise
 from pareto_search.recsys.split import Sequences, gaps, order_of, split
 from pareto_search.refreshing import moved
+from pareto_search.space import BLENDED, TEXT
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.evaluate import scorer
+from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.recommender import Recommender
 from pareto_search.workers.train import Task, fine_tune
@@ -73,15 +78,25 @@ class Cold:
         """Of decayed-mean users over the base model's vectors."""
         return self.ndcg(DecayedMean(encoder.frozen.numpy()).scores(self._history))
 
-    def checkpoint(self, files: Files, encoder: Encoder) -> float:
-        """Of a checkpoint over the warm items; a cold one has its text, and no embedding.
+    def text(self, encoder: Encoder) -> NDArray[np.float32]:
+        """Scores by whitened vectors, of which only the warm items' say what is usual."""
+        warm = np.arange(len(self.texts)) < len(self.texts) - self.count
+        return DecayedMean(whitened(encoder.frozen.numpy(), warm)).scores(self._history)
+
+    def checkpoint(self, files: Files, encoder: Encoder) -> NDArray[np.float32]:
+        """Scores of a checkpoint over the warm items; a cold one has its text, and no embedding.
 
         Args:
             encoder: over all texts, the warm items' first.
         """
         place = np.arange(len(self.texts))
         place[-self.count :] = -1
-        return self.ndcg(scorer(moved(files, [str(item) for item in place], place), encoder).scores(self._history))
+        return scorer(moved(files, [str(item) for item in place], place), encoder).scores(self._history)
+
+    def blended(self, model: NDArray[np.float32], text: NDArray[np.float32], weight: float) -> float:
+        """NDCG@10 of both together."""
+        seen = interactions(self._history, len(self.texts)).toarray() > 0
+        return self.ndcg(model + np.float32(weight) * standardise(text, seen))
 
 
 def measure(seed: int, steps: int) -> dict[str, float]:
@@ -97,7 +112,9 @@ def measure(seed: int, steps: int) -> dict[str, float]:
     found = {
         "chance": cold.chance(seed),
         "frozen encoder": cold.frozen(whole),
-        "warm start": cold.checkpoint(start, whole),
+        "text": cold.ndcg(cold.text(whole)),
+        "warm start": cold.ndcg(cold.checkpoint(start, whole)),
+        "warm start and text": cold.blended(cold.checkpoint(start, whole), cold.text(whole), _weight(worker, start)),
     }
     task = Task(encoder, Recommender.loaded(start), work.split.train, ItemTensors(worker.items, "cpu"), objectives)
     weights = {f"weight.{o.name}": LEAST for o in objectives}
@@ -106,8 +123,17 @@ def measure(seed: int, steps: int) -> dict[str, float]:
         with fine_tune(task, genes, steps=steps, seed=seed) as tuning:
             tuning.advance(steps)
             files = tuning.adapter.files(work.base, None) | tuning.model.files({})
-        found[name] = cold.checkpoint(files, whole)
+        found[name] = cold.ndcg(cold.checkpoint(files, whole))
     return found
+
+
+def _weight(worker: Worker, start: Files) -> float:
+    """What the text weighs beside the warm start, where validation is likeliest."""
+    text = worker.fit(TEXT)
+    assert text is not None
+    scorers = {"model": scorer(start, worker.encoder), TEXT: component(text, worker.encoder)}
+    ranking = Ranking(worker.load.split.validation, worker.items, scorers)
+    return float(ranking.fitted(worker.load.space.without({*BLENDED} - {TEXT})).fixed[TEXT])
 
 
 def _without(data: Dataset, held: NDArray[np.bool_]) -> Dataset:
