@@ -9,7 +9,7 @@ from typing import Any
 
 from pareto_search.entry import Entry
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.results import Document, find_entry
+from pareto_search.results import Document, find_entry, readable
 
 PACKAGES = ("pareto-search", "torch", "transformers", "peft", "numpy", "safetensors")
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
@@ -106,8 +106,8 @@ def _scores(front: Document, found: Document) -> Iterator[tuple[str, ...]]:
     for objective in front["objectives"]:
         name = objective["name"]
         test = found["test"][name]
-        interval = f" [{test['low']:.4f}, {test['high']:.4f}]" if "low" in test else ""
-        values = (f"{found['validation'][name]:.4f}", f"{test['mean']:.4f}{interval}")
+        interval = f" [{readable(test['low'])}, {readable(test['high'])}]" if "low" in test else ""
+        values = (readable(found["validation"][name]), f"{readable(test['mean'])}{interval}")
         yield name, objective["direction"], f"{objective['reference']:g}", *values
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from pareto_search.results import COMPARED, Document
+from pareto_search.results import COMPARED, Document, readable
 
 if TYPE_CHECKING:
     from pareto_search import search  # loads torch, for which --help need not wait
@@ -86,8 +86,8 @@ def show_front(front: Document) -> None:
 def show_scores(name: str, part: str, scores: Mapping[str, Mapping[str, float]]) -> None:
     """One entry's scores, each with its interval."""
     for metric, value in scores.items():
-        interval = f"  [{value['low']:.4f}, {value['high']:.4f}]" if "low" in value else ""
-        print(f"{name}  {part}  {metric}  {value['mean']:.4f}{interval}")
+        interval = f"  [{readable(value['low'])}, {readable(value['high'])}]" if "low" in value else ""
+        print(f"{name}  {part}  {metric}  {readable(value['mean'])}{interval}")
 
 
 def show_export(measures: Mapping[str, Any]) -> None:
@@ -128,7 +128,7 @@ def _volumes(volumes: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, flo
 
 
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [f"{row['validation'][n]:.4f} → {row['test'][n]['mean']:.4f}" for n in names]
+    return [f"{readable(row['validation'][n])} → {readable(row['test'][n]['mean'])}" for n in names]
 
 
 def _serving(genes: Mapping[str, Any]) -> str:

@@ -44,6 +44,11 @@ def hypervolumes(points: Sequence[Document], objectives: Sequence[Objective]) ->
     }
 
 
+def readable(value: float) -> str:
+    """A metric's value as people read it."""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def means(scores: Scores) -> dict[str, float]:
     """Test scores without their intervals."""
     return {name: score["mean"] for name, score in scores.items()}

@@ -103,3 +103,14 @@ def test_a_merged_entry_took_no_steps_of_its_own_and_stands_for_those_of_its_par
     found = results.entry(Evaluation("m0001", 1, 40, 0, {}, {}), candidate, 80, 1.0, {})
     assert (found["kind"], found["steps"], found["lineage_steps"]) == ("merged", 0, 80)
     assert (found["parents"], found["genes"]) == (["c0001", "c0002"], {"share": 0.4})
+
+
+def test_values_are_shown_with_as_many_places_as_people_read() -> None:
+    assert [results.readable(v) for v in (0.03456, -0.5, 12.34567, 999.0, 1000.0, 4984190.0)] == [
+        "0.0346",
+        "-0.5000",
+        "12.3457",
+        "999.0000",
+        "1,000",
+        "4,984,190",
+    ]
