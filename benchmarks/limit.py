@@ -276,7 +276,8 @@ class Bench:
         parts.append(Part(f"{users} users scored", scores, alone))
 
         blended = Ranking(part, self.items, {"model": model, "ease": ease(self.split.train, shape.n_items)})
-        space = SearchSpace.build(default_genes(self.config.objectives, ("ease",)), {}).of("serving")
+        genes = SearchSpace.build(default_genes(self.config.objectives, ("ease",)), {}).of("serving")
+        space = blended.fitted(genes)
         tried = [space.from_unit(list(u)) for u in np.random.default_rng(0).random((settings, len(space.genes)))]
         blended.values([{}], metrics)  # the scores are kept
         greedy = Product(users * POOL, self.items.features.shape[1], 1, torch.float32, SHOWN)

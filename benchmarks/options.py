@@ -28,7 +28,7 @@ from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
-from pareto_search.space import BLENDED
+from pareto_search.space import BLENDED, FITTED
 from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.recommender import Recommender
@@ -100,7 +100,7 @@ class Seed:
         """The warm start of a model."""
         key = json.dumps(model, sort_keys=True)
         if key not in self._fitted:
-            space = {"sasrec": [0, 1]}  # so that it can be blended in
+            space = {"sasrec": FITTED}  # so that it can be blended in
             content = {"name": "options", "data": {"source": MOVIELENS, "tie_seed": self._seed}, "model": dict(model)}
             config = SearchConfig.parse({**content, "space": space, "search": {"seed": self._seed}})
             worker = Worker(workload(config, self._data, split(self._data, **config.data.splitting())))

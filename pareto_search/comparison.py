@@ -65,6 +65,8 @@ class Comparison:
         if self._store.fact("components") is None:
             self._notice(f"Fitting the warm start, and {', '.join(self._config.blended)} to blend in.")
             self._fit()
+        elif TEXT not in self._store.fact("components"):  # an older release had it for a target alone
+            self._keep({TEXT: self._pool.map("fit", [(TEXT,)])[0]})
         self._equip()
         if self._store.fact("curves") is None:
             self._notice("Finding the warm start's curve.")
@@ -78,7 +80,7 @@ class Comparison:
         entries and for all of these; writes what is seen.
         """
         if self._store.fact("baselines") is None:
-            self._notice("Fitting SASRec, and finding the baselines' curves.")
+            self._notice("Fitting what is left of the baselines, and finding their curves.")
             self._fit_baselines()
         self._notice("Scoring the front and the baselines on test.")
         with self._store.transaction() as record:
@@ -129,8 +131,9 @@ class Comparison:
         curves = self._curves({"practitioner": (*CURVES["practitioner"], *targeted)})
         names = [n for n in BASELINES if "ease" in self._store.fact("components") or n not in SQUARE]
         values = self._pool.map("baseline", [(name,) for name in names])
-        self._put("curves", curves | self._store.fact("curves"))
-        self._put("baselines", [{"name": n, "validation": v} for n, v in zip(names, values, strict=True)])
+        with self._store.transaction() as record:
+            record.put_fact("curves", curves | self._store.fact("curves"))
+            record.put_fact("baselines", [{"name": n, "validation": v} for n, v in zip(names, values, strict=True)])
 
     def _curves(self, wishes: Mapping[str, Sequence[tuple[str, Sequence[str]]]]) -> dict[str, list[Document]]:
         """Curves by their names, each of the models that are wished for it."""

@@ -293,7 +293,8 @@ class SearchConfig(_Section):
     """What a search is made of. `load` and `parse` are the way in.
 
     Attributes:
-        space: gene -> one fixed value, a range [low, high] or a list of choices; the other genes keep their defaults.
+        space: gene -> one fixed value, a range [low, high], a list of choices or `fitted`; the others keep their
+            defaults.
         store: a database URL; None is the run folder's own.
     """
 
@@ -413,6 +414,11 @@ class SearchConfig(_Section):
             raise ConfigError(
                 "metric 'latency' is another each time, but in ordered mode a search repeats itself bit for bit; use "
                 "search.mode async"
+            )
+        if "latency" in self.metrics and self.workers.pack > 1:
+            raise ConfigError(
+                f"workers.pack is {self.workers.pack}, and 'latency' would be that of a worker that trains others "
+                "meanwhile; use workers.pack 1"
             )
         if self.workers.pack > 1 and self.search.mode == "ordered":
             raise ConfigError(

@@ -179,4 +179,4 @@ def _out_of_reach(values: Sequence[Values], constraints: Sequence[Constraint]) -
 def _reachable(value: float, constraint: Constraint) -> str:
     """The value to four decimals, rounded so that as a bound it is kept."""
     rounding = ROUND_FLOOR if constraint.at_least else ROUND_CEILING
-    return f"{float(Decimal(str(value)).quantize(Decimal('0.0001'), rounding)):g}"
+    return f"{Decimal(str(value)).quantize(Decimal('0.0001'), rounding).normalize():f}"

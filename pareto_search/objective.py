@@ -68,15 +68,19 @@ class Constraint:
         return max(0.0, self.bound - value if self.at_least else value - self.bound)
 
     def __str__(self) -> str:
-        return f"{self.metric} {'>=' if self.at_least else '<='} {self.bound:g}"
+        return f"{self.metric} {'>=' if self.at_least else '<='} {self.bound:.12g}"
 
 
 def violations(values: Values, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> list[float]:
     """How far a point is from feasible: one number per objective (its reference), then one per constraint; 0 is kept.
 
-    References count in units of the distance to the ideal, constraints in their metric's units.
+    References count in units of the distance to the ideal, constraints in their metric's units, or of their bound where
+    that is above 1: a million parameters too many are not to hide all else.
     """
-    return [o.violation(values[o.name]) for o in objectives] + [c.violation(values[c.metric]) for c in constraints]
+    return [
+        *(o.violation(values[o.name]) for o in objectives),
+        *(c.violation(values[c.metric]) / max(1.0, abs(c.bound)) for c in constraints),
+    ]
 
 
 def is_feasible(values: Values, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> bool:

@@ -130,10 +130,13 @@ def pair(front: Front, archive: Sequence[Evaluation], x: str, y: str, part: Part
 def parallel(front: Front) -> go.Figure:
     """The entries as lines across objectives (validation; up is better) and the genes that vary most with them.
 
-    Merged checkpoints have no genes of their own: they are left out. The colour is the first objective.
+    Merged checkpoints have no genes of their own: they are left out. What an entry is not
+    re-ranked for, or does not blend in, is 0. The colour is the first objective.
     """
     objectives = objectives_of(front)
     entries = [e for e in front["front"] if e["genes"]]
+    serving = {name: float(name == "sharpness") for e in entries for name in e["serving"]}
+    mine = [{**e["genes"], **serving, **e["serving"]} for e in entries]
     scores = {o.name: [e["validation"][o.name] for e in entries] for o in objectives}
     axes = [
         {"label": escape(o.name), "values": scores[o.name]}
@@ -141,10 +144,7 @@ def parallel(front: Front) -> go.Figure:
         | ({"range": [max(scores[o.name]), min(scores[o.name])]} if o.direction == "minimise" and entries else {})
         for o in objectives
     ]
-    genes = [
-        _gene_axis(name, [{**e["genes"], **e["serving"]}[name] for e in entries])
-        for name in _shared_keys({**e["genes"], **e["serving"]} for e in entries)
-    ]
+    genes = [_gene_axis(name, [genes[name] for genes in mine]) for name in _shared_keys(mine)]
     varied = [g for g in genes if len(set(g["values"])) > 1]
     varied.sort(key=lambda gene: -max(abs(_correlation(gene["values"], s)) for s in scores.values()))
     colour = scores[objectives[0].name]

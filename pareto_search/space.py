@@ -17,6 +17,8 @@ ACCURACY = ("ndcg", "recall", "hr", "mrr", "precision")
 SURROGATED = ("ild", "novelty", "credibility", "calibration", "history_novelty", "tail", "coverage", "gini")
 """The other metrics that training can be asked for: each has a surrogate loss, whose weight is a gene."""
 TEXT = "text"
+FITTED = "fitted"
+"""What a config's `space` says of a gene that is to take its likeliest value."""
 SASREC = "sasrec"
 BLENDED = ("ease", SASREC, TEXT)
 """Components whose scores an entry may add to its own: each is a serving gene, its weight. SASRec, which knows little
@@ -34,7 +36,7 @@ class Gene:
         least, most: what makes sense at all, both included; a config may ask for any range inside.
         log: whether a real gene is searched on a log scale.
         optional: whether a log gene may also be fixed at 0, which leaves out what it scales.
-        fitted: whether a serving gene takes its likeliest value for each checkpoint, unless a config asks for a range.
+        fitted: whether a serving gene takes its likeliest value for each checkpoint, unless a config asks for others.
         choices: the values of a choice gene.
     """
 
@@ -138,7 +140,7 @@ class SearchSpace:
                 raise ConfigError(f"space.{name} is no gene; {nearest(name, known)}")
         varied: list[Gene] = []
         fixed: dict[str, GeneValue] = {}
-        fitted = tuple(gene.name for gene in genes if gene.fitted and gene.name not in wishes)
+        fitted = tuple(gene.name for gene in genes if gene.fitted and wishes.get(gene.name, FITTED) == FITTED)
         for gene in genes:
             if gene.name in fitted:
                 continue
@@ -225,9 +227,14 @@ def default_genes(objectives: Sequence[Objective], blended: Collection[str]) -> 
     ]
     # Where nothing is re-ranked, what is blended in is all by which the lists of one checkpoint differ.
     fitted = bool(reranking)
-    if reranking:
+    if reranking or "ece" in families:
         reranking.append(Gene("sharpness", "real", "serving", low=0.4, high=2.0, log=True, fitted=True))
-    blending = [Gene(name, "real", "serving", fitted=fitted) for name in BLENDED if name in blended]
+    # A tower that has not met the items has little to say beside their text.
+    blending = [
+        Gene(name, "real", "serving", high=8.0 if name == TEXT else 1.0, fitted=fitted)
+        for name in BLENDED
+        if name in blended
+    ]
     return (*weights, *training, *reranking, *blending)
 
 

@@ -170,6 +170,15 @@ def test_sasrec_is_blended_in_on_request() -> None:
     asked = parsed(space={"sasrec": [0.0, 1.0]})
     assert asked.blended == ("ease", "sasrec", "text")
     assert "sasrec" in [g.name for g in asked.search_space.genes]
+    fitted = parsed(space={"sasrec": "fitted"})
+    assert fitted.blended == asked.blended
+    assert fitted.search_space.fitted == ("sharpness", "ease", "sasrec", "text")
+    assert "space.rank is 'fitted'; expected some of" in refusal(LEAST | {"space": {"rank": "fitted"}})
+
+
+def test_who_asks_for_calibrated_probabilities_has_them_fitted() -> None:
+    ece = {"metric": "ece@10", "reference": 0.1, "ideal": 0.0}
+    assert parsed(objectives=[NDCG, ece]).search_space.of("serving").fitted == ("sharpness",)
 
 
 def test_the_space_section_narrows_and_fixes_genes() -> None:
@@ -360,3 +369,4 @@ def test_latency_cannot_be_repeated_bit_for_bit() -> None:
     costs = [NDCG, {"metric": "latency", "reference": 100.0, "ideal": 0.0}]
     assert parsed(objectives=costs).objectives[1] == Objective("latency", "minimise", 100.0, 0.0)
     assert "in ordered mode" in refusal(LEAST | {"objectives": costs, "search": {"mode": "ordered"}})
+    assert "use workers.pack 1" in refusal(LEAST | {"objectives": costs, "workers": {"pack": 2}})

@@ -124,6 +124,15 @@ def test_where_breaks_ties_by_the_other_objectives() -> None:
     assert where(front((0.1, 0.4), (0.1, 0.5), (0.0, 0.9)), BOTH, [], "ndcg@10").index == 1
 
 
+def test_a_bound_that_is_told_is_kept_by_the_entry_whatever_its_size() -> None:
+    costs = [{"ndcg@10": 0.1, "parameters": 4984193.0}, {"ndcg@10": 0.2, "parameters": 5984193.0}]
+    objectives = [BOTH[0], Objective("parameters", "minimise", 1e7, 0.0)]
+    with pytest.raises(RunError) as caught:
+        where(costs, objectives, [Constraint("parameters", False, 1234567.0)], "ndcg@10")
+    assert "no entry keeps parameters <= 1234567; " in str(caught.value)
+    assert "has parameters 4984193; relax" in str(caught.value)
+
+
 def test_an_unreachable_bound_tells_the_nearest_reachable_one() -> None:
     with pytest.raises(RunError) as caught:
         where(CURVE, BOTH, [Constraint("ndcg@10", True, 0.2)], "ild@10")

@@ -66,6 +66,8 @@ def test_a_violation_is_the_distance_to_the_bound(at_least: bool, value: float, 
 def test_violations_list_references_in_normalised_units_then_constraints_in_their_own() -> None:
     values = {"ndcg@10": 0.01, "seconds": 18.0, "coverage@10": 0.03}
     assert violations(values, [ACCURACY, LATENCY], [COVERAGE]) == pytest.approx([0.1, 1.0, 0.02])
+    large = Constraint("parameters", False, 2e6)
+    assert violations({"parameters": 3e6}, [], [large]) == pytest.approx([0.5])
 
 
 @pytest.mark.parametrize(

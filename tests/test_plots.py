@@ -137,6 +137,15 @@ def test_parallel_axes_are_objectives_then_the_genes_that_vary_and_up_is_better(
     assert axes[4]["values"] == (0, 1)
 
 
+def test_what_an_entry_is_not_re_ranked_for_is_0_on_the_parallel_axes() -> None:
+    plain = entry("c0009-s01", 4, 0.1, 0.8, 0.5) | {"serving": {"sharpness": 0.8, "ease": 0.2}}
+    figure = plots.parallel(changed(front=[*FRONT["front"], plain]))
+    genes = {axis.label: tuple(axis["values"]) for axis in figure.data[0].dimensions}
+    assert genes["diversity"] == (0.123456, 0.123456, 0.0)
+    assert genes["sharpness"] == (1.0, 1.0, 0.8)
+    assert genes["ease"] == (0.0, 0.0, 0.2)
+
+
 def test_a_gene_with_a_few_values_far_above_most_has_a_logarithmic_axis() -> None:
     entries = [entry(f"c000{i}-s00", rank, 0.1 * i, 0.5, 0.5) for i, rank in enumerate([1, 2, 4, 8, 100])]
     axis = plots.parallel(changed(front=entries)).data[0].dimensions[3]

@@ -89,7 +89,7 @@ class Course(TypedDict):
 
 
 Components = Mapping[str, Files]
-"""Name -> files of what every candidate needs: `warm-start`, and those that are blended in."""
+"""Name -> files of what every candidate needs: `warm-start`, and those that are blended in; of SASRec in the end."""
 
 
 class Worker:
@@ -282,7 +282,7 @@ class Worker:
         candidate, full = attempt.candidate, self.load.rungs[-1]
         steps = attempt.steps or full
         alone, is_warm_start = steps < full, candidate.kind == "merged" and not candidate.parents
-        ranking = self._ranking(self.load.split.validation, model, () if alone else tuple(self.components))
+        ranking = self._ranking(self.load.split.validation, model, () if alone else self._blended)
         margins = {} if alone or is_warm_start else self._margins(ranking)
         return tuple(
             Evaluation(candidate.id, attempt.number, steps, number, setting, values, margins)
@@ -314,7 +314,12 @@ class Worker:
         if alone:
             return [({}, ranking.values([{}], load.metrics)[0])]
         seed = _seed(load.seed, candidate.id)
-        return self._inner_search(ranking, self.components, load.serving_settings, seed, self.known)
+        return self._inner_search(ranking, self._blended, load.serving_settings, seed, self.known)
+
+    @property
+    def _blended(self) -> tuple[str, ...]:
+        """The components that entries blend in: those that are there and have a gene."""
+        return tuple(name for name in self.components if name in self.load.space.roles)
 
     def _inner_search(
         self, ranking: Ranking, blend: Collection[str], count: int, seed: int, known: Sequence[Genes] = ()

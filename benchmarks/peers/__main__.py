@@ -53,8 +53,8 @@ from pareto_search.render import write
 ROOT = Path(__file__).parents[2]
 PEERS = tuple(name for name in MODULES if name != OURS)
 CONFIG: Mapping[str, Any] = {"name": "peers", "data": {"source": MOVIELENS}}
-BY_HAND = {"ease": [0.0, 1.0], "sasrec": [0.0, 1.0], "text": 0.0, "sharpness": [0.4, 2.0]}
-"""What the tier `default` blends: EASE and SASRec by two more genes, as one writes it first."""
+BY_HAND = {"ease": [0.0, 1.0], "sasrec": [0.0, 1.0], "sharpness": [0.4, 2.0]}
+"""What the tier `default` blends: EASE and SASRec by two more genes, as one writes it first, and no text."""
 ENDLESS = 1_000_000
 """Candidates: time ends a search."""
 COLOURS = dict(zip(MODULES, ("#2a85c7", "#dd8a12", "#c2483d", "#0f9d78", "#9c7fa8", "#78818d"), strict=True))
@@ -125,7 +125,7 @@ def _config(base: SearchConfig, peer: str, tier: Tier, *, seed: int, steps: int,
     content["search"] |= {"seed": seed, "steps": steps, "rungs": rungs, "minutes": minutes}
     content["search"] |= {"candidates": ENDLESS, "mode": "async", "keep_checkpoints": "all"}
     if tier == "default":
-        content["space"] = {**BY_HAND, **content["space"]}
+        content["space"] = {**BY_HAND, **content["space"], "text": 0.0}
     return SearchConfig.parse(content)
 
 

@@ -25,7 +25,7 @@ from pareto_search.objective import Values, is_feasible
 from pareto_search.recsys.dataset import load
 from pareto_search.recsys.split import split
 from pareto_search.results import ENTRIES, write_whole
-from pareto_search.space import BLENDED, SearchSpace
+from pareto_search.space import BLENDED, SASREC, SearchSpace
 from pareto_search.store import Store
 from pareto_search.workers.recommender import joined
 from pareto_search.workers.worker import Components, Worker, Workload
@@ -117,7 +117,9 @@ class PeerSearch:
         """
         each = {f"warm-start-{n}": ("warm-start", n) for n in range(self.config.model.towers)}
         towers = {"warm-start": ("warm-start",)} if self.peer == OURS else each
-        return {**towers, **{name: (name,) for name in self.config.blended}}
+        names = sorted(self.config.blended, key=lambda name: name != SASREC)
+        alone = {name: (name,) for name in names}
+        return {**alone, **towers} if SASREC in alone else {**towers, **alone}
 
     def known(self) -> list[Genes]:
         """Waits until they are found: the settings that serve the warm start well."""

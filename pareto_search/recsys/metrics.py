@@ -29,7 +29,7 @@ SMOOTHED = 0.01
 LEAST_SHARE = 0.02
 """The share of the users that a group must have for a gap to count it."""
 BINS = 12
-"""Of probabilities: from 1/2 up, from 1/4 up, and so on; the last one reaches down to 0."""
+"""Of probabilities: above 1/2, above 1/4, and so on; the last one reaches down to 0."""
 RECENCY = 0.8
 """The weight of an item of the history relative to the one after it."""
 
@@ -180,11 +180,14 @@ def gini(exposure: NDArray[np.int64]) -> float:
 
 
 def confidence(ranked: Ranked) -> NDArray[np.float64]:
-    """Of the shown items in each bin of probabilities: how many there are, their probabilities' sum, their hits'."""
+    """Of the shown items in each bin of probabilities: how many there are, their probabilities' sum, their hits'.
+
+    One item is the next: of n targets each is so with a probability of 1 / n, which is what it counts as a hit.
+    """
     assert ranked.sure is not None, "whoever ranks sees to it"
     sure = ranked.sure.ravel().astype(np.float64)
     place = np.clip(-np.log2(np.maximum(sure, 1e-300)), 0, BINS - 1).astype(np.int64)
-    what = (np.ones_like(sure), sure, ranked.hits.ravel().astype(np.float64))
+    what = (np.ones_like(sure), sure, (ranked.hits / ranked.n_targets[:, None]).ravel())
     return np.array([np.bincount(place, weights, BINS) for weights in what])
 
 

@@ -46,6 +46,7 @@ class Ranking:
     def __init__(self, part: Part, items: ItemStatistics, scorers: Mapping[str, Scorer]) -> None:
         self._part, self._items, self._scorers = part, items, scorers
         self._kept: list[_Chunk] | None = None
+        self._costs: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def tallies(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[Tally]:
         """The metrics of each setting, without the costs; the scores are computed once for all of them."""
@@ -65,13 +66,16 @@ class Ranking:
         `parameters` counts the numbers that are kept beside the base model, with what the setting blends in. `latency`
         is the milliseconds that the list of one user takes, the median over some.
         """
-        used = {n: s for n, s in self._scorers.items() if n == "model" or float(setting.get(n, 0.0))}
-        found: dict[str, float] = {}
-        if "parameters" in metrics:
-            found["parameters"] = float(sum(s.parameters for s in used.values()))
-        if "latency" in metrics:
-            found["latency"] = self._latency(used, setting)
-        return found
+        measures = {"parameters": self._parameters, "latency": self._latency}
+        used = tuple(n for n in self._scorers if n == "model" or float(setting.get(n, 0.0)))
+        for name in measures.keys() & set(metrics):
+            # Once for what the setting uses: among many measurements of one thing the best would be luck.
+            if (name, used) not in self._costs:
+                self._costs[name, used] = measures[name]({n: self._scorers[n] for n in used}, setting)
+        return {name: self._costs[name, used] for name in measures if name in metrics}
+
+    def _parameters(self, used: Mapping[str, Scorer], _: Genes) -> float:
+        return float(sum(scorer.parameters for scorer in used.values()))
 
     def _latency(self, used: Mapping[str, Scorer], setting: Genes) -> float:
         seconds = []
@@ -90,11 +94,11 @@ class Ranking:
         return [tally.values() | self.costs(setting, metrics) for setting, tally in tallies]
 
     def fitted(self, space: SearchSpace) -> SearchSpace:
-        """The space with its fitted genes at their likeliest values, on as many users as have `KEPT` scores."""
+        """The space with its fitted genes at their likeliest values, on users with at most `KEPT` scores."""
         starts = self._starts
         every = max(1, -(-len(starts) * CHUNK // KEPT))
         chunks = self._chunks() if every == 1 else self._compute(starts[::every])
-        scored = [(scores, targets) for _, targets, scores in chunks] if space.fitted else []
+        scored = ((scores, targets) for _, targets, scores in chunks)
         return space.at(likeliest(scored, space.fitted, space.fixed))
 
     def _chunks(self) -> Iterable[_Chunk]:

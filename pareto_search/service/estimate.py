@@ -9,7 +9,7 @@ from pareto_search.store import Store
 
 
 def estimate(config: SearchConfig, earlier: Path | None) -> tuple[float | None, str]:
-    """Seconds until the front is there, or None, and one sentence that says why.
+    """Seconds until the last candidate has ended, or None, and one sentence that says why.
 
     Args:
         earlier: the run folder of the latest search over the same data and base model, if there is one.
@@ -17,7 +17,7 @@ def estimate(config: SearchConfig, earlier: Path | None) -> tuple[float | None, 
     seconds, why = _by(config, earlier) if earlier else (None, "nothing like it has been searched here yet")
     minutes = config.search.minutes
     if minutes is not None and (seconds is None or minutes * 60 < seconds):
-        return minutes * 60, f"its budget of {minutes:g} minutes; the test scores come on top"
+        return minutes * 60, f"its budget of {minutes:g} minutes; the baselines and the test scores come on top"
     return seconds, why if minutes is not None or seconds else f"{why}; give it minutes to be sure of an end"
 
 

@@ -1,10 +1,13 @@
+import json
 import random
+import shutil
 import signal
 from pathlib import Path
 
 from running import Finished, eventually, pareto_search, started
 
 from benchmarks import kills
+from pareto_search.store import Store
 
 KILLS = 4
 
@@ -47,3 +50,27 @@ def test_a_driver_killed_before_its_first_candidate_can_be_started_again(undistu
     ended = pareto_search("run", undisturbed.config, "--out", run)
     assert ended.code == 0, ended.err
     assert kills.essence(run) == kills.essence(undisturbed.run)
+
+
+def test_a_driver_killed_before_the_baselines_are_known_finds_them_when_it_is_resumed(
+    undisturbed: Finished, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.run, run)
+    (run / "front.json").unlink()
+    store = Store.open(run / "search.db")
+    components, curves = store.fact("components"), store.fact("curves")
+    for name in ("sasrec", "text"):  # an older release did without the text
+        shutil.rmtree(run / "components" / name)
+        del components[name]
+    with store.transaction() as record:
+        record.put_fact("components", components)
+        record.put_fact("curves", {"warm-start": curves["warm-start"]})
+        record.put_fact("baselines", None)
+    store.close()
+    ended = pareto_search("resume", run)
+    assert ended.code == 0, ended.err
+    assert kills.essence(run) == kills.essence(undisturbed.run)
+    fronts = [json.loads((folder / "front.json").read_text()) for folder in (run, undisturbed.run)]
+    assert fronts[0]["baselines"] == fronts[1]["baselines"]
+    assert fronts[0]["curves"] == fronts[1]["curves"]

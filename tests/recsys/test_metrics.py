@@ -153,6 +153,9 @@ def test_calibration_error_by_hand() -> None:
     history = sequences([0], [0])
     bins = confidence(Ranked(lists, hits, np.ones(2, np.int64), history, sure))
     assert calibration_error(bins) == pytest.approx((abs(1.5 - 1) + 0.3 + 1) / 4)
+    # One of two targets is the next with 1/2: .9 is .4 too sure of it.
+    two = confidence(Ranked(lists[:1, :1], hits[:1, :1], np.array([2]), history, sure[:1, :1]))
+    assert calibration_error(two) == pytest.approx(0.4)
     halves = [confidence(Ranked(lists[:1], hits[[n]], np.ones(1, np.int64), history, sure[[n]])) for n in range(2)]
     assert calibration_error(halves[0] + halves[1]) == pytest.approx(calibration_error(bins))
     assert calibration_error(np.zeros_like(bins)) == 0.0

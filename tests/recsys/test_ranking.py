@@ -200,11 +200,11 @@ def test_only_what_is_offered_is_ranked() -> None:
 
 
 def test_probabilities_are_judged_as_the_setting_makes_them() -> None:
-    # Users 0, 2 and 3 have their target first, and a model that is all but certain is wrong about two of five.
+    # Users 0 and 3 have their target first, user 2 one of two. A model that is all but certain is wrong about the rest.
     values = Ranking(part(), ITEMS, {"model": Fixed()}).values([{"sharpness": 20.0}, {"sharpness": 1e-6}], ["ece@1"])
-    assert values[0]["ece@1"] == pytest.approx(2 / 5, abs=1e-3)
-    # One that knows nothing gives all of the 5, 4, 4, 5 and 5 items that are left the same: too little for three hits.
-    assert values[1]["ece@1"] == pytest.approx((3 - (3 / 5 + 2 / 4)) / 5, abs=1e-3)
+    assert values[0]["ece@1"] == pytest.approx(2.5 / 5, abs=1e-3)
+    # One that knows nothing gives all of the 5, 4, 4, 5 and 5 items that are left the same, which is too little.
+    assert values[1]["ece@1"] == pytest.approx((2.5 - (3 / 5 + 2 / 4)) / 5, abs=1e-3)
 
 
 def test_costs_count_what_a_setting_uses() -> None:
@@ -225,4 +225,13 @@ def test_latency_is_that_of_what_a_setting_uses() -> None:
     both = Ranking(part(), ITEMS, {"model": Fixed(), "ease": Slow()})
     found = both.costs({"ease": 0.5}, ["latency"])
     assert found["latency"] >= 50
+    assert both.costs({"ease": 0.0}, ["latency"])["latency"] < 50
     assert both.costs({}, ["hr@2"]) == {}
+
+
+def test_settings_that_use_the_same_cost_the_same() -> None:
+    both = Ranking(part(), ITEMS, {"model": Fixed(), "ease": Fixed()})
+    first, second, other = (
+        both.costs({"ease": w, "diversity": d}, ["latency"]) for w, d in ((1, 0), (0.2, 0.5), (0, 0))
+    )
+    assert first == second != other
