@@ -105,19 +105,21 @@ def test_an_export_becomes_a_version_of_a_model_whose_files_score_as_before(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     front = load_front(undisturbed.run)
     data = load(**SearchConfig.load(undisturbed.run / "search.yaml").data.arguments())
-    trained = [entry for entry in front["front"] if entry["kind"] == "trained"]
-    for number, entry in enumerate(trained[:2], 1):
+    entries = sorted(front["front"], key=lambda entry: len(entry["genes"]))[-2:]
+    for number, entry in enumerate(entries, 1):
         folder = tmp_path / f"exported{number}"
         export(undisturbed.run, entry["entry"], data, folder)
         assert register("books", folder, front, entry) == str(number)
 
     client = mlflow.MlflowClient()
     latest = client.get_model_version("books", "2")
-    chosen = trained[1]
+    chosen = entries[1]
+    assert chosen["genes"]
     assert (latest.tags["search"], latest.tags["entry"]) == ("small", chosen["entry"])
     logged = client.get_run(latest.run_id)
     assert logged.data.metrics["test/ndcg_at_5"] == pytest.approx(chosen["test"]["ndcg@5"]["mean"])
-    assert logged.data.params["genes.rank"] == str(chosen["genes"]["rank"])
+    for gene, value in chosen["genes"].items():
+        assert logged.data.params[f"genes.{gene}"] == str(value)
     client.set_registered_model_alias("books", "live", "2")
     files = mlflow.artifacts.download_artifacts("models:/books@live")
     found = of_folder(Path(files))
