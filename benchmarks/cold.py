@@ -31,7 +31,7 @@ from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.rerank import standardise
 from pareto_search.recsys.split import Sequences, gaps, order_of, split
 from pareto_search.refreshing import moved
-from pareto_search.space import BLENDED, TEXT
+from pareto_search.space import TEXT
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.losses import ItemTensors
@@ -109,12 +109,13 @@ def measure(seed: int, steps: int) -> dict[str, float]:
     whole = Encoder(worker.base, cold.texts, max_tokens=work.max_item_tokens, layers=work.layers, dtype=encoder.dtype)
     start = worker.fit("warm-start")
     assert start is not None
+    warm, text = cold.checkpoint(start, whole), cold.text(whole)
     found = {
         "chance": cold.chance(seed),
         "frozen encoder": cold.frozen(whole),
-        "text": cold.ndcg(cold.text(whole)),
-        "warm start": cold.ndcg(cold.checkpoint(start, whole)),
-        "warm start and text": cold.blended(cold.checkpoint(start, whole), cold.text(whole), _weight(worker, start)),
+        "text": cold.ndcg(text),
+        "warm start": cold.ndcg(warm),
+        "warm start and text": cold.blended(warm, text, _weight(worker, start)),
     }
     task = Task(encoder, Recommender.loaded(start), work.split.train, ItemTensors(worker.items, "cpu"), objectives)
     weights = {f"weight.{o.name}": LEAST for o in objectives}
@@ -133,7 +134,7 @@ def _weight(worker: Worker, start: Files) -> float:
     assert text is not None
     scorers = {"model": scorer(start, worker.encoder), TEXT: component(text, worker.encoder)}
     ranking = Ranking(worker.load.split.validation, worker.items, scorers)
-    return float(ranking.fitted(worker.load.space.without({*BLENDED} - {TEXT})).fixed[TEXT])
+    return float(ranking.fitted(worker.load.space).fixed[TEXT])
 
 
 def _without(data: Dataset, held: NDArray[np.bool_]) -> Dataset:

@@ -35,7 +35,7 @@ from pareto_search.recsys.baselines import DecayedMean, Scorer
 from pareto_search.recsys.dataset import Dataset, load
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
-from pareto_search.space import BLENDED, TEXT
+from pareto_search.space import TEXT
 from pareto_search.workers.evaluate import component
 from pareto_search.workers.worker import Worker
 
@@ -78,7 +78,7 @@ def measure(config: SearchConfig, data: Dataset) -> dict[str, PerUser]:
     worker.equip(files)
     blended = {"model": parts.pop("warm-start"), **parts}
     ranking = Ranking(worker.load.split.validation, worker.items, blended)
-    best = ranking.fitted(worker.load.space.without(set(BLENDED) - set(parts))).fixed
+    best = ranking.fitted(worker.load.space).fixed
 
     def tested(scorers: Mapping[str, Scorer], setting: Genes) -> PerUser:
         [tally] = Ranking(worker.load.split.test, worker.items, scorers).tallies([setting], [METRIC])

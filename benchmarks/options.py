@@ -28,7 +28,7 @@ from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
-from pareto_search.space import BLENDED, FITTED
+from pareto_search.space import FITTED
 from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.recommender import Recommender
@@ -132,7 +132,7 @@ class Seed:
     def _best(self, worker: Worker, scorers: Mapping[str, Scorer]) -> Mapping[str, Any]:
         """The weights of the components with which validation is likeliest."""
         ranking = Ranking(worker.load.split.validation, worker.items, scorers)
-        return ranking.fitted(worker.load.space.without(set(BLENDED) - set(scorers))).fixed
+        return ranking.fitted(worker.load.space).fixed
 
 
 def main() -> None:

@@ -130,8 +130,8 @@ def pair(front: Front, archive: Sequence[Evaluation], x: str, y: str, part: Part
 def parallel(front: Front) -> go.Figure:
     """The entries as lines across objectives (validation; up is better) and the genes that vary most with them.
 
-    Merged checkpoints have no genes of their own: they are left out. What an entry is not
-    re-ranked for, or does not blend in, is 0. The colour is the first objective.
+    Merged checkpoints have no genes of their own: they are left out. What an entry is not re-ranked for, or does not
+    blend in, is 0. The colour is the first objective.
     """
     objectives = objectives_of(front)
     entries = [e for e in front["front"] if e["genes"]]

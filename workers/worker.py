@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -19,7 +19,7 @@ from pareto_search.recsys.metrics import PerUser
 from pareto_search.recsys.ranking import Ranking, search_settings
 from pareto_search.recsys.split import SAME_MOMENT, Part, Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
-from pareto_search.space import BLENDED, TEXT, SearchSpace
+from pareto_search.space import TEXT, SearchSpace
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, Precision, precision
 from pareto_search.workers.evaluate import Scores, blended, component, score, scorer, similarity_files, text_files
@@ -89,7 +89,7 @@ class Course(TypedDict):
 
 
 Components = Mapping[str, Files]
-"""Name -> files of what every candidate needs: `warm-start`, and those that are blended in; of SASRec in the end."""
+"""Name -> files of what workers share: `warm-start`, what is blended in, and in the end SASRec, to compare with."""
 
 
 class Worker:
@@ -188,7 +188,7 @@ class Worker:
     def curve(self, name: str, blend: Sequence[str], count: int) -> list[tuple[Genes, Values]]:
         """A baseline's curve on validation: the inner search over re-ranking and the named blends."""
         ranking = self._ranking(self.load.split.validation, self._baseline(name), blend)
-        return self._inner_search(ranking, blend, count, self.load.seed)
+        return self._inner_search(ranking, count, self.load.seed)
 
     def baseline(self, name: str) -> Values:
         """A baseline's values on validation."""
@@ -314,7 +314,7 @@ class Worker:
         if alone:
             return [({}, ranking.values([{}], load.metrics)[0])]
         seed = _seed(load.seed, candidate.id)
-        return self._inner_search(ranking, self._blended, load.serving_settings, seed, self.known)
+        return self._inner_search(ranking, load.serving_settings, seed, self.known)
 
     @property
     def _blended(self) -> tuple[str, ...]:
@@ -322,12 +322,12 @@ class Worker:
         return tuple(name for name in self.components if name in self.load.space.roles)
 
     def _inner_search(
-        self, ranking: Ranking, blend: Collection[str], count: int, seed: int, known: Sequence[Genes] = ()
+        self, ranking: Ranking, count: int, seed: int, known: Sequence[Genes] = ()
     ) -> list[tuple[Genes, Values]]:
-        """So many settings of a model with the named components beside the model alone, which comes first."""
+        """So many settings beside the model alone, which comes first."""
         return search_settings(
             lambda settings: ranking.values(settings, self.load.metrics),
-            ranking.fitted(self.load.space.without(set(BLENDED) - set(blend))),
+            ranking.fitted(self.load.space),
             self.load.objectives,
             constraints=self.load.constraints,
             count=count,

@@ -117,9 +117,9 @@ class PeerSearch:
         """
         each = {f"warm-start-{n}": ("warm-start", n) for n in range(self.config.model.towers)}
         towers = {"warm-start": ("warm-start",)} if self.peer == OURS else each
-        names = sorted(self.config.blended, key=lambda name: name != SASREC)
-        alone = {name: (name,) for name in names}
-        return {**alone, **towers} if SASREC in alone else {**towers, **alone}
+        alone = {name: (name,) for name in self.config.blended}
+        longest = {name: fit for name, fit in alone.items() if name == SASREC}
+        return {**longest, **towers, **alone}
 
     def known(self) -> list[Genes]:
         """Waits until they are found: the settings that serve the warm start well."""

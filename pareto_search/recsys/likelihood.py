@@ -39,7 +39,7 @@ def likeliest(chunks: Iterable[Scored], names: Sequence[str], fixed: Genes) -> G
         return {}
     parts = [name for name in names if name != SHARPNESS]
     sharpness = float(fixed.get(SHARPNESS, 1.0))
-    # A generator's chunks are not all there at once: large parts are kept by this alone.
+    # Of a large part the chunks are computed one by one, and what is kept of them is kept here alone.
     prepared = [_Chunk(scores, targets, parts, fixed) for scores, targets in chunks]
     count = sum(chunk.users for chunk in prepared)
 

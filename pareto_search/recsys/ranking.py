@@ -16,7 +16,7 @@ from pareto_search.recsys.metrics import Ranked, Tally, parse_metric
 from pareto_search.recsys.rerank import blend, probabilities, relevance, rerank
 from pareto_search.recsys.split import Part, Sequences
 from pareto_search.recsys.statistics import ItemStatistics
-from pareto_search.space import SearchSpace
+from pareto_search.space import BLENDED, SearchSpace
 
 CHUNK = 2_000_000
 """How many scores of each model are computed at once."""
@@ -94,7 +94,11 @@ class Ranking:
         return [tally.values() | self.costs(setting, metrics) for setting, tally in tallies]
 
     def fitted(self, space: SearchSpace) -> SearchSpace:
-        """The space with its fitted genes at their likeliest values, on users with at most `KEPT` scores."""
+        """The space with its fitted genes at their likeliest values, without the genes of components that are not here.
+
+        Users count up to `KEPT` scores.
+        """
+        space = space.without(set(BLENDED) - self._scorers.keys())
         starts = self._starts
         every = max(1, -(-len(starts) * CHUNK // KEPT))
         chunks = self._chunks() if every == 1 else self._compute(starts[::every])

@@ -1,6 +1,5 @@
 """Ranking a part under many settings, and the search for good settings."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -216,22 +215,25 @@ def test_costs_count_what_a_setting_uses() -> None:
     assert [v["parameters"] for v in both.values(settings, ["hr@2", "parameters"])] == [7, 7, 107]
 
 
-def test_latency_is_that_of_what_a_setting_uses() -> None:
+def test_latency_is_that_of_what_a_setting_uses_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(ranking.time, "perf_counter", lambda: clock[0])
+
     class Slow(Fixed):
         def scores(self, history: Sequences) -> np.ndarray:
-            time.sleep(0.05)
+            clock[0] += 0.05
             return super().scores(history)
 
     both = Ranking(part(), ITEMS, {"model": Fixed(), "ease": Slow()})
-    found = both.costs({"ease": 0.5}, ["latency"])
-    assert found["latency"] >= 50
-    assert both.costs({"ease": 0.0}, ["latency"])["latency"] < 50
+    assert both.costs({"ease": 0.5}, ["latency"]) == {"latency": pytest.approx(50)}
+    assert both.costs({"ease": 0.0}, ["latency"]) == {"latency": 0}
+    taken = clock[0]
+    assert both.costs({"ease": 1.0, "diversity": 0.5}, ["latency"]) == {"latency": pytest.approx(50)}
+    assert clock[0] == taken
     assert both.costs({}, ["hr@2"]) == {}
 
 
-def test_settings_that_use_the_same_cost_the_same() -> None:
-    both = Ranking(part(), ITEMS, {"model": Fixed(), "ease": Fixed()})
-    first, second, other = (
-        both.costs({"ease": w, "diversity": d}, ["latency"]) for w, d in ((1, 0), (0.2, 0.5), (0, 0))
-    )
-    assert first == second != other
+def test_what_is_not_there_to_be_blended_is_not_fitted() -> None:
+    space = SearchSpace(GENES[:1], {}, {**SPACE.roles, "text": "serving"}, ("ease", "text"))
+    found = Ranking(part(), ITEMS, {"model": Fixed(), "ease": Fixed()}).fitted(space)
+    assert found.fixed.keys() == {"ease"}
