@@ -91,7 +91,7 @@ class Cold:
         """
         place = np.arange(len(self.texts))
         place[-self.count :] = -1
-        return scorer(moved(files, [str(item) for item in place], place), encoder).scores(self._history)
+        return scorer(moved(files, [str(item) for item in place], place, {}), encoder).scores(self._history)
 
     def blended(self, model: NDArray[np.float32], text: NDArray[np.float32], weight: float) -> float:
         """NDCG@10 of both together."""

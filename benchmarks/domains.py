@@ -71,7 +71,7 @@ def configured(folder: Path, target: str, seed: int, shots: float) -> SearchConf
 
 def measure(config: SearchConfig, data: Dataset) -> dict[str, PerUser]:
     """Every user's accuracy on test: with the frozen encoder, the text, and the warm start as it is blended."""
-    worker = Worker(workload(config, data, split(data, **config.data.splitting())))
+    worker = Worker(workload(config, data, split(data, **config.splitting())))
     fitted = {name: worker.fit(name) for name in (*config.blended, "warm-start")}
     files = {name: found for name, found in fitted.items() if found is not None}
     parts = {name: component(found, worker.encoder) for name, found in files.items()}

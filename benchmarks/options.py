@@ -61,6 +61,7 @@ OPTIONS: Mapping[str, Option] = {
     "two towers": Option({"towers": 2}),
     "eight towers": Option({"towers": 8}),
     "without time gaps": Option({"time_gaps": False}),
+    "gender and occupation": Option({"groups": ["gender", "occupation"]}),
     "decayed mean": Option({"tower": "decayed_mean"}),
     "width 64": Option({"width": 64}),
     "history 20": Option({"history": 20}),
@@ -103,7 +104,7 @@ class Seed:
             space = {"sasrec": FITTED}  # so that it can be blended in
             content = {"name": "options", "data": {"source": MOVIELENS, "tie_seed": self._seed}, "model": dict(model)}
             config = SearchConfig.parse({**content, "space": space, "search": {"seed": self._seed}})
-            worker = Worker(workload(config, self._data, split(self._data, **config.data.splitting())))
+            worker = Worker(workload(config, self._data, split(self._data, **config.splitting())))
             began = time.perf_counter()
             files = worker.fit("warm-start")
             assert files is not None

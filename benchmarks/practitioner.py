@@ -59,7 +59,7 @@ def configured(seed: int, minutes: float) -> SearchConfig:
 def test(config: SearchConfig, run: Path, front: Any) -> OnTest:
     """Scores both sides again, from what the run folder keeps, and keeps each user apart."""
     data = load(**config.data.arguments())
-    worker = Worker(workload(config, data, split(data, **config.data.splitting())))
+    worker = Worker(workload(config, data, split(data, **config.splitting())))
     folders = (run / "components").iterdir()
     worker.equip({f.name: files for f in folders if (files := checkpoint.read(f))})
     names = [o.name for o in config.objectives]

@@ -319,6 +319,7 @@ def export_study(run: Path, to: Path) -> None:
 @click.option("--user", help="A user of the data set.")
 @click.option("--history", help="Or item ids, oldest first: 'ID,ID,…'.")
 @click.option("--times", help="When each of these was, in the data's unit of time: 'TIME,TIME,…'.")
+@click.option("--group", "groups", multiple=True, help="What this user belongs to: 'occupation=artist'; repeatable.")
 @click.option("-k", default=10, show_default=True, help="How many items.")
 @click.option("--explain", is_flag=True, help="Say why.")
 @AS_JSON
@@ -329,6 +330,7 @@ def recommend(
     user: str | None,
     history: str | None,
     times: str | None,
+    groups: tuple[str, ...],
     k: int,
     explain: bool,
     as_json: bool,
@@ -343,6 +345,10 @@ def recommend(
         raise ConfigError("give either --user ID or --history 'ID,ID,…'")
     if times is not None and history is None:
         raise ConfigError("--times says when the items of --history were; give both, or --user alone")
+    if groups and history is None:
+        raise ConfigError("--group says who has the --history; give both, or --user alone")
+    if any("=" not in group for group in groups):
+        raise ConfigError(f"--group is '{next(g for g in groups if '=' not in g)}'; expected 'occupation=artist'")
     try:
         when = None if times is None else [float(time) for time in times.split(",")]
     except ValueError:
@@ -351,7 +357,8 @@ def recommend(
     if history is None:
         known = served.history_of(str(user))
     else:
-        known = served.history_with([item.strip() for item in history.split(",")], when)
+        belongs = {kind: group for kind, _, group in (each.partition("=") for each in groups)}
+        known = served.history_with([item.strip() for item in history.split(",")], when, belongs)
     found = served.recommend(known, k, explain=explain)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(r) for r in found], indent=1))

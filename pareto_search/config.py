@@ -140,10 +140,6 @@ class DataSection(_Section):
         columns = Columns(**self.columns.model_dump())
         return {"interactions": self.interactions, "items": self.items, "users": self.users, "columns": columns}
 
-    def splitting(self) -> dict[str, Any]:
-        """The keyword arguments of `recsys.split.split`, beside the data set."""
-        return {"strategy": self.split, "tie_seed": self.tie_seed, "target": self.target, "shots": self.shots}
-
     def at(self, place: str) -> "DataSection":
         """The same tables or atomic files at another place, split in the same way; see `SearchConfig.refreshed`."""
         if place.endswith((".yaml", ".yml")):
@@ -178,6 +174,7 @@ class ModelSection(_Section):
             has ID embeddings of its own: with a hundred thousand items one is enough to pay for.
         time_gaps: whether the attention tower also reads how long after the one before it each of these came, where
             the data has times.
+        groups: which of the data's groups the attention tower reads of a user, such as `occupation`; None for none.
         width: the size of item and user vectors.
     """
 
@@ -189,6 +186,7 @@ class ModelSection(_Section):
     tower: Literal["attention", "decayed_mean"] = "attention"
     towers: Annotated[int, Field(ge=1, le=16)] = 4
     time_gaps: bool = True
+    groups: Annotated[tuple[Text, ...], Listed, Field(min_length=1)] | None = None
     width: Annotated[int, Field(ge=2, multiple_of=2)] = 128
 
     def resolved(self, folder: Path) -> "ModelSection":
@@ -329,6 +327,12 @@ class SearchConfig(_Section):
     def search_space(self) -> SearchSpace:
         """The genes that vary, and those that are fixed or fitted."""
         return SearchSpace.build(default_genes(self.objectives, self.blended), self.space)
+
+    def splitting(self) -> dict[str, Any]:
+        """The keyword arguments of `recsys.split.split`, beside the data set."""
+        data = self.data
+        how = {"strategy": data.split, "tie_seed": data.tie_seed, "target": data.target, "shots": data.shots}
+        return how | ({"groups": list(self.model.groups)} if self.model.groups else {})
 
     @property
     def blended(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def run_search(
         _check(config, data)
         for reason, number in data.dropped.items():
             watcher.notice(f"Left out {reason}: {number}.")
-        parts = split(data, **config.data.splitting())
+        parts = split(data, **config.splitting())
         _check_groups(config, parts)
         _check_offered(config, data, parts)
         if refreshes is not None:
@@ -339,7 +339,8 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         rank=max(int(rank) for rank in ranks),
         notes={
             "data_sha256": data.sha256,
-            "split": config.data.splitting() | {"sha256": parts.sha256},
+            "split": config.splitting() | {"sha256": parts.sha256},
+            "group_names": {name: list(groups) for name, groups in parts.groups.items()},
             "items": list(data.item_ids),
             "metrics": list(config.metrics),
         },

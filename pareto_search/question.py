@@ -15,6 +15,7 @@ class Question(BaseModel):
     Attributes:
         user, history: one of them; a user of the data set, or items, oldest first.
         times: when each item of the history was, in the data's unit of time; None where nobody knows.
+        groups: which groups this user belongs to, such as `occupation` -> `artist`, where the model reads them.
         k: how many items.
         exclude: items that must not be shown, beside those of the history.
         least: `credibility` or `novelty` -> the least that an item must have, 0..1.
@@ -29,6 +30,7 @@ class Question(BaseModel):
     user: str | None = None
     history: tuple[str, ...] | None = None
     times: tuple[FiniteFloat, ...] | None = None
+    groups: dict[str, str] = {}
     k: Annotated[int, Field(ge=1, le=POOL)] = 10
     exclude: tuple[str, ...] = ()
     least: dict[str, FiniteFloat] = {}
@@ -42,6 +44,8 @@ class Question(BaseModel):
             raise ValueError("give either user or history")
         if self.times is not None and self.history is None:
             raise ValueError("times say when the items of the history were; give both, or the user alone")
+        if self.groups and self.history is None:
+            raise ValueError("groups say who has the history; give both, or the user alone")
         if self.entry is not None and self.prefer is not None:
             raise ValueError("give either entry or prefer")
         if unknown := self.least.keys() - {"credibility", "novelty"}:

@@ -75,7 +75,7 @@ def take_over(
         raise DataError(f"no item of {data.name} is known to {source}; expected the same ids, and some new ones")
     notices = _compared(config, front, data, parts)
     for name, content in files.items():
-        checkpoint.write(run / FOLDER / name, moved(content, data.item_ids, place))
+        checkpoint.write(run / FOLDER / name, moved(content, data.item_ids, place, parts.groups))
     store = Store.open(config.store or source / "search.db", config.name)
     forerunners = _forerunners(front, {c.id: c for c in store.candidates()})
     store.close()
@@ -99,14 +99,18 @@ def entries(run: Path) -> list[Document]:
     return list(_read(run)["entries"])
 
 
-def moved(files: Files, items: Sequence[str], place: NDArray[np.intp]) -> dict[str, bytes]:
+def moved(
+    files: Files, items: Sequence[str], place: NDArray[np.intp], groups: Mapping[str, Sequence[str]]
+) -> dict[str, bytes]:
     """A checkpoint or component over another catalogue.
 
     An item that it does not know has its text alone: no ID embedding, the average item's bias, nothing similar to it.
+    A group that it does not know is as if nobody had told.
 
     Args:
         items: the ids of the other catalogue, m of them.
         place: `(m,)` where each is in the catalogue of the files, -1 where it is not.
+        groups: of each kind that the tower reads, those of the other data.
 
     Raises:
         CheckpointError: another release wrote the files.
@@ -114,11 +118,16 @@ def moved(files: Files, items: Sequence[str], place: NDArray[np.intp]) -> dict[s
     found = dict(files)
     if "recommender.json" in files and "towers" not in json.loads(files["recommender.json"]):
         raise CheckpointError("the old front was made by another release, whose checkpoints are not read; search anew")
+    notes = json.loads(files.get("recommender.json", b"{}"))
     for file in files.keys() & {"recommender.safetensors", "weights.safetensors", "vectors.safetensors"}:
         rows = {name: _rows(name, tensor, place) for name, tensor in load(files[file]).items()}
+        if "group" in rows:
+            rows["group"] = _group_rows(rows["group"], notes["group_names"], groups)
         found[file] = save({n: np.ascontiguousarray(r) for n, r in rows.items()})  # of another layout it saves nonsense
-    if "recommender.json" in files:
-        notes = json.loads(files["recommender.json"]) | {"n_items": len(items), "items": list(items)}
+    if notes:
+        notes |= {"n_items": len(items), "items": list(items)}
+        if notes.get("groups"):
+            notes |= {"groups": [len(groups[kind]) for kind in groups], "group_names": dict(groups)}
         found["recommender.json"] = json.dumps(notes, indent=2, sort_keys=True).encode()
     return found
 
@@ -134,6 +143,15 @@ def _rows(name: str, tensor: NDArray[np.float32], place: NDArray[np.intp]) -> ND
     if name == "vectors":
         return np.where(known[:, None], tensor[place], 0).astype(tensor.dtype)
     return tensor
+
+
+def _group_rows(
+    tensor: NDArray[np.float32], old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[str]]
+) -> NDArray[np.float32]:
+    """Group embeddings `(towers, 1 + old groups, d)` in the order of other groups; of those that are new, zero."""
+    row = {group: row for row, group in enumerate(((k, g) for k, several in old.items() for g in several), start=1)}
+    found = [row.get((kind, group), 0) for kind, several in new.items() for group in several]
+    return tensor[:, [0, *found]]  # the first row, of what is not known, is zero
 
 
 def leaked(old: tuple[Dataset, Split], new: tuple[Dataset, Split]) -> int:
@@ -172,7 +190,7 @@ def _compared(config: SearchConfig, front: Document, data: Dataset, parts: Split
             raise DataError(
                 f"{data.name} has {have} where the old front's data has {has}: {what}; expected the same columns"
             )
-    count = leaked((old, split(old, **config.data.splitting())), (data, parts))
+    count = leaked((old, split(old, **config.splitting())), (data, parts))
     held = sum(len(part.targets.items) for part in (parts.validation, parts.test))
     if count > LEAKED * held:
         raise DataError(

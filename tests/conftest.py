@@ -209,30 +209,26 @@ def toy_run(make_run: Callable[[Any], Path], workload: Any) -> Path:
 def make_run(
     tmp_path_factory: pytest.TempPathFactory,
     toy: Dataset,
-    toy_split: Split,
     objectives: tuple[Objective, ...],
     genes: dict[str, Any],
 ) -> Callable[[Any], Path]:
     """Makes a run folder whose one checkpoint has an adapter far from zero, and two entries: `c0000-s02` re-ranks and
     blends in EASE, and is diverse; `c0000-s00` is the checkpoint alone, and accurate."""
-    return lambda workload: _run(tmp_path_factory.mktemp("toy") / "run", workload, toy, toy_split, objectives, genes)
+    return lambda workload: _run(tmp_path_factory.mktemp("toy") / "run", workload, toy, objectives, genes)
 
 
 def _run(
     folder: Path,
     workload: Any,
     toy: Dataset,
-    toy_split: Split,
     objectives: tuple[Objective, ...],
     genes: dict[str, Any],
 ) -> Path:
     from pareto_search.workers.worker import Worker
 
-    notes = {
-        "data_sha256": toy.sha256,
-        "split": {"strategy": "leave_last_out", "tie_seed": 0, "sha256": toy_split.sha256},
-        "metrics": [o.name for o in objectives],
-    }
+    parts = workload.split
+    split_by = {"strategy": "leave_last_out", "tie_seed": 0, "groups": list(parts.groups), "sha256": parts.sha256}
+    notes = {"data_sha256": toy.sha256, "split": split_by, "metrics": [o.name for o in objectives]}
     worker = Worker(replace(workload, notes=notes, serving_settings=1))
     warm, ease = worker.fit("warm-start"), worker.fit("ease")
     assert warm is not None
@@ -257,7 +253,7 @@ def _run(
     front = {
         "search": "toy",
         "data_sha256": toy.sha256,
-        "split_sha256": toy_split.sha256,
+        "split_sha256": parts.sha256,
         "base": {"id": worker.base.id, "sha256": worker.base.sha256},
         "objectives": [
             {"name": o.name, "direction": o.direction, "reference": o.reference, "ideal": o.ideal} for o in objectives

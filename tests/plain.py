@@ -94,8 +94,13 @@ def scores(
     text: Array | None,
     histories: Sequence[Any],
     gaps: Sequence[Any] | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Array:
-    """The mean over towers of s(u, i) = u·v_i / temperature + item_bias_i."""
+    """The mean over towers of s(u, i) = u·v_i / temperature + item_bias_i.
+
+    Args:
+        groups: each user's, of each kind, counted from 1, and 0 for one that is not known.
+    """
     total = 0.0
     for number in range(notes["towers"]):
         tower = {name: stacked[number].astype(np.float64) for name, stacked in tensors.items()}
@@ -105,6 +110,11 @@ def scores(
         windows = [vectors[np.asarray(history)[-notes["history"] :]] for history in read]
         if notes["gaps"] and gaps is not None:
             windows = [w + tower["gap"][np.asarray(g)[-notes["history"] :]] for w, g in zip(windows, gaps, strict=True)]
+        if groups is not None:
+            for row, belongs in enumerate(groups):
+                for kind, group in enumerate(belongs):
+                    if group:
+                        windows[row] = windows[row] + tower["group"][sum(notes["groups"][:kind]) + group]
         users = [decayed_mean(w) if notes["tower"] == "decayed_mean" else attention(w, tower) for w in windows]
         total += np.array(users) @ vectors.T / tower["temperature"] + tower["item_bias"]
     return total / notes["towers"]

@@ -531,6 +531,9 @@ def test_recommend_gives_items_that_the_user_has_not_seen_with_titles_and_reason
         (["--history", "i1", "-k", "0"], "-k is 0; expected 1 to 29"),
         ([], "give either --user ID or --history"),
         (["--user", "u1", "--history", "i1"], "give either --user ID or --history"),
+        (["--user", "u1", "--group", "town=Ulm"], "--group says who has the --history; give both, or --user alone"),
+        (["--history", "i1", "--group", "Ulm"], "--group is 'Ulm'; expected 'occupation=artist'"),
+        (["--history", "i1", "--group", "town=Ulm"], "the model does not read the town of a user; it reads none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -361,7 +361,7 @@ def test_a_target_that_does_not_fit_is_refused(data: dict[str, Any], complaint: 
 def test_a_target_says_how_the_data_is_split() -> None:
     targeted = SearchConfig.parse({"name": "s", "data": {"source": "folder", "target": "a"}})
     splitting = {"strategy": "leave_last_out", "tie_seed": 0, "target": "a", "shots": None}
-    assert targeted.data.splitting() == splitting
+    assert targeted.splitting() == splitting
     assert SearchConfig.parse(yaml.safe_load(targeted.to_yaml())) == targeted
 
 

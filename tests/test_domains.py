@@ -99,7 +99,7 @@ def test_an_item_that_has_changed_its_domain_is_noticed(
         text = (finished.config.parent / name).read_text()
         (tmp_path / name).write_text(text.replace("library\n", "shop\n", 1) if name == "items.csv" else text)
     ended = pareto_search("evaluate", tmp_path / "entry", "--data", tmp_path / "search.yaml")
-    assert "the items' domains have changed; give the data of its search" in ended.complaint
+    assert "domains or groups have changed; give the data of its search" in ended.complaint
 
 
 def test_why_an_item_is_recommended_counts_the_text(finished: Finished, textual: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from pareto_search.store import Store
 from pareto_search.workers import pool
 from pareto_search.workers.evaluate import similarity
 from pareto_search.workers.recommend import History, Serving, sequences
-from pareto_search.workers.recommender import Recommender, TowerScorer
+from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
 
 __all__ = ["undisturbed"]
 
@@ -183,7 +183,7 @@ def test_what_was_trained_on_and_is_held_out_now_is_counted(tmp_path: Path, rows
 def test_a_checkpoint_over_another_catalogue_scores_what_it_knows_as_before_and_the_rest_by_text(toy_run: Path) -> None:
     files = checkpoint.read(toy_run / "checkpoints" / "c0000")
     place = np.array([3, -1, *range(19, 3, -1), 0])  # items 1 and 2 are gone, and one is new
-    other = moved(files, [f"n{i}" for i in range(len(place))], place)
+    other = moved(files, [f"n{i}" for i in range(len(place))], place, {})
     assert other["adapter_model.safetensors"] == files["adapter_model.safetensors"]
 
     text = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
@@ -191,8 +191,9 @@ def test_a_checkpoint_over_another_catalogue_scores_what_it_knows_as_before_and_
     fresh = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
     here = TowerScorer.of(Recommender.loaded(other), torch.where(torch.tensor(place)[:, None] >= 0, text[place], fresh))
     history = np.array([0, 2, 5, 18], np.int32)
-    before = there.scores(sequences([History.timed(place[history].astype(np.int32), None)]))[0]
-    after = here.scores(sequences([History.timed(history, None)]))[0]
+    nobody = np.zeros(0, np.int32)
+    before = there.scores(sequences([History.timed(place[history].astype(np.int32), None, nobody)]))[0]
+    after = here.scores(sequences([History.timed(history, None, nobody)]))[0]
     known = place >= 0
     assert after[known] == pytest.approx(before[place[known]], rel=1e-5)
 
@@ -204,7 +205,21 @@ def test_a_checkpoint_over_another_catalogue_scores_what_it_knows_as_before_and_
         assert tower.item_bias[1].item() == pytest.approx(old.towers[number].item_bias.mean().item())
 
     weights = similarity(checkpoint.read(toy_run / "components" / "ease")).weights
-    carried = similarity(moved(checkpoint.read(toy_run / "components" / "ease"), [""] * len(place), place)).weights
+    carried = similarity(moved(checkpoint.read(toy_run / "components" / "ease"), [""] * len(place), place, {})).weights
     assert carried[2, 0] == weights[19, 3]
     assert not carried[1].any()
     assert not carried[:, 1].any()
+
+
+def test_groups_go_to_their_new_places_and_new_ones_are_as_if_nobody_had_told() -> None:
+    torch.manual_seed(0)
+    model = Recommender(Shape(3, 4, 5, "attention", 0, item_embeddings=True, towers=2, groups=(2, 1)))
+    with torch.no_grad():
+        for tower in model.towers:
+            tower.group[1:].normal_()
+    files = model.files({"towers": 2, "group_names": {"gender": ["F", "M"], "town": ["Ulm"]}})
+    new = {"gender": ("F", "M", "X"), "town": ("Bonn", "Ulm")}
+    other = Recommender.loaded(moved(files, ["a", "b", "c"], np.arange(3), new))
+    assert other.shape.groups == (3, 2)
+    for old, tower in zip(model.towers, other.towers, strict=True):
+        assert torch.equal(tower.group, old.group[[0, 1, 2, 0, 0, 3]])

@@ -131,7 +131,7 @@ class Desk:
                     f"user '{question.user}' is not in the data; expected one such as '{known}', or give a history"
                 )
             return self._histories[question.user]
-        return self._serving.history_with(question.history or (), question.times)
+        return self._serving.history_with(question.history or (), question.times, question.groups)
 
     def _lists(self, serving: Serving, histories: Sequence[History], k: int) -> list[_List]:
         several, setting = sequences(histories), serving.entry.serving

@@ -22,6 +22,7 @@ class Batch:
     Attributes:
         items: `(b, h)` what the tower reads.
         gaps: `(b, h)` how long after the one before each came, or None where the data has no times.
+        groups: `(b, kinds)` those of the users, as `Sequences` has them, or None.
         lengths: `(b,)` how many of them count.
         targets: `(b, h)` the item after each, or -1 where nothing is to be predicted.
         users: `(b,)` whose window it is.
@@ -30,6 +31,7 @@ class Batch:
 
     items: Tensor
     gaps: Tensor | None
+    groups: Tensor | None
     lengths: Tensor
     targets: Tensor
     users: NDArray[np.int64]
@@ -128,9 +130,9 @@ class Batches:
         predicted = inside & (column >= (lengths - fresh)[:, None])
         targets[predicted] = self._items[source[predicted] + 1]
         passed = None if self._train.gaps is None else torch.from_numpy(gaps)
-        return Batch(
-            torch.from_numpy(items), passed, torch.from_numpy(lengths), torch.from_numpy(targets), users, starts
-        )
+        groups = None if self._train.groups is None else torch.from_numpy(self._train.groups[users])
+        counts = torch.from_numpy(lengths)
+        return Batch(torch.from_numpy(items), passed, groups, counts, torch.from_numpy(targets), users, starts)
 
     def seen(self, batch: Batch, rows: NDArray[np.int64], places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """What the users had seen at some places of their windows: index pairs (row in `rows`, item).

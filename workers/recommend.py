@@ -1,7 +1,7 @@
 """An entry at work in this process: scores it again, or recommends to a user and says why."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from pareto_search.entry import Entry
-from pareto_search.errors import CheckpointError, DataError
+from pareto_search.errors import CheckpointError, DataError, nearest
 from pareto_search.recsys.baselines import DecayedMean, ItemSimilarity, Scorer
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.metrics import parse_metric
@@ -54,32 +54,34 @@ class History:
     Attributes:
         items: `(n,)` item indices.
         gaps: `(n,)` how long after the one before it each came, as `split.gaps` counts it; 0 where that is not known.
+        groups: `(kinds,)` the user's, as `Sequences` has them, of each kind that the model reads.
     """
 
     items: NDArray[np.int32]
     gaps: NDArray[np.uint8]
+    groups: NDArray[np.int32]
 
     @classmethod
-    def timed(cls, items: NDArray[np.int32], times: Sequence[float] | None) -> "History":
+    def timed(cls, items: NDArray[np.int32], times: Sequence[float] | None, groups: NDArray[np.int32]) -> "History":
         """From when each item was, in the data's unit; None where nobody knows.
 
         Raises:
             DataError: the times do not fit the items.
         """
         if times is None:
-            return cls(items, np.zeros(len(items), np.uint8))
+            return cls(items, np.zeros(len(items), np.uint8), groups)
         if not (
             len(times) == len(items) and all(map(math.isfinite, times)) and all(a <= b for a, b in pairwise(times))
         ):
             raise DataError(f"times must be numbers, one for each of the {len(items)} items, and must not fall")
-        return cls(items, gaps(np.zeros(len(items), np.int32), np.asarray(times, np.float64)))
+        return cls(items, gaps(np.zeros(len(items), np.int32), np.asarray(times, np.float64)), groups)
 
     def without(self, place: int) -> "History":
         """All but the item at this place; the gap after it is then the longer of the two that were around it."""
         gaps = self.gaps.copy()
         around = gaps[place : place + 2]
         gaps[place + 1 : place + 2] = around.max() if around.all() else 0
-        return History(np.delete(self.items, place), np.delete(gaps, place))
+        return History(np.delete(self.items, place), np.delete(gaps, place), self.groups)
 
 
 class Serving:
@@ -121,7 +123,7 @@ class Serving:
         self.split: Split = split(data, **{name: value for name, value in how.items() if name != "sha256"})
         if self.split.sha256 != how["sha256"]:
             raise DataError(
-                f"{data.name} is divided in another way than for {entry.name}: the items' domains have changed; give "
+                f"{data.name} is divided in another way than for {entry.name}: domains or groups have changed; give "
                 "the data of its search"
             )
         self.items = ItemStatistics.of(self.split.train, self.split.n_items, self._features(), self.split.offered)
@@ -172,16 +174,19 @@ class Serving:
             raise DataError(f"user '{user}' is not in {self.data.name}; give --history 'ITEM,ITEM,…' for a new user")
         return self.histories()[user]
 
-    def history_with(self, items: Sequence[str], times: Sequence[float] | None = None) -> History:
+    def history_with(
+        self, items: Sequence[str], times: Sequence[float] | None = None, groups: Mapping[str, str] | None = None
+    ) -> History:
         """That of a new user, oldest item first.
 
         Args:
             times: when each item was, in the data's unit; None where nobody knows.
+            groups: which groups the user belongs to, by kind, as far as somebody knows.
 
         Raises:
-            DataError: an item is unknown, or the times do not fit the items.
+            DataError: an item or a group is unknown, or the times do not fit the items.
         """
-        return History.timed(self.places(items), times)
+        return History.timed(self.places(items), times, self._codes(groups or {}))
 
     def places(self, items: Sequence[str]) -> NDArray[np.int32]:
         """The catalogue's indices of some items.
@@ -194,13 +199,26 @@ class Serving:
                 raise DataError(f"item '{item}' is not in {self.data.name}; expected ids as in its item table")
         return np.array([self._place[item] for item in items], np.int32)
 
+    def _codes(self, groups: Mapping[str, str]) -> NDArray[np.int32]:
+        """A user's groups as `Sequences` has them."""
+        read = self.split.groups
+        for kind, group in groups.items():
+            if kind not in read:
+                wish = f"it reads {', '.join(read)}" if read else "it reads none (see model.groups)"
+                raise DataError(f"the model does not read the {kind} of a user; {wish}")
+            if group not in read[kind]:
+                raise DataError(f"no user of {self.data.name} has the {kind} '{group}'; {nearest(group, read[kind])}")
+        return np.array([1 + read[kind].index(groups[kind]) if kind in groups else 0 for kind in read], np.int32)
+
     def histories(self) -> dict[str, History]:
         """What every user of the data set did."""
         order = order_of(self.data, self.entry.notes["split"]["tie_seed"])
         users, items = self.data.users[order], self.data.items[order]
         passed = gaps(users, self.data.timestamps[order]) if self.data.timed else np.zeros(len(users), np.uint8)
         ends = np.cumsum(np.bincount(users, minlength=len(self.data.user_ids)))[:-1]
-        rows = map(History, np.split(items, ends), np.split(passed, ends))
+        belongs = self.split.train.groups
+        groups = np.zeros((len(self.data.user_ids), 0), np.int32) if belongs is None else belongs
+        rows = map(History, np.split(items, ends), np.split(passed, ends), groups)
         return dict(zip(self.data.user_ids, rows, strict=True))
 
     def recommend(self, history: History, k: int, *, explain: bool = False) -> list[Recommendation]:
@@ -271,7 +289,7 @@ def _added(model: Scorer, history: History, chosen: NDArray[np.int32]) -> NDArra
     places = replace(sequences([history]), items=np.arange(len(history.items), dtype=np.int32))
     for number in range(shape.towers):
         order = model.read_by(number, places).items
-        read = History(history.items[order], history.gaps)
+        read = History(history.items[order], history.gaps, history.groups)
         without = sequences([read.without(place) for place in range(first, len(order))])
         full = model.of_tower(number, sequences([read]))[0, chosen]
         added[:, order[first:]] += full[:, None] - model.of_tower(number, without)[:, chosen].T
@@ -282,4 +300,5 @@ def sequences(histories: Sequence[History]) -> Sequences:
     """Histories as the scorers want them."""
     ends = np.cumsum([0, *(len(h.items) for h in histories)])
     items, passed = (np.concatenate(rows) for rows in zip(*((h.items, h.gaps) for h in histories), strict=True))
-    return Sequences(ends.astype(np.int64), items.astype(np.int32), None, passed.astype(np.uint8))
+    groups = np.array([h.groups for h in histories])
+    return Sequences(ends.astype(np.int64), items.astype(np.int32), None, passed.astype(np.uint8), groups)

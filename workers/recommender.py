@@ -3,8 +3,9 @@
 v_i = projection(text_i) + item_embedding_i, u = tower(v of the last items), s(u, i) = u·v_i / temperature + bias_i.
 The tower is one causal self-attention block (SASRec, Kang & McAuley, ICDM 2018; over text vectors as in UniSRec, Hou et
 al., KDD 2022), which may also read how long after the one before it each item came (Li et al., WSDM 2020, for time
-between interactions), or the decayed mean of the history. Several towers that differ by chance may stand on the same
-text, and a score is the mean of theirs (deep ensembles: Lakshminarayanan et al., NeurIPS 2017).
+between interactions) and which groups the user belongs to, or the decayed mean of the history. Several towers that
+differ by chance may stand on the same text, and a score is the mean of theirs (deep ensembles: Lakshminarayanan et al.,
+NeurIPS 2017).
 """
 
 import json
@@ -26,8 +27,9 @@ from pareto_search.workers.dropout import dropout
 TowerKind = Literal["attention", "decayed_mean"]
 
 HEADS = 2
-GAP_DROPOUT = 0.1
-"""The share of windows that go without their gaps in training, so that histories without times are served too."""
+UNTOLD = 0.1
+"""The share of windows that go without their gaps in training, so that histories without times are served too; and
+that of those that go without their user's groups."""
 DECAY = 0.8
 
 
@@ -44,6 +46,7 @@ class Shape:
         gaps: whether the attention tower reads how long after the one before it each item came.
         towers: how many there are.
         dropout: in training.
+        groups: of each kind that the attention tower reads, how many groups there are.
     """
 
     n_items: int
@@ -55,11 +58,13 @@ class Shape:
     gaps: bool = False
     towers: int = 1
     dropout: float = 0.3
+    groups: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, notes: Mapping[str, Any]) -> "Shape":
         """The shape among a checkpoint's notes."""
-        return cls(**{name: notes[name] for name in cls.__dataclass_fields__ if name in notes})
+        shape = cls(**{name: notes[name] for name in cls.__dataclass_fields__ if name in notes})
+        return replace(shape, groups=tuple(shape.groups))
 
 
 class Tower(nn.Module):
@@ -83,6 +88,8 @@ class Tower(nn.Module):
             self.position = nn.Parameter(torch.randn(shape.history, d) * 0.02)
             if shape.gaps:
                 self.gap = nn.Parameter(torch.zeros(GAPS, d))
+            if shape.groups:
+                self.group = nn.Parameter(torch.zeros(1 + sum(shape.groups), d))
             self.attention_norm = nn.LayerNorm(d)
             self.attention_in = nn.Linear(d, 3 * d)
             self.attention_out = nn.Linear(d, d)
@@ -116,7 +123,14 @@ class Tower(nn.Module):
             own = own * (torch.rand(len(own), 1, device=own.device, generator=self.generator) >= id_dropout)
         return self.projection(text) + own
 
-    def states(self, items: Tensor, lengths: Tensor, vectors: Tensor, gaps: Tensor | None = None) -> Tensor:
+    def states(
+        self,
+        items: Tensor,
+        lengths: Tensor,
+        vectors: Tensor,
+        gaps: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Tensor:
         """User vectors `(b, h, d)` after each item of right-padded histories.
 
         Args:
@@ -124,21 +138,23 @@ class Tower(nn.Module):
             lengths: `(b,)` how many of them count.
             vectors: `(n_items, d)`.
             gaps: `(b, h)` how long after the one before it each item came, or None where that is not known.
+            groups: `(b, kinds)` those of the users, as `Sequences` has them, or None where they are not known.
         """
         window = nn.functional.embedding(items, vectors)
         if self.shape.tower == "decayed_mean":
             return _decay(items.shape[1], window) @ window
         if self.shape.gaps and gaps is not None:
-            if self.training:
-                told = torch.rand(len(gaps), 1, device=gaps.device, generator=self.generator) >= GAP_DROPOUT
-                gaps = gaps * told
-            # The gap that is not known stays zero: it has no gradient.
-            window = window + nn.functional.embedding(gaps, self.gap, padding_idx=0)
+            # The gap that is not known stays zero: it has no gradient. Neither has the group.
+            window = window + nn.functional.embedding(self._told(gaps), self.gap, padding_idx=0)
+        if self.shape.groups and groups is not None:
+            first = torch.tensor([0, *self.shape.groups[:-1]], device=groups.device).cumsum(0)
+            rows = torch.where(groups > 0, first + groups, 0)
+            window = window + nn.functional.embedding(self._told(rows), self.group, padding_idx=0).sum(1, keepdim=True)
         return self._attend(window, lengths)
 
-    def users(self, items: Tensor, gaps: Tensor, lengths: Tensor, vectors: Tensor) -> Tensor:
+    def users(self, items: Tensor, gaps: Tensor, lengths: Tensor, vectors: Tensor, groups: Tensor | None) -> Tensor:
         """User vectors `(b, d)` after histories as for `states`, zero for a user without one."""
-        states = self.states(items, lengths, vectors, gaps)
+        states = self.states(items, lengths, vectors, gaps, groups)
         last = states[torch.arange(len(states), device=states.device), (lengths - 1).clamp(min=0)]
         return torch.where(lengths[:, None] > 0, last, 0.0)
 
@@ -159,6 +175,12 @@ class Tower(nn.Module):
         inner = self._dropout(nn.functional.gelu(self.feed_in(self.feed_norm(x))))
         x = x + self._dropout(self.feed_out(inner))
         return self.final_norm(x)
+
+    def _told(self, kinds: Tensor) -> Tensor:
+        """Kinds `(b, n)`, but those of some windows in training, which are all 0."""
+        if not self.training:
+            return kinds
+        return kinds * (torch.rand(len(kinds), 1, device=kinds.device, generator=self.generator) >= UNTOLD)
 
     def _dropout(self, x: Tensor) -> Tensor:
         return dropout(x, self.shape.dropout, self.training, self.generator)
@@ -279,11 +301,13 @@ class TowerScorer:
         """The scores `(m, n_items)` that one tower gives to histories in the order in which it reads them."""
         tower, vectors = self.model.towers[number], self.vectors[number]
         windows = last_items(history, self.model.shape.history)
+        belongs = None if history.groups is None else torch.tensor(history.groups, device=vectors.device)
         scores = np.empty((len(windows[0]), len(vectors)), np.float32)
         for start in range(0, len(scores), 512):  # bounds the memory of the attention windows
             rows = slice(start, start + 512)
             items, gaps, lengths = (torch.from_numpy(x[rows]).to(vectors.device) for x in windows)
-            users = tower.users(items, gaps, lengths, vectors) / tower.temperature
+            groups = None if belongs is None else belongs[rows]
+            users = tower.users(items, gaps, lengths, vectors, groups) / tower.temperature
             scores[rows] = torch.addmm(tower.item_bias, users, vectors.T).cpu().numpy()
         return scores
 

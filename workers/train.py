@@ -420,8 +420,8 @@ def _forward(
     vectors = tower.item_vectors(text, ID_DROPOUT, scope.rows)
     device = vectors.device
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):
-        gaps = None if batch.gaps is None else batch.gaps.to(device)
-        states = tower.states(scope.places(batch.items.to(device)), batch.lengths.to(device), vectors, gaps)
+        gaps, groups = (None if kinds is None else kinds.to(device) for kinds in (batch.gaps, batch.groups))
+        states = tower.states(scope.places(batch.items.to(device)), batch.lengths.to(device), vectors, gaps, groups)
     known = batch.targets >= 0
     scaled = (states[known.to(device)] / tower.temperature).to(dtype)
     wanted, bias = scope.places(batch.targets[known].to(device)), scope.biases(tower.item_bias)

@@ -153,6 +153,7 @@ class Worker:
             item_embeddings=True,
             gaps=gaps,
             dropout=TIED_DROPOUT if tied else DROPOUT,
+            groups=tuple(map(len, split.groups.values())) if tower == "attention" and width else (),
         )
         model = train_tower(
             shape,

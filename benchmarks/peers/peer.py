@@ -85,7 +85,7 @@ class PeerSearch:
     @cached_property
     def workload(self) -> Workload:
         data = load(**self.config.data.arguments())
-        return workload(self.config, data, split(data, **self.config.data.splitting()))
+        return workload(self.config, data, split(data, **self.config.splitting()))
 
     def losses(self, values: Values) -> dict[str, float]:
         """The objectives for those who only minimise."""

@@ -87,7 +87,7 @@ class Dataset:
     def sha256(self) -> str:
         """The hash of all that reaches a model, whatever its name, file format and order of rows.
 
-        Groups do not, and domains only by the split.
+        Groups and domains do so by the split.
         """
         words = [self.user_ids, self.item_ids, self.texts, self.titles, self.categories, self.ratings is not None]
         digest = hashlib.sha256(json.dumps(words).encode())

@@ -1,11 +1,13 @@
 """Splits: which interactions train a model, which ones select it and which ones judge it."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from pareto_search.errors import ConfigError, DataError, nearest
@@ -31,15 +33,18 @@ class Sequences:
         ratings: `(n,)`, or None where the data has none.
         gaps: `(n,)` how long after the same user's interaction before it each came, as `gaps` counts it; None where
             the data has no times.
+        groups: `(n_users, kinds)` which group of each kind a user belongs to, counted from 1 as `Split.groups` names
+            them, 0 where it is not known; None where no model reads any.
     """
 
     indptr: NDArray[np.int64]
     items: NDArray[np.int32]
     ratings: NDArray[np.float32] | None
     gaps: NDArray[np.uint8] | None = None
+    groups: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.indptr, self.items, self.ratings, self.gaps):
+        for array in (self.indptr, self.items, self.ratings, self.gaps, self.groups):
             if array is not None:
                 array.flags.writeable = False  # many hands hold these, and an order spoilt in place shows nowhere
 
@@ -53,7 +58,8 @@ class Sequences:
         inside = slice(int(indptr[0]), int(indptr[-1]))
         ratings = None if self.ratings is None else self.ratings[inside]
         passed = None if self.gaps is None else self.gaps[inside]
-        return Sequences(indptr - indptr[0], self.items[inside], ratings, passed)
+        groups = None if self.groups is None else self.groups[start:stop]
+        return Sequences(indptr - indptr[0], self.items[inside], ratings, passed, groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +88,7 @@ class Split:
 
     Attributes:
         offered: `(n_items,)` what may be recommended; None for everything.
+        groups: what users belong together by, as far as a model reads it -> the groups.
     """
 
     n_users: int
@@ -90,6 +97,7 @@ class Split:
     validation: Part
     test: Part
     offered: NDArray[np.bool_] | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
@@ -102,11 +110,19 @@ class Split:
             digest.update(part.users.astype("<i4").tobytes())
         if self.offered is not None:
             digest.update(self.offered.tobytes())
+        if self.train.groups is not None:
+            digest.update(json.dumps(self.groups).encode() + self.train.groups.tobytes())
         return digest.hexdigest()
 
 
 def split(
-    dataset: Dataset, strategy: Strategy, tie_seed: int, target: str | None = None, shots: float | None = None
+    dataset: Dataset,
+    strategy: Strategy,
+    tie_seed: int,
+    target: str | None = None,
+    shots: float | None = None,
+    *,
+    groups: Sequence[str] = (),
 ) -> Split:
     """Divides a data set's interactions into training, validation and test.
 
@@ -122,9 +138,10 @@ def split(
             them with `leave_last_out`; all other domains are there to learn from.
         shots: the share of users whose interactions with the target are trained on; None for all of them. Of the
             others they are known only as history.
+        groups: by what users belong together that a model is to know of them.
 
     Raises:
-        ConfigError: the data has no such domain.
+        ConfigError: the data has no such domain or groups.
         DataError: nothing is left to train on, to validate on or to test on.
     """
     order = order_of(dataset, tie_seed)
@@ -136,8 +153,9 @@ def split(
     ratings = None if dataset.ratings is None else dataset.ratings[order]
     passed = gaps(users, dataset.timestamps[order]) if dataset.timed else None
     # As objects: one long name would make all of them as long.
-    groups = {name: np.array(each, dtype=object) for name, each in dataset.groups.items()}
-    rows = _Rows(users, dataset.items[order], ratings, passed, role, counts, n_users, groups)
+    named = {name: np.array(each, dtype=object) for name, each in dataset.groups.items()}
+    read, codes = _coded(dataset, groups)
+    rows = _Rows(users, dataset.items[order], ratings, passed, role, counts, n_users, named, codes)
     parts = {name: rows.part(which) for name, which in (("validation", VALIDATION), ("test", TEST))}
     for name, part in parts.items():
         if len(part.users) == 0:
@@ -153,7 +171,7 @@ def split(
     if len(train.items) == 0:
         raise DataError(f"data set '{dataset.name}' has nothing but '{target}' to train on; expected other domains too")
     validation, test = (_grouped(part, train, dataset) for part in parts.values())
-    return Split(n_users, len(dataset.item_ids), train, validation, test, offered)
+    return Split(n_users, len(dataset.item_ids), train, validation, test, offered, read)
 
 
 def order_of(dataset: Dataset, tie_seed: int) -> NDArray[np.int64]:
@@ -180,7 +198,7 @@ def gaps(users: NDArray[np.int32], timestamps: NDArray[np.float64]) -> NDArray[n
 @dataclass(frozen=True, eq=False)
 class _Rows:
     """All n interactions, ordered by user and then by time, with each one's role and whether it counts as a target;
-    and the groups of their users.
+    and the groups of their users, by name and as `Sequences` has them.
     """
 
     users: NDArray[np.int32]
@@ -191,6 +209,7 @@ class _Rows:
     counts: NDArray[np.bool_]
     n_users: int
     groups: Mapping[str, NDArray[np.object_]]
+    codes: NDArray[np.int32] | None
 
     def part(self, which: int) -> Part:
         target = (self.role == which) & self.counts
@@ -207,7 +226,8 @@ class _Rows:
         indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
         ratings = None if self.ratings is None else self.ratings[chosen]
         passed = None if self.gaps is None else self.gaps[chosen]
-        return Sequences(indptr, self.items[chosen], ratings, passed)
+        groups = None if self.codes is None else self.codes[users]
+        return Sequences(indptr, self.items[chosen], ratings, passed, groups)
 
     def _once(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The first of each user's chosen interactions with an item."""
@@ -239,6 +259,19 @@ def _grouped(part: Part, train: Sequences, dataset: Dataset) -> Part:
     if dataset.domains is not None:
         groups[DOMAIN] = np.array([dataset.domains[item] for item in wanted], dtype=object)
     return replace(part, groups={**part.groups, **groups})
+
+
+def _coded(dataset: Dataset, names: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], NDArray[np.int32] | None]:
+    """The groups of some kinds, and each user's `(n_users, kinds)`, counted from 1."""
+    for name in names:
+        if name not in dataset.groups:
+            wish = nearest(name, dataset.groups) if dataset.groups else "expected columns.groups to name them"
+            raise ConfigError(f"model.groups has '{name}', by which no users of {dataset.name} belong together; {wish}")
+    known = {name: tuple(sorted(set(dataset.groups[name]) - {""})) for name in names}
+    if not known:
+        return known, None
+    columns = [pd.Index(("", *known[name])).get_indexer(pd.Index(dataset.groups[name])) for name in known]
+    return known, np.stack(columns, axis=1).astype(np.int32)
 
 
 def _in_domain(dataset: Dataset, target: str) -> NDArray[np.bool_]:

@@ -62,6 +62,23 @@ def test_gaps_go_with_their_interactions(tmp_path: Path) -> None:
     assert np.array_equal(parts.test.history.rows(1, 2).gaps, [0, 2])  # type: ignore[arg-type]
 
 
+def test_groups_that_a_model_reads_go_with_their_users(tmp_path: Path) -> None:
+    data = replace(toy(tmp_path, LAST_OUT), groups={"town": ("Ulm", ""), "age": ("9", "10"), "job": ("", "vet")})
+    parts = split(data, "leave_last_out", 0, groups=("age", "town"))
+    assert parts.groups == {"age": ("10", "9"), "town": ("Ulm",)}
+    for sequences in (parts.train, parts.validation.history, parts.test.history):
+        assert sequences.groups is not None
+        assert sequences.groups.tolist() == [[2, 1], [1, 0]]
+        assert sequences.rows(1, 2).groups.tolist() == [[1, 0]]  # type: ignore[union-attr]
+    none = split(data, "leave_last_out", 0)
+    assert none.train.groups is None
+    moved = replace(data, groups={**data.groups, "town": ("", "Ulm")})
+    assert none.sha256 == split(moved, "leave_last_out", 0).sha256  # nothing of it reaches a model
+    assert len({none.sha256, parts.sha256, split(moved, "leave_last_out", 0, groups=("age", "town")).sha256}) == 3
+    with pytest.raises(ConfigError, match=r"model\.groups has 'twon', .* toy belong together; did you mean 'town'"):
+        split(data, "leave_last_out", 0, groups=("twon",))
+
+
 def test_data_without_times_has_no_gaps(tmp_path: Path) -> None:
     toy(tmp_path, LAST_OUT)
     columns = replace(COLUMNS, timestamp=None)

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-from pareto_search.errors import ConfigError, ParetoSearchError, RunError
+from pareto_search.errors import ConfigError, DataError, ParetoSearchError, RunError
 from pareto_search.question import Canary, Question
 from pareto_search.recsys.dataset import Dataset
+from pareto_search.recsys.split import split
 from pareto_search.workers.answer import Answer, Desk
 
 RERANKED, ALONE = "c0000-s02", "c0000-s00"
@@ -74,6 +77,28 @@ def test_a_history_is_answered_as_the_user_who_has_it(desk: Desk, toy: Dataset) 
     times = times_of(toy, "7")
     assert ask(desk, history=known, times=times, k=5) == ask(desk, user="7", k=5)
     assert ask(desk, history=known, k=5).items  # when it was is not always known
+
+
+def test_a_new_user_is_answered_as_whoever_belongs_to_the_same_groups(
+    make_run: Callable[[Any], Path], workload: Any, toy: Dataset
+) -> None:
+    sides = tuple("left" if user % 2 else "right" for user in range(30))
+    people = replace(toy, groups={"side": sides, "town": ("Ulm",) * 30})
+    run = make_run(replace(workload, split=split(people, "leave_last_out", 0, groups=("side",))))
+    desk = Desk(run, [ALONE], people)
+    known, times = [toy.item_ids[i] for i in history(toy, "7")], times_of(toy, "7")
+    mine = {"history": known, "times": times, "k": 5}
+    assert ask(desk, **mine, groups={"side": sides[toy.user_ids.index("7")]}) == ask(desk, user="7", k=5)
+    scores = [
+        [item["score"] for item in ask(desk, **mine, groups=groups).items]
+        for groups in ({}, {"side": "left"}, {"side": "right"})
+    ]
+    assert scores[0] != scores[1] != scores[2] != scores[0]
+    assert refusal(desk, **mine, groups={"side": "lefd"}).startswith("no user of toy has the side 'lefd'; did you mean")
+    assert refusal(desk, **mine, groups={"town": "Ulm"}) == "the model does not read the town of a user; it reads side"
+    others = replace(people, groups={**people.groups, "side": sides[::-1]})
+    with pytest.raises(DataError, match="divided in another way"):
+        Desk(run, [ALONE], others)
 
 
 def test_questions_are_answered_together_as_each_alone(desk: Desk) -> None:
@@ -141,6 +166,7 @@ def test_a_swap_changes_who_answers_and_a_bad_one_nothing(desk: Desk) -> None:
         ({"user": "1", "k": 20}, "k is 20, but only 11 items are left; lower it or filter less"),
         ({"user": "1", "entry": "c0000-s03"}, "entry 'c0000-s03' is not served; did you mean 'c0000-s0"),
         ({"user": "1", "prefer": {"gini@5": 1.0}}, "'gini@5' is no objective"),
+        ({"history": ["1"], "groups": {"side": "left"}}, "the model does not read the side of a user; it reads none"),
         ({"history": ["1", "2"], "times": [5.0]}, "times must be numbers, one for each of the 2 items"),
         ({"history": ["1", "2"], "times": [5.0, 4.0]}, "times must be numbers, one for each of the 2 items"),
     ],
@@ -169,6 +195,7 @@ def test_a_bad_question_spoils_no_other(desk: Desk) -> None:
         {"user": "1", "least": {"novelty": math.nan}},
         {"user": "1", "colour": "red"},
         {"user": "1", "times": [5.0]},
+        {"user": "1", "groups": {"side": "left"}},
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,13 @@ def epoch(stream: Iterator[Batch]) -> list[Batch]:
         predicted += int((batches[-1].targets >= 0).sum())
     assert predicted == TRANSITIONS
     return batches
+
+
+def test_each_window_has_the_groups_of_its_user(train: Sequences) -> None:
+    groups = np.stack([np.arange(len(LENGTHS)), np.arange(len(LENGTHS)) % 3], axis=1).astype(np.int32)
+    for batch in epoch(iter(Batches(replace(train, groups=groups), 4, size=3, seed=0))):
+        assert batch.groups is not None
+        assert batch.groups.tolist() == groups[batch.users].tolist()
 
 
 @pytest.mark.parametrize("history", [1, 4, 5, 50])

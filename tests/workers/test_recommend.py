@@ -15,7 +15,8 @@ from pareto_search.workers.recommend import History, Serving, sequences
 from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer
 
 CHOSEN = np.array([3, 11, 0], np.int32)
-SEEN = History.timed(np.array([5, 9, 2, 14, 5, 7, 19, 8], np.int32), [0, 0, 5, 60, 61, 3000, 3001, 9000])
+NO_GROUPS = np.zeros(0, np.int32)
+SEEN = History.timed(np.array([5, 9, 2, 14, 5, 7, 19, 8], np.int32), [0, 0, 5, 60, 61, 3000, 3001, 9000], NO_GROUPS)
 WINDOW = 6
 
 
@@ -68,7 +69,7 @@ def test_reasons_of_the_attention_tower_are_what_the_score_loses_without_the_ite
     without = {place: np.array(kinds, np.uint8) for place, kinds in without.items()}
     for place in range(8 - WINDOW, 8):
         others = np.arange(8) != place
-        left = model.scores(sequences([History(SEEN.items[others], without[place])]))[0, CHOSEN]
+        left = model.scores(sequences([History(SEEN.items[others], without[place], NO_GROUPS)]))[0, CHOSEN]
         assert added[:, place] == pytest.approx(full - left, abs=1e-4)
     assert not added[:, :2].any()
 
@@ -77,7 +78,7 @@ def test_reasons_are_found_tower_by_tower_where_each_reads_ties_in_another_order
     model = stirred("attention", serving.encoder.frozen)
     serving.scorers = {"model": model}
     # One moment lies across the border of the window, and another one is the last.
-    seen = History.timed(np.array([5, 9, 2, 14, 6, 7, 19, 8], np.int32), [0, 0, 0, 0, 61, 3000, 3000, 3000])
+    seen = History.timed(np.array([5, 9, 2, 14, 6, 7, 19, 8], np.int32), [0, 0, 0, 0, 61, 3000, 3000, 3000], NO_GROUPS)
     assert seen.gaps.tolist() == [0, 1, 1, 1, 7, 13, 1, 1]
     orders = [[0, 1, 2, 3, 4, 5, 6, 7], [2, 3, 0, 1, 4, 6, 7, 5]]
     expected = np.zeros((3, 8))
@@ -85,7 +86,7 @@ def test_reasons_are_found_tower_by_tower_where_each_reads_ties_in_another_order
         single = Recommender(replace(model.model.shape, towers=1)).eval()
         single.towers[0].load_state_dict(model.model.towers[number].state_dict())
         alone = TowerScorer.of(single, serving.encoder.frozen)
-        read = History(seen.items[order], seen.gaps)
+        read = History(seen.items[order], seen.gaps, NO_GROUPS)
         full = alone.scores(sequences([read]))[0, CHOSEN]
         for place in range(8 - WINDOW, 8):
             expected[:, order[place]] += (full - alone.scores(sequences([read.without(place)]))[0, CHOSEN]) / 2

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ def stirred(shape: Shape) -> Recommender:
             tower = model.towers[number]
             if shape.gaps:
                 tower.gap[0] = 0.0
+            if shape.groups:
+                tower.group[0] = 0.0
             tower.temperature.fill_(0.8 + number)
     return model
 
@@ -96,6 +99,36 @@ def test_ties_are_turned_by_a_part_of_them() -> None:
     ]
     untimed = sequences([[1, 2, 3]])
     assert ties_turned(untimed, 1, 2).tolist() == [0, 1, 2]
+
+
+def test_the_groups_of_a_user_are_added_to_what_the_tower_reads() -> None:
+    model, text = stirred(changed(gaps=True, towers=2, groups=(2, 3))), texts(ATTENTION)
+    assert text is not None
+    files, groups = model.files({}), [[2, 3], [0, 1], [1, 0], [0, 0]]
+    scorer = TowerScorer.of(Recommender.loaded(files), text)
+    notes, tensors = json.loads(files["recommender.json"]), load(files["recommender.safetensors"])
+    known = replace(sequences(HISTORIES, GAPS), groups=np.array(groups, np.int32))
+    ours = scorer.scores(known)
+    assert ours == pytest.approx(plain.scores(notes, tensors, text.numpy(), HISTORIES, GAPS, groups), abs=1e-4)
+    without = scorer.scores(sequences(HISTORIES, GAPS))
+    assert ours[3] == pytest.approx(without[3], abs=1e-5)
+    assert not np.allclose(ours[:3], without[:3], atol=0.1)
+    assert scorer.scores(known.rows(1, 3)) == pytest.approx(ours[1:3], abs=1e-5)
+
+
+def test_groups_that_are_not_known_stay_zero_in_training_and_a_tenth_of_the_windows_goes_without_any() -> None:
+    model, text = stirred(changed(groups=(2, 3))).train(), texts(ATTENTION)
+    items, groups = torch.tensor([[4, 7, 1]]).expand(2000, 3), torch.tensor([[2, 0]]).expand(2000, 2)
+    torch.manual_seed(0)
+    tower = model.towers[0]
+    read: list[torch.Tensor] = []
+    tower._attend = lambda window, _: read.append(window) or window  # type: ignore[method-assign, func-returns-value]
+    vectors = tower.item_vectors(text)
+    tower.states(items, torch.full((2000,), 3), vectors, groups=groups).square().sum().backward()
+    assert tower.group.grad is not None
+    assert tower.group.grad.abs().sum(1).nonzero().flatten().tolist() == [2]
+    told = (read[0] - vectors[[4, 7, 1]]).abs().sum((1, 2)) > 1e-3
+    assert told.float().mean().item() == pytest.approx(0.9, abs=0.03)
 
 
 def test_gaps_that_are_not_known_stay_zero_in_training() -> None:
@@ -196,7 +229,7 @@ def test_a_saved_recommender_is_loaded_bit_for_bit() -> None:
 
 def test_the_notes_stand_beside_the_shape() -> None:
     notes = json.loads(stirred(ATTENTION).files({"pooling": "mean"})["recommender.json"])
-    assert notes == {**ATTENTION.__dict__, "pooling": "mean"}
+    assert notes == {**ATTENTION.__dict__, "groups": [], "pooling": "mean"}
 
 
 def test_centred_the_mean_text_maps_to_zero() -> None:

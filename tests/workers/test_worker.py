@@ -13,7 +13,7 @@ from pareto_search.candidate import Attempt, Candidate
 from pareto_search.executor import Result
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.ranking import Ranking
-from pareto_search.recsys.split import Split
+from pareto_search.recsys.split import Split, split
 from pareto_search.workers import worker as module
 from pareto_search.workers.base import Base
 from pareto_search.workers.evaluate import component, score, scorer
@@ -208,6 +208,38 @@ def test_only_a_warm_start_with_attention_reads_gaps_and_only_if_it_may(
     assert json.loads(files["recommender.json"])["gaps"] is reads
     gap = load(files["recommender.safetensors"]).get("gap")
     assert (gap is not None and bool(gap.any())) is reads
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reads"),
+    [("warm-start", {}, True), ("warm-start", {"tower": "decayed_mean"}, False), ("sasrec", {}, False)],
+    ids=str,
+)
+def test_only_a_warm_start_with_attention_reads_groups(
+    toy: Dataset, workload: Workload, name: str, changes: dict[str, Any], reads: bool
+) -> None:
+    people = replace(toy, groups={"side": tuple("left" if u % 2 else "right" for u in range(30))})
+    parts = split(people, "leave_last_out", 0, groups=("side",))
+    worker = Worker(replace(workload, split=parts, **changes))
+    files = worker.fit(name)
+    assert files is not None
+    assert json.loads(files["recommender.json"])["groups"] == ([2] if reads else [])
+    group = load(files["recommender.safetensors"]).get("group")
+    assert (group is not None) is reads
+    if group is not None:
+        assert not group[:, 0].any()
+        assert group[:, 1:].any(-1).all()
+
+
+def test_fine_tuning_moves_what_groups_are_worth(toy: Dataset, workload: Workload, genes: dict[str, Any]) -> None:
+    people = replace(toy, groups={"side": tuple("left" if u % 2 else "right" for u in range(30))})
+    worker = Worker(replace(workload, split=split(people, "leave_last_out", 0, groups=("side",))))
+    start = worker.fit("warm-start")
+    assert start is not None
+    worker.equip({"warm-start": start})
+    files = worker.run(Attempt(Candidate("c0000", genes))).files
+    before, after = (load(f["recommender.safetensors"])["group"] for f in (start, files))
+    assert (before != after)[:, 1:].any(-1).all()
 
 
 def test_the_towers_of_the_warm_start_differ_wherever_they_are_trained(worker: Worker) -> None:
