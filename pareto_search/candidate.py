@@ -7,14 +7,15 @@ from typing import Literal, NamedTuple
 GeneValue = float | int | str | bool
 Genes = Mapping[str, GeneValue]
 """Gene name -> value, in natural units (never a logarithm)."""
-Kind = Literal["trained", "merged"]
-Deed = Literal["ask", "merge", "promote"]
-"""What a search decides: to train a new candidate, to merge two, or to let one go on to the next rung."""
+Kind = Literal["trained", "merged", "fused"]
+Deed = Literal["ask", "merge", "promote", "fuse"]
+"""What a search decides: to train a new candidate, to merge two, to let one go on to the next rung, or to fuse some."""
+INITIALS: Mapping[Kind, str] = {"trained": "c", "merged": "m", "fused": "f"}
 
 
 def candidate_id(number: int, kind: Kind = "trained") -> str:
     """The id of the `number`-th candidate of its kind in a search: 7 -> `c0007`, or `m0007` for a merged one."""
-    return f"{'c' if kind == 'trained' else 'm'}{number:04d}"
+    return f"{INITIALS[kind]}{number:04d}"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Candidate:
     """A proposed point: its training genes, and the candidates it descends from.
 
     A merged one is the average of its parents' weights; its one gene is `share`, the first parent's part. The one
-    without parents, `m0000`, is the warm start itself, with which others can be merged.
+    without parents, `m0000`, is the warm start itself, with which others can be merged. A fused one averages the scores
+    of its parents, by the weights among its genes; `f0000` those of them that suit each other best, which its worker
+    finds.
     """
 
     id: str

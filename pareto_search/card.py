@@ -61,13 +61,20 @@ def card(
     found, notes = find_entry(front, entry.name), entry.notes
     base, split = notes["base"], notes["split"]
     loading = _LOAD[form].format(length=notes["max_item_tokens"], pooled=_POOLED[notes["pooling"]])
+    made = f"```python\n{loading}\n```"
+    if entry.fuses:
+        shares = ", ".join(f"{weight:.3g} of {name}" for name, weight in entry.fuses.items())
+        made = (
+            f"Its scores are the mean of those of {len(entry.fuses)} checkpoints: {shares}. The files of each carry "
+            f"its number in front, from `member0.` on; without it they are a checkpoint of their own:\n\n{made}"
+        )
     hub = base["id"] if base["id"].count("/") == 1 and not Path(base["id"]).is_absolute() else None
     sections = (
         _metadata(form, hub),
         f"# {entry.name}",
         f"One point of the front that pareto-search found in the search `{front['search']}`: a {found['kind']} "
         f"checkpoint of the base model `{hub or Path(base['id']).name}` with one choice of serving genes.",
-        f"## Loading the text encoder\n\n```python\n{loading}\n```",
+        f"## Loading the text encoder\n\n{made}",
         "From text vectors to recommendations lead `recommender.safetensors` and `serving.json`; "
         "`pareto-search evaluate FOLDER --data DATA` takes that way.",
         "## Data",

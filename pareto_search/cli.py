@@ -87,6 +87,7 @@ def run(
 @HERE
 @click.option("--candidates", type=int, help="A new budget of candidates.")
 @click.option("--minutes", type=float, help="A new budget of time, from the start of the search.")
+@click.option("--fusions", type=int, help="How often to average the scores of front members.")
 @ADDRESS
 @RETRAIN
 @TRACK
@@ -95,6 +96,7 @@ def resume(
     run: Path,
     candidates: int | None,
     minutes: float | None,
+    fusions: int | None,
     address: str | None,
     retrain_front: bool,
     track: tuple[str, ...],
@@ -103,7 +105,8 @@ def resume(
 
     Example: pareto-search resume runs/first --candidates 96
     """
-    _search(_budgeted(_config_of(run), candidates, minutes), run, address, retrain_front, track)
+    config = _budgeted(_config_of(run), candidates=candidates, minutes=minutes, fusions=fusions)
+    _search(config, run, address, retrain_front, track)
 
 
 @cli.command()
@@ -132,7 +135,7 @@ def refresh(
 
     Example: pareto-search refresh runs/first --data data/october --out runs/october
     """
-    config = _budgeted(_config_of(run).refreshed(data, name), candidates, minutes)
+    config = _budgeted(_config_of(run).refreshed(data, name), candidates=candidates, minutes=minutes)
     _search(config, out, address, retrain_front, track, refreshes=run)
 
 
@@ -514,9 +517,9 @@ def _search(
     click.echo(f"\nRun folder: {run}; report: {run / 'report.html'}")
 
 
-def _budgeted(config: SearchConfig, candidates: int | None, minutes: float | None) -> SearchConfig:
-    budget = {k: v for k, v in {"candidates": candidates, "minutes": minutes}.items() if v is not None}
-    return _changed(config, **budget) if budget else config
+def _budgeted(config: SearchConfig, **budget: float | None) -> SearchConfig:
+    given = {name: number for name, number in budget.items() if number is not None}
+    return _changed(config, **given) if given else config
 
 
 def _changed(config: SearchConfig, **values: Any) -> SearchConfig:

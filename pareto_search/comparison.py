@@ -12,6 +12,7 @@ from pareto_search import checkpoint, refreshing, results
 from pareto_search.archive import choose
 from pareto_search.candidate import Evaluation
 from pareto_search.executor import Files
+from pareto_search.fusion import weights_of
 from pareto_search.objective import is_feasible
 from pareto_search.render import write
 from pareto_search.report import report
@@ -179,10 +180,8 @@ class Comparison:
         mine: dict[str, list[Evaluation]] = {}
         for evaluation in chosen:
             mine.setdefault(evaluation.candidate, []).append(evaluation)
-        calls = [
-            (checkpoint.read(self._search.checkpoints / name), [e.serving for e in several])
-            for name, several in mine.items()
-        ]
+        files = {name: checkpoint.read(self._search.checkpoints / name) for name in mine}
+        calls = [(files[name], [e.serving for e in several]) for name, several in mine.items()]
         candidates = {c.id: c for c in self._store.candidates()}
         seconds: dict[str, float] = defaultdict(float)
         for attempt in self._store.attempts():
@@ -191,6 +190,7 @@ class Comparison:
             results.entry(
                 evaluation, candidates[name], self._search.schedule.lineage_steps(name), seconds[name], scores
             )
+            | ({"fuses": weights} if (weights := weights_of(files[name])) else {})
             for (name, several), tested in zip(mine.items(), self._pool.map("test", calls), strict=True)
             for evaluation, scores in zip(several, tested, strict=True)
         ]

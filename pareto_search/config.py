@@ -238,6 +238,8 @@ class OptimiserSection(_Section):
             only that where absent.
         inheritance: whether a child starts from its first parent's weights, and not from the warm start.
         merging: whether front members are also averaged, which costs no training.
+        fusions: how often at the end the scores of some front members are averaged too, each time as one checkpoint
+            more, which costs no training.
         candidate_timeout: seconds for a candidate alone; side by side with others (`workers.pack`) it has as many times
             that.
     """
@@ -252,6 +254,7 @@ class OptimiserSection(_Section):
     rungs: Annotated[tuple[Count, ...], Listed, Field(validate_default=True)] = ()
     inheritance: bool = False
     merging: bool = True
+    fusions: Annotated[int, Field(ge=0)] = 0
     serving_settings: Count = 64
     candidate_timeout: Annotated[FiniteFloat, Field(gt=0)] = 600.0
     keep_checkpoints: Literal["front", "all"] = "front"
@@ -390,8 +393,10 @@ class SearchConfig(_Section):
         return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def identity(self) -> str:
-        """The sha256 of all that decides what a search proposes and scores: budget, workers and store do not."""
-        budget = {"candidates", "minutes", "candidate_timeout", "keep_checkpoints"}
+        """The sha256 of all that decides what a search proposes and scores: budget, workers and store do not, and
+        fusions come when these are spent.
+        """
+        budget = {"candidates", "minutes", "candidate_timeout", "keep_checkpoints", "fusions"}
         exclude: Any = {"search": budget, "workers": True, "store": True}
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=exclude)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

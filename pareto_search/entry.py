@@ -9,6 +9,7 @@ from typing import Any
 from pareto_search import checkpoint
 from pareto_search.candidate import Genes
 from pareto_search.errors import CheckpointError
+from pareto_search.fusion import PREFIX, weights_of
 from pareto_search.results import find_entry, load_front
 from pareto_search.space import BLENDED
 
@@ -16,7 +17,7 @@ SERVING = "serving.json"
 INSIDE = "entry"
 """Where the entry is in an export whose own place belongs to another library's files."""
 
-_OWN = ("adapter_", "recommender.", "features.")
+_OWN = ("adapter_", "recommender.", "features.", PREFIX)
 """How the names of a checkpoint's files begin; an export has a model card and another library's files beside them."""
 
 
@@ -42,6 +43,11 @@ class Entry:
     def notes(self) -> Mapping[str, Any]:
         """The content of `recommender.json`."""
         return json.loads(self.files["recommender.json"])
+
+    @property
+    def fuses(self) -> Mapping[str, float]:
+        """What each checkpoint counts of which it is fused; nothing where it is a single one."""
+        return weights_of(self.files)
 
     def to_files(self) -> dict[str, bytes]:
         """The content of a folder that `of_folder` reads; the files of a component carry its name in front."""

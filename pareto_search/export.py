@@ -1,6 +1,6 @@
 """An entry in a folder of its own that needs nothing else, as it is or in the format of another library.
 
-    adapter                 the checkpoint as it is: PEFT loads it over the base model
+    adapter                 the checkpoint as it is: PEFT loads it over the base model, or each member of a fused one
     merged                  a Hugging Face model with the adapter in its weights
     sentence-transformers   the text encoder for that library, and the checkpoint inside, in `entry/`
     onnx                    the text encoder for onnxruntime in float32 and int8, and the checkpoint inside, in `entry/`
@@ -39,15 +39,21 @@ def export(run: Path, name: str, data: Dataset, folder: Path, form: str = "adapt
         float32 and int8 are worth.
 
     Raises:
-        ConfigError: the form is unknown, or a package that it needs is missing.
+        ConfigError: the form is unknown or none for a fused entry, or a package that it needs is missing.
         RunError: the front has no such entry; or the folder exists and is not empty, or cannot be written.
         CheckpointError: a file of the entry is missing or changed, or the export is not what the checkpoint is.
     """
     if form not in FORMATS:
         raise ConfigError(f"format '{form}' is unknown; {nearest(form, FORMATS)}")
+    found, front = of_run(run, name), load_front(run)
+    if found.fuses and form != "adapter":
+        members = ", ".join(found.fuses)
+        raise ConfigError(
+            f"{name} averages the scores of {members}, and {form} is for one of them; export it as adapter"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is there already; give --to a new folder")
-    found, front, folder = of_run(run, name), load_front(run), folder.absolute()
+    folder = folder.absolute()
     files, measures = (found.to_files(), {}) if form == "adapter" else _converted(found, data, form)
     files[CARD] = card(found, front, data, form, measures=measures, files=files).encode()
     if form in ("adapter", "merged"):

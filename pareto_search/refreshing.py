@@ -23,6 +23,7 @@ from pareto_search.candidate import Candidate, Forerunner
 from pareto_search.config import SearchConfig
 from pareto_search.errors import CheckpointError, DataError, RunError
 from pareto_search.executor import Files
+from pareto_search.fusion import fused, members_of, weights_of
 from pareto_search.recsys import dataset
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.split import Sequences, Split, split
@@ -115,6 +116,10 @@ def moved(
     Raises:
         CheckpointError: another release wrote the files.
     """
+    weights = weights_of(files)
+    if weights:
+        members = {name: moved(member, items, place, groups) for name, member in members_of(files).items()}
+        return fused(members, weights, json.loads(files["recommender.json"]) | {"items": list(items)})
     found = dict(files)
     if "recommender.json" in files and "towers" not in json.loads(files["recommender.json"]):
         raise CheckpointError("the old front was made by another release, whose checkpoints are not read; search anew")

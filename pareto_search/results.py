@@ -95,7 +95,7 @@ def entry(evaluation: Evaluation, candidate: Candidate, lineage: int, seconds: f
         "candidate": candidate.id,
         "kind": candidate.kind,
         "parents": list(candidate.parents),
-        "steps": 0 if candidate.kind == "merged" else evaluation.steps,
+        "steps": evaluation.steps if candidate.kind == "trained" else 0,
         "lineage_steps": lineage,
         "seconds": round(seconds, 1),
         "weighting": weights,

@@ -1,4 +1,4 @@
-"""What is done next: which candidate is begun, which goes on to the next rung, and which two are merged.
+"""What is done next: which candidate is begun, which goes on to the next rung, and which are merged or fused.
 
 The same decisions and reports in the same order make the same schedule, so their journal is all that a resume needs.
 """
@@ -7,15 +7,20 @@ import random
 from collections.abc import Callable, Sequence
 
 from pareto_search import archive
-from pareto_search.candidate import Candidate, Deed, Evaluation, Forerunner, Kind, Leg, candidate_id
+from pareto_search.candidate import INITIALS, Candidate, Deed, Evaluation, Forerunner, Kind, Leg, candidate_id
 from pareto_search.config import SearchConfig
 from pareto_search.evolution import Evolution
 from pareto_search.fidelity import Rungs
+from pareto_search.space import ACCURACY, metric_family
 
 SHARES = (0.3, 0.7)
 """Between which parts of its first parent a merged candidate lies."""
 MERGERS = 2
 """How many merged candidates there are for each trained one: each costs a small part of its time."""
+FUSIBLE = 8
+"""Among how many checkpoints of the front, the most accurate ones, the first fusion finds its members."""
+FUSED = (2, 4)
+"""How many members the others have."""
 
 
 class Schedule:
@@ -46,7 +51,9 @@ class Schedule:
         self.forerunners = {f.id: f for f in forerunners}
         self._rungs = Rungs(self._budget.rungs, config.objectives, config.constraints)
         self._exhausted = False
-        self._began: dict[Kind, int] = {"trained": 0, "merged": 0}
+        self._accuracy = next(o for o in config.objectives if metric_family(o.name) in ACCURACY)
+        self._accurate: dict[str, float] = {}  # how accurate each is alone that may be merged or fused
+        self._began: dict[Kind, int] = {"trained": 0, "merged": 0, "fused": 0}
         self._full = 0  # trained candidates that were heard of at the full rung
         self.candidates: dict[str, Candidate] = {}
         self.legs: list[Leg] = []
@@ -62,7 +69,7 @@ class Schedule:
     @property
     def listens(self) -> bool:
         """Whether a report may lead to more than a better next proposal."""
-        return len(self._budget.rungs) > 1 or self._budget.merging
+        return len(self._budget.rungs) > 1 or self._budget.merging or self._budget.fusions > 0
 
     def option(self, fits: Callable[[Kind, int], bool]) -> Deed | None:
         """What to do next, if anything.
@@ -76,7 +83,9 @@ class Schedule:
         if self._may_merge() and fits("merged", self._budget.steps):
             return "merge"
         room = not self._exhausted and self._began["trained"] < self._budget.candidates
-        return "ask" if room and fits("trained", self._budget.rungs[0]) else None
+        if room and fits("trained", self._budget.rungs[0]):
+            return "ask"
+        return "fuse" if self._may_fuse() else None
 
     def decide(self, deed: Deed) -> Leg | None:
         """Does it, and returns what a worker has to do for it; None where the optimiser has nothing new to propose."""
@@ -86,13 +95,13 @@ class Schedule:
             self._rungs.promote(leg)
             self.legs.append(leg)
             return leg
-        candidate = self._merger() if deed == "merge" else self._evolution.ask()
+        candidate = {"merge": self._merger, "fuse": self._fusion, "ask": self._evolution.ask}[deed]()
         if candidate is None:
             self._exhausted = True
             return None
         self.candidates[candidate.id] = candidate
         self._began[candidate.kind] += 1
-        self.legs.append(Leg(candidate.id, self._budget.steps if deed == "merge" else self._budget.rungs[0]))
+        self.legs.append(Leg(candidate.id, self._budget.rungs[0] if deed == "ask" else self._budget.steps))
         return self.legs[-1]
 
     def hear(self, leg: Leg, evaluations: Sequence[Evaluation]) -> None:
@@ -110,11 +119,14 @@ class Schedule:
                 self._full += bool(evaluations)
         if at_end:
             self.front = front_of([*self.front, *evaluations], self._config)
+            if evaluations and candidate.kind != "fused":
+                accuracy = self._accuracy
+                self._accurate[candidate.id] = accuracy.normalise(evaluations[0].values[accuracy.name])
 
     def sources(self, name: str) -> tuple[str, ...]:
         """Those whose weights a candidate starts from, a forerunner perhaps; one that failed has none to pass on."""
         candidate = self.candidates[name]
-        if candidate.kind == "merged":
+        if candidate.kind != "trained":
             return candidate.parents
         alive = (parent for parent in candidate.parents if parent not in self._failed)
         return tuple(parent for parent in alive if self._budget.inheritance or parent in self.forerunners)[:1]
@@ -133,7 +145,20 @@ class Schedule:
         """Whether a merger is due, the warm start first of all, and there are two on the front to merge."""
         if not self._budget.merging or not self.candidates:
             return self._budget.merging
-        return self._began["merged"] <= MERGERS * self._full and len({e.candidate for e in self.front}) > 1
+        return self._began["merged"] <= MERGERS * self._full and len({e.candidate for e in self._single}) > 1
+
+    def _may_fuse(self) -> bool:
+        """Whether nothing else is under way, and there are two on the front to fuse."""
+        if self._began["fused"] >= self._budget.fusions:
+            return False
+        waiting = (leg for leg in self.legs if leg not in self.heard)
+        at_end = all(self.candidates[leg.candidate].kind == "fused" for leg in waiting)
+        return at_end and len({e.candidate for e in self._single}) > 1
+
+    @property
+    def _single(self) -> list[Evaluation]:
+        """The front without what is fused, which has no weights of its own to go on with."""
+        return [e for e in self.front if self.candidates[e.candidate].kind != "fused"]
 
     def _merger(self) -> Candidate:
         """Two checkpoints of the front, each as likely as it has entries there; the first merger is the warm start."""
@@ -141,13 +166,26 @@ class Schedule:
         if number == 0:
             return Candidate(candidate_id(0, "merged"), {}, (), "merged")
         rng = random.Random(f"{self._budget.seed} merges {number}")
-        first = rng.choice(self.front).candidate
-        second = rng.choice([e.candidate for e in self.front if e.candidate != first])
+        first = rng.choice(self._single).candidate
+        second = rng.choice([e.candidate for e in self._single if e.candidate != first])
         share = round(rng.uniform(*SHARES), 3)
         return Candidate(candidate_id(number, "merged"), {"share": share}, (first, second), "merged")
 
+    def _fusion(self) -> Candidate:
+        """First the front's checkpoints that are the most accurate alone; then some of all, by weights at random."""
+        number = self._began["fused"]
+        found = sorted({e.candidate for e in self._single}, key=lambda name: (-self._accurate[name], name))
+        if number == 0:
+            return Candidate(candidate_id(0, "fused"), {}, tuple(found[:FUSIBLE]), "fused")
+        rng = random.Random(f"{self._budget.seed} fuses {number}")
+        members = rng.sample(found, min(rng.randint(*FUSED), len(found)))
+        drawn = [rng.gammavariate(2.0, 1.0) for _ in members]  # divided by their sum, a Dirichlet distribution
+        genes = {name: share / sum(drawn) for name, share in zip(members, drawn, strict=True)}
+        return Candidate(candidate_id(number, "fused"), genes, tuple(members), "fused")
+
 
 def front_of(evaluations: Sequence[Evaluation], config: SearchConfig) -> list[Evaluation]:
-    """The front of some evaluations; of equal points the first one stays, whoever was fast."""
-    inline = sorted(evaluations, key=lambda e: (e.candidate, e.setting))
+    """The front of some evaluations; of equal points the first one stays, whoever was fast; fused ones are last."""
+    order = {initial: place for place, initial in enumerate(INITIALS.values())}
+    inline = sorted(evaluations, key=lambda e: (order[e.candidate[0]], e.candidate, e.setting))
     return archive.front(inline, config.objectives, config.constraints, config.search.steps)

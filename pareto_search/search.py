@@ -68,7 +68,11 @@ class Search:
         self._recorded = store.search.elapsed_seconds
         self._ended: dict[Leg, Sequence[Evaluation]] = {}  # what came out; nothing where it failed
         self._unheard: dict[Leg, Sequence[Evaluation]] = {}  # those of them that the schedule has yet to hear of
-        self._done: dict[Kind, set[str]] = {"trained": set(), "merged": set()}  # of which a leg has ended
+        self._done: dict[Kind, set[str]] = {
+            "trained": set(),
+            "merged": set(),
+            "fused": set(),
+        }  # of which a leg has ended
         self._under_way: set[str] = set()
         self._paused: set[str] = set()
         self._there: dict[Path, set[str]] = {}  # the folders on the disk

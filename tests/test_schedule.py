@@ -549,3 +549,78 @@ def test_what_is_made_of_a_seed_starts_from_its_weights_and_has_its_steps_in_its
     parent = begun.candidates[child].parents[0]
     assert begun.sources(child) == ((parent,) if inheritance else ())
     assert begun.lineage_steps(child) == FULL + (begun.lineage_steps(parent) if inheritance else 0)
+
+
+def fused(schedule: Schedule) -> list[Candidate]:
+    """All the fusions that are due, heard of as points that nobody needs."""
+    found = []
+    while schedule.option(never) == "fuse":
+        leg = decided(schedule, "fuse")
+        schedule.hear(leg, scored(leg, (0.05, 0.05)))
+        found.append(schedule.candidates[leg.candidate])
+    return found
+
+
+def test_fusions_come_when_all_else_has_ended_and_time_does_not_stop_them() -> None:
+    plain = schedule(candidates=2, merging=False, fusions=3)
+    first = decided(plain, "ask")
+    plain.hear(first, scored(first, (0.2, 0.8)))
+    second = decided(plain, "ask")
+    assert plain.option(always) is None  # the second may yet be a member
+    plain.hear(second, scored(second, (0.8, 0.2)))
+    assert plain.option(always) == plain.option(never) == "fuse"
+    assert decided(plain, "fuse") == Leg("f0000", FULL)
+    assert plain.option(always) == "fuse"  # it waits for no other fusion
+    assert [f.id for f in fused(plain)] == ["f0001", "f0002"]
+    assert plain.option(always) is None
+
+
+def test_one_checkpoint_alone_is_not_fused_and_without_a_wish_none_is() -> None:
+    alone = schedule(candidates=1, merging=False, fusions=3)
+    trained(alone, (0.2, 0.8))
+    assert alone.option(always) is None
+    plain = schedule(candidates=2, merging=False)
+    trained(plain, (0.2, 0.8))
+    trained(plain, (0.8, 0.2))
+    assert plain.option(always) is None
+
+
+def test_the_first_fusion_finds_its_members_among_the_most_accurate_and_the_others_have_weights() -> None:
+    plain = schedule(candidates=12, merging=False, fusions=101, population=12)
+    legs = [trained(plain, trade_off(n), (0.0, 0.99)) for n in (5, 1, 7, 2, 8, 3, 9, 4, 10, 6)]
+    trained(plain, (0.01, 0.01))  # is not on the front
+    first, *others = fused(plain)
+    best = sorted(range(10), key=lambda i: -(5, 1, 7, 2, 8, 3, 9, 4, 10, 6)[i])
+    assert first == Candidate("f0000", {}, tuple(legs[i].candidate for i in best[:8]), "fused")
+    names = {leg.candidate for leg in legs}
+    assert {name for f in others for name in f.parents} == names
+    assert {len(f.parents) for f in others} == {2, 3, 4}
+    for found in others:
+        assert tuple(found.genes) == found.parents
+        assert len(set(found.parents)) == len(found.parents)
+        assert sum(float(weight) for weight in found.genes.values()) == pytest.approx(1.0)
+        assert all(float(weight) > 0 for weight in found.genes.values())
+    assert plain.sources("f0000") == first.parents
+    assert plain.lineage_steps("f0000") == 8 * FULL
+
+
+def test_what_is_fused_is_neither_merged_nor_fused_again() -> None:
+    plain = begun(candidates=4, fusions=1)
+    trained(plain, (0.2, 0.8))
+    trained(plain, (0.8, 0.2))
+    for leg in merged(plain):
+        plain.hear(leg, [])
+    leg = decided(plain, "fuse")
+    plain.hear(leg, scored(leg, (0.7, 0.7), (0.6, 0.75), (0.75, 0.6)))
+    assert {e.candidate for e in plain.front} == {"c0001", "c0002", "f0000"}
+    assert {parent for m in mergers(plain, 30) for parent in m.parents} == {"c0001", "c0002"}
+
+
+def test_a_fusion_that_is_no_better_than_its_one_member_takes_no_place_from_it() -> None:
+    plain = begun((0.5, 0.5), candidates=1, fusions=1)
+    trained(plain, (0.4, 0.6))
+    for leg in merged(plain):
+        plain.hear(leg, [])
+    leg = decided(plain, "fuse")
+    plain.hear(leg, scored(leg, (0.5, 0.5), (0.4, 0.6)))
+    assert {e.candidate for e in plain.front} == {"m0000", "c0001"}

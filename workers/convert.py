@@ -199,6 +199,7 @@ def _cosine(vectors: Floats, others: Floats) -> float:
 
 def _ndcg(served: Serving, vectors: Floats) -> dict[str, float]:
     """On validation, of the checkpoint alone and of the entry, with these text vectors `(n_items, t)`."""
+    assert isinstance(served.model, TowerScorer), "a fused entry is refused before"
     scorers = served.scorers | {"model": TowerScorer.of(served.model.model, torch.from_numpy(vectors))}
     settings = [{}, served.entry.serving]
     alone, entry = score(served.split.validation, served.items, scorers, settings, [NDCG])

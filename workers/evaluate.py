@@ -10,7 +10,9 @@ from safetensors.numpy import load, save
 from pareto_search.candidate import Genes
 from pareto_search.errors import CheckpointError
 from pareto_search.executor import Files
+from pareto_search.fusion import members_of, weights_of
 from pareto_search.recsys.baselines import DecayedMean, ItemSimilarity, Scorer
+from pareto_search.recsys.ensemble import Ensemble
 from pareto_search.recsys.metrics import interval
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Part
@@ -25,7 +27,20 @@ Scores = dict[str, dict[str, float]]
 WEIGHTS, VECTORS = "weights.safetensors", "vectors.safetensors"
 
 
-def scorer(files: Files, encoder: Encoder) -> TowerScorer:
+def scorer(files: Files, encoder: Encoder) -> Scorer:
+    """The scorer of a checkpoint, of which a fused one has several.
+
+    Raises:
+        CheckpointError: the files do not fit the base model.
+    """
+    weights = weights_of(files)
+    if not weights:
+        return tower_scorer(files, encoder)
+    members = members_of(files)
+    return Ensemble([tower_scorer(members[name], encoder) for name in weights], list(weights.values()))
+
+
+def tower_scorer(files: Files, encoder: Encoder) -> TowerScorer:
     """The scorer of a trained model: with an adapter over adapted text, without one over frozen text or none.
 
     Raises:

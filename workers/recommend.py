@@ -15,6 +15,7 @@ from pareto_search.entry import Entry
 from pareto_search.errors import CheckpointError, DataError, nearest
 from pareto_search.recsys.baselines import DecayedMean, ItemSimilarity, Scorer
 from pareto_search.recsys.dataset import Dataset
+from pareto_search.recsys.ensemble import Ensemble
 from pareto_search.recsys.metrics import parse_metric
 from pareto_search.recsys.rerank import blend, relevance, rerank
 from pareto_search.recsys.split import Sequences, Split, gaps, order_of, split
@@ -277,6 +278,9 @@ class Serving:
 
 def _added(model: Scorer, history: History, chosen: NDArray[np.int32]) -> NDArray[np.float64]:
     """What each item of a history adds to the scores of the chosen items by one model: `(k, n)`."""
+    if isinstance(model, Ensemble):
+        pairs = zip(model.weights, model.members, strict=True)
+        return np.sum([weight * _added(member, history, chosen) for weight, member in pairs], axis=0)
     if not isinstance(model, TowerScorer):
         assert isinstance(model, DecayedMean | ItemSimilarity), "what else entries blend in"
         return model.shares(history.items, chosen)

@@ -12,6 +12,7 @@ import torch
 
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Genes
 from pareto_search.executor import Files, Result
+from pareto_search.fusion import fused
 from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import Scorer
@@ -30,6 +31,8 @@ from pareto_search.workers.pack import Pack
 from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer, joined
 from pareto_search.workers.train import FineTuning, Task, fine_tune, train_tower
 
+DRAWS = 8
+"""How often a fusion that finds its members draws one."""
 SASREC_EPOCHS = 30
 WARM_START_EPOCHS = 20
 DROPOUT, TIED_DROPOUT = 0.3, 0.1
@@ -215,7 +218,7 @@ class Worker:
         return Ranking(self.load.split.validation, self.items, scorers).values(settings, self.load.metrics)
 
     def run(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Result:
-        """Trains a candidate to a rung, or merges its parents, and evaluates what comes out.
+        """Trains a candidate to a rung, or merges or fuses its parents, and evaluates what comes out.
 
         Below the full rung the checkpoint alone is scored; at the full one the inner search follows.
 
@@ -227,7 +230,7 @@ class Worker:
         """
         began = time.perf_counter()
         candidate = attempt.candidate
-        files = self._merged(candidate, sources) if candidate.kind == "merged" else self._trained(attempt, sources)
+        files = self._trained(attempt, sources) if candidate.kind == "trained" else self._made(candidate, sources)
         # Scored from the files, as whoever reloads the checkpoint will.
         evaluations = self._evaluated(attempt, scorer(files, self.encoder))
         return Result(evaluations, files, time.perf_counter() - began)
@@ -299,8 +302,10 @@ class Worker:
         """The objectives of a model alone, user by user."""
         return ranking.tallies([{}], [o.name for o in self.load.objectives])[0].per_user()
 
-    def _merged(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
-        """A merged candidate: its parents' average, or the warm start with an adapter that is zero."""
+    def _made(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
+        """What takes no training: the parents fused or merged, or the warm start with an adapter that is zero."""
+        if candidate.kind == "fused":
+            return self._fused(candidate, sources)
         if not sources:
             shape, generator = LoraShape(1, 1.0, 0.0, "query_value", 1), torch.Generator(self.device).manual_seed(0)
             files = fresh(self.encoder, shape, generator=generator).files(self.load.base, self.load.revision)
@@ -308,6 +313,15 @@ class Worker:
         share = float(candidate.genes["share"])
         notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "merges": candidate.parents})
         return merge(sources, (share, 1.0 - share), self.load.rank, notes)
+
+    def _fused(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
+        """The parents side by side, or those of them whose average foretells validation best."""
+        members = dict(zip(candidate.parents, sources, strict=True))
+        weights = {name: float(weight) for name, weight in candidate.genes.items()}
+        if not weights:
+            scorers = {name: scorer(files, self.encoder) for name, files in members.items()}
+            weights = Ranking(self.load.split.validation, self.items, scorers).selected(DRAWS)
+        return fused(members, weights, self._notes({"candidate": candidate.id}))
 
     def _settings(self, candidate: Candidate, ranking: Ranking, alone: bool) -> list[tuple[Genes, Values]]:
         """Serving settings with their values on validation, the model alone first."""
@@ -379,8 +393,8 @@ class PackWorker(Worker):
         """Does what `run` does, beside other calls of this; its seconds are those that it shared with them too."""
         began = time.perf_counter()
         candidate = attempt.candidate
-        if candidate.kind == "merged":
-            files = self._merged(candidate, sources)
+        if candidate.kind != "trained":
+            files = self._made(candidate, sources)
         else:
             tuning = FineTuning(self._task, candidate.genes, **self._course(attempt, sources))
             for rung in self._rungs(attempt, tuning):

@@ -11,6 +11,7 @@ from pareto_search.archive import choose
 from pareto_search.candidate import Genes
 from pareto_search.objective import Constraint, Objective, Values, is_feasible
 from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.ensemble import select
 from pareto_search.recsys.likelihood import likeliest
 from pareto_search.recsys.metrics import Ranked, Tally, parse_metric
 from pareto_search.recsys.rerank import blend, probabilities, relevance, rerank
@@ -99,11 +100,21 @@ class Ranking:
         Users count up to `KEPT` scores.
         """
         space = space.without(set(BLENDED) - self._scorers.keys())
+        return space.at(likeliest(self._some(), space.fitted, space.fixed))
+
+    def selected(self, draws: int) -> dict[str, float]:
+        """The weights of the scorers under whose average the targets are likely; see `ensemble.select`.
+
+        Users count up to `KEPT` scores.
+        """
+        return select(self._some(), draws)
+
+    def _some(self) -> Iterator[tuple[Mapping[str, NDArray[np.float32]], Sequences]]:
+        """Scores and targets of users evenly spread over the part, up to `KEPT` scores of each model."""
         starts = self._starts
         every = max(1, -(-len(starts) * CHUNK // KEPT))
         chunks = self._chunks() if every == 1 else self._compute(starts[::every])
-        scored = ((scores, targets) for _, targets, scores in chunks)
-        return space.at(likeliest(scored, space.fitted, space.fixed))
+        return ((scores, targets) for _, targets, scores in chunks)
 
     def _chunks(self) -> Iterable[_Chunk]:
         """All users' scores in chunks; those of a small part are kept for the next call."""

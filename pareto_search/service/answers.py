@@ -132,6 +132,7 @@ class Resume(Asked):
 
     candidates: Budget | None = None
     minutes: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    fusions: Annotated[int, Field(ge=0, le=1000)] | None = None
 
 
 class Select(Asked):
