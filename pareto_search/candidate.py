@@ -24,8 +24,7 @@ class Candidate:
 
     A merged one is the average of its parents' weights; its one gene is `share`, the first parent's part. The one
     without parents, `m0000`, is the warm start itself, with which others can be merged. A fused one averages the scores
-    of its parents, by the weights among its genes; `f0000` those of them that suit each other best, which its worker
-    finds.
+    of those among its parents that suit each other best, which its worker finds.
     """
 
     id: str

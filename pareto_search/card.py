@@ -66,7 +66,8 @@ def card(
         shares = ", ".join(f"{weight:.3g} of {name}" for name, weight in entry.fuses.items())
         made = (
             f"Its scores are the mean of those of {len(entry.fuses)} checkpoints: {shares}. The files of each carry "
-            f"its number in front, from `member0.` on; without it they are a checkpoint of their own:\n\n{made}"
+            f"its number in front, from `member0.` on; without it they are a checkpoint of their own, such as `folder` "
+            f"here:\n\n{made}"
         )
     hub = base["id"] if base["id"].count("/") == 1 and not Path(base["id"]).is_absolute() else None
     sections = (

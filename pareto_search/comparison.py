@@ -186,11 +186,10 @@ class Comparison:
         seconds: dict[str, float] = defaultdict(float)
         for attempt in self._store.attempts():
             seconds[attempt.candidate] += attempt.seconds or 0.0
+        weights = {name: weights_of(content) for name, content in files.items()}
+        lineage = {name: self._search.schedule.lineage_steps(*(weights[name] or [name])) for name in mine}
         return [
-            results.entry(
-                evaluation, candidates[name], self._search.schedule.lineage_steps(name), seconds[name], scores
-            )
-            | ({"fuses": weights} if (weights := weights_of(files[name])) else {})
+            results.entry(evaluation, candidates[name], lineage[name], seconds[name], scores, fuses=weights[name])
             for (name, several), tested in zip(mine.items(), self._pool.map("test", calls), strict=True)
             for evaluation, scores in zip(several, tested, strict=True)
         ]

@@ -238,8 +238,8 @@ class OptimiserSection(_Section):
             only that where absent.
         inheritance: whether a child starts from its first parent's weights, and not from the warm start.
         merging: whether front members are also averaged, which costs no training.
-        fusions: how often at the end the scores of some front members are averaged too, each time as one checkpoint
-            more, which costs no training.
+        fusions: how often the scores of some front members are averaged too, each time as one checkpoint more, which
+            costs no training; they come when the budget is spent, whatever time that leaves.
         candidate_timeout: seconds for a candidate alone; side by side with others (`workers.pack`) it has as many times
             that.
     """
@@ -404,6 +404,8 @@ class SearchConfig(_Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "SearchConfig":
         # ConfigErrors pass through pydantic as they are.
+        if self.model.groups and self.model.tower != "attention":
+            raise ConfigError("model.groups is what the attention tower reads; expected no groups, or tower: attention")
         names = [o.name for o in self.objectives]
         repeated = next((n for n in names if names.count(n) > 1), None)
         if repeated is not None:

@@ -35,7 +35,7 @@ class Live:
         """A candidate has ended."""
         left = "" if not now.left else f", about {_duration(now.left)} left"
         failed = f", {now.failed} failed" if now.failed else ""
-        merged = f", {now.merged} merged" if now.merged else ""
+        merged = "".join(f", {n} {kind}" for n, kind in ((now.merged, "merged"), (now.fused, "fused")) if n)
         entries = f"{now.front} {'entry' if now.front == 1 else 'entries'}"
         detail = f"front of {entries}, hypervolume {now.hypervolume:.4f}{failed}{left}"
         done = now.finished + now.failed

@@ -340,7 +340,7 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         notes={
             "data_sha256": data.sha256,
             "split": config.splitting() | {"sha256": parts.sha256},
-            "group_names": {name: list(groups) for name, groups in parts.groups.items()},
+            "group_names": [[kind, list(groups)] for kind, groups in parts.groups.items()],  # in the rows' order
             "items": list(data.item_ids),
             "metrics": list(config.metrics),
         },

@@ -130,11 +130,11 @@ def pair(front: Front, archive: Sequence[Evaluation], x: str, y: str, part: Part
 def parallel(front: Front) -> go.Figure:
     """The entries as lines across objectives (validation; up is better) and the genes that vary most with them.
 
-    Merged checkpoints have no genes of their own: they are left out. What an entry is not re-ranked for, or does not
-    blend in, is 0. The colour is the first objective.
+    Merged and fused checkpoints have no training genes of their own: they are left out. What an entry is not re-ranked
+    for, or does not blend in, is 0. The colour is the first objective.
     """
     objectives = objectives_of(front)
-    entries = [e for e in front["front"] if e["genes"]]
+    entries = [e for e in front["front"] if e["kind"] == "trained"]
     serving = {name: float(name == "sharpness") for e in entries for name in e["serving"]}
     mine = [{**e["genes"], **serving, **e["serving"]} for e in entries]
     scores = {o.name: [e["validation"][o.name] for e in entries] for o in objectives}

@@ -15,7 +15,8 @@ class Question(BaseModel):
     Attributes:
         user, history: one of them; a user of the data set, or items, oldest first.
         times: when each item of the history was, in the data's unit of time; None where nobody knows.
-        groups: which groups this user belongs to, such as `occupation` -> `artist`, where the model reads them.
+        groups: which groups this user belongs to, such as `occupation` -> `artist`, where the model reads them; None
+            where nobody knows.
         k: how many items.
         exclude: items that must not be shown, beside those of the history.
         least: `credibility` or `novelty` -> the least that an item must have, 0..1.
@@ -30,7 +31,7 @@ class Question(BaseModel):
     user: str | None = None
     history: tuple[str, ...] | None = None
     times: tuple[FiniteFloat, ...] | None = None
-    groups: dict[str, str] = {}
+    groups: dict[str, str] | None = None
     k: Annotated[int, Field(ge=1, le=POOL)] = 10
     exclude: tuple[str, ...] = ()
     least: dict[str, FiniteFloat] = {}

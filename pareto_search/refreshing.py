@@ -70,6 +70,8 @@ def take_over(
     for name in BLENDED:
         if any(float(e["serving"].get(name, 0.0)) for e in entries):
             files[name] = checkpoint.read(source / "components" / name)
+    for name in names:
+        files |= {member: found for member, found in members_of(files[name]).items() if member not in files}
     known = json.loads(files[names[0]]["recommender.json"])["items"]
     place = pd.Index(known).get_indexer(pd.Index(data.item_ids))
     if not (place >= 0).any():
@@ -119,7 +121,8 @@ def moved(
     weights = weights_of(files)
     if weights:
         members = {name: moved(member, items, place, groups) for name, member in members_of(files).items()}
-        return fused(members, weights, json.loads(files["recommender.json"]) | {"items": list(items)})
+        notes = json.loads(files["recommender.json"])
+        return fused(members, weights, notes | {"items": list(items), "group_names": list(groups.items())})
     found = dict(files)
     if "recommender.json" in files and "towers" not in json.loads(files["recommender.json"]):
         raise CheckpointError("the old front was made by another release, whose checkpoints are not read; search anew")
@@ -127,12 +130,12 @@ def moved(
     for file in files.keys() & {"recommender.safetensors", "weights.safetensors", "vectors.safetensors"}:
         rows = {name: _rows(name, tensor, place) for name, tensor in load(files[file]).items()}
         if "group" in rows:
-            rows["group"] = _group_rows(rows["group"], notes["group_names"], groups)
+            rows["group"] = _group_rows(rows["group"], dict(notes["group_names"]), groups)
         found[file] = save({n: np.ascontiguousarray(r) for n, r in rows.items()})  # of another layout it saves nonsense
     if notes:
         notes |= {"n_items": len(items), "items": list(items)}
         if notes.get("groups"):
-            notes |= {"groups": [len(groups[kind]) for kind in groups], "group_names": dict(groups)}
+            notes |= {"groups": [len(groups[kind]) for kind in groups], "group_names": list(groups.items())}
         found["recommender.json"] = json.dumps(notes, indent=2, sort_keys=True).encode()
     return found
 
@@ -195,7 +198,7 @@ def _compared(config: SearchConfig, front: Document, data: Dataset, parts: Split
             raise DataError(
                 f"{data.name} has {have} where the old front's data has {has}: {what}; expected the same columns"
             )
-    count = leaked((old, split(old, **config.splitting())), (data, parts))
+    count = leaked((old, split(old, **{**config.splitting(), "groups": ()})), (data, parts))
     held = sum(len(part.targets.items) for part in (parts.validation, parts.test))
     if count > LEAKED * held:
         raise DataError(
@@ -208,20 +211,22 @@ def _compared(config: SearchConfig, front: Document, data: Dataset, parts: Split
 def _forerunners(front: Document, candidates: Mapping[str, Candidate]) -> list[Document]:
     """One for each of the genes on the front, those that add most to its hypervolume first.
 
-    A merged checkpoint has the genes of the trained ancestor that has most part in it.
+    A merged checkpoint has the genes of the trained ancestor that has most part in it. For a fused one there are its
+    members.
     """
     entries, objectives = front["front"], objectives_of(front)
     order = choose([e["validation"] for e in entries], objectives, ENTRIES)
+    names = ((entries[i], name) for i in order for name in entries[i].get("fuses") or [entries[i]["candidate"]])
     found: dict[str, Document] = {}
-    for entry in (entries[i] for i in order):
-        ancestor = candidates[entry["candidate"]]
+    for entry, name in names:
+        ancestor = candidates[name]
         while ancestor.kind == "merged" and ancestor.parents:
             first, second = (candidates[parent] for parent in ancestor.parents)
             larger, smaller = (first, second) if float(ancestor.genes["share"]) >= 0.5 else (second, first)
             ancestor = larger if larger.genes else smaller  # the warm start has none
         if ancestor.kind == "trained":
             content = {
-                "id": f"{FOLDER}/{entry['candidate']}",
+                "id": f"{FOLDER}/{name}",
                 "genes": dict(ancestor.genes),
                 "steps": entry["lineage_steps"],
             }

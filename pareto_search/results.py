@@ -83,11 +83,20 @@ def document(
     }
 
 
-def entry(evaluation: Evaluation, candidate: Candidate, lineage: int, seconds: float, test: Scores) -> Document:
+def entry(
+    evaluation: Evaluation,
+    candidate: Candidate,
+    lineage: int,
+    seconds: float,
+    test: Scores,
+    *,
+    fuses: Mapping[str, float],
+) -> Document:
     """One entry of front.json.
 
     Args:
         lineage: the training steps of the candidate and of all whose weights are in it.
+        fuses: the members of a fused candidate with their weights, of others nothing.
     """
     weights = {n.removeprefix("weight."): v for n, v in candidate.genes.items() if n.startswith("weight.")}
     return {
@@ -100,6 +109,7 @@ def entry(evaluation: Evaluation, candidate: Candidate, lineage: int, seconds: f
         "seconds": round(seconds, 1),
         "weighting": weights,
         "genes": {n: v for n, v in candidate.genes.items() if not n.startswith("weight.")},
+        "fuses": dict(fuses),
         "serving": dict(evaluation.serving),
         "validation": dict(evaluation.values),
         "test": test,

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from pareto_search import archive
-from pareto_search.candidate import INITIALS, Candidate, Deed, Evaluation, Forerunner, Kind, Leg, candidate_id
+from pareto_search.candidate import Candidate, Deed, Evaluation, Forerunner, Kind, Leg, candidate_id
 from pareto_search.config import SearchConfig
 from pareto_search.evolution import Evolution
 from pareto_search.fidelity import Rungs
@@ -17,10 +17,8 @@ SHARES = (0.3, 0.7)
 """Between which parts of its first parent a merged candidate lies."""
 MERGERS = 2
 """How many merged candidates there are for each trained one: each costs a small part of its time."""
-FUSIBLE = 8
-"""Among how many checkpoints of the front, the most accurate ones, the first fusion finds its members."""
-FUSED = (2, 4)
-"""How many members the others have."""
+POOL = 8
+"""Among how many checkpoints of the front a fusion finds its members, at most."""
 
 
 class Schedule:
@@ -35,6 +33,8 @@ class Schedule:
         legs: what was decided, in order.
         heard: the legs whose outcome was reported.
         front: of what was reported.
+        single: the same without what is fused: whom mergers and fusions are made of. A fusion may be better than all of
+            its members, which must not thin them out for the next one.
     """
 
     def __init__(self, config: SearchConfig, forerunners: Sequence[Forerunner] = ()) -> None:
@@ -52,7 +52,7 @@ class Schedule:
         self._rungs = Rungs(self._budget.rungs, config.objectives, config.constraints)
         self._exhausted = False
         self._accuracy = next(o for o in config.objectives if metric_family(o.name) in ACCURACY)
-        self._accurate: dict[str, float] = {}  # how accurate each is alone that may be merged or fused
+        self._accuracies: dict[str, float] = {}  # of each checkpoint alone, the larger the better
         self._began: dict[Kind, int] = {"trained": 0, "merged": 0, "fused": 0}
         self._full = 0  # trained candidates that were heard of at the full rung
         self.candidates: dict[str, Candidate] = {}
@@ -60,6 +60,7 @@ class Schedule:
         self._failed: set[str] = set()
         self.heard: set[Leg] = set()
         self.front: list[Evaluation] = []
+        self.single = self.front
 
     @property
     def population(self) -> set[str]:
@@ -118,10 +119,13 @@ class Schedule:
                 self._evolution.tell(candidate, evaluations[0].values if evaluations else None)
                 self._full += bool(evaluations)
         if at_end:
+            alike = self.single is self.front  # until something fused is heard of
             self.front = front_of([*self.front, *evaluations], self._config)
-            if evaluations and candidate.kind != "fused":
+            if candidate.kind != "fused":
+                self.single = self.front if alike else front_of([*self.single, *evaluations], self._config)
+            if evaluations:
                 accuracy = self._accuracy
-                self._accurate[candidate.id] = accuracy.normalise(evaluations[0].values[accuracy.name])
+                self._accuracies[candidate.id] = accuracy.normalise(evaluations[0].values[accuracy.name])
 
     def sources(self, name: str) -> tuple[str, ...]:
         """Those whose weights a candidate starts from, a forerunner perhaps; one that failed has none to pass on."""
@@ -131,9 +135,9 @@ class Schedule:
         alive = (parent for parent in candidate.parents if parent not in self._failed)
         return tuple(parent for parent in alive if self._budget.inheritance or parent in self.forerunners)[:1]
 
-    def lineage_steps(self, name: str) -> int:
-        """The training steps of a candidate and of all whose weights are in it, each counted once."""
-        lineage, new = {name}, {name}
+    def lineage_steps(self, *names: str) -> int:
+        """The training steps of some candidates and of all whose weights are in them, each counted once."""
+        lineage, new = set(names), set(names)
         while new:
             new = {source for member in new - self.forerunners.keys() for source in self.sources(member)} - lineage
             lineage |= new
@@ -145,7 +149,7 @@ class Schedule:
         """Whether a merger is due, the warm start first of all, and there are two on the front to merge."""
         if not self._budget.merging or not self.candidates:
             return self._budget.merging
-        return self._began["merged"] <= MERGERS * self._full and len({e.candidate for e in self._single}) > 1
+        return self._began["merged"] <= MERGERS * self._full and len({e.candidate for e in self.single}) > 1
 
     def _may_fuse(self) -> bool:
         """Whether nothing else is under way, and there are two on the front to fuse."""
@@ -153,12 +157,7 @@ class Schedule:
             return False
         waiting = (leg for leg in self.legs if leg not in self.heard)
         at_end = all(self.candidates[leg.candidate].kind == "fused" for leg in waiting)
-        return at_end and len({e.candidate for e in self._single}) > 1
-
-    @property
-    def _single(self) -> list[Evaluation]:
-        """The front without what is fused, which has no weights of its own to go on with."""
-        return [e for e in self.front if self.candidates[e.candidate].kind != "fused"]
+        return at_end and len({e.candidate for e in self.single}) > 1
 
     def _merger(self) -> Candidate:
         """Two checkpoints of the front, each as likely as it has entries there; the first merger is the warm start."""
@@ -166,26 +165,22 @@ class Schedule:
         if number == 0:
             return Candidate(candidate_id(0, "merged"), {}, (), "merged")
         rng = random.Random(f"{self._budget.seed} merges {number}")
-        first = rng.choice(self._single).candidate
-        second = rng.choice([e.candidate for e in self._single if e.candidate != first])
+        first = rng.choice(self.single).candidate
+        second = rng.choice([e.candidate for e in self.single if e.candidate != first])
         share = round(rng.uniform(*SHARES), 3)
         return Candidate(candidate_id(number, "merged"), {"share": share}, (first, second), "merged")
 
     def _fusion(self) -> Candidate:
-        """First the front's checkpoints that are the most accurate alone; then some of all, by weights at random."""
+        """A pool of checkpoints of the front: first those that are the most accurate alone, and then any."""
         number = self._began["fused"]
-        found = sorted({e.candidate for e in self._single}, key=lambda name: (-self._accurate[name], name))
-        if number == 0:
-            return Candidate(candidate_id(0, "fused"), {}, tuple(found[:FUSIBLE]), "fused")
-        rng = random.Random(f"{self._budget.seed} fuses {number}")
-        members = rng.sample(found, min(rng.randint(*FUSED), len(found)))
-        drawn = [rng.gammavariate(2.0, 1.0) for _ in members]  # divided by their sum, a Dirichlet distribution
-        genes = {name: share / sum(drawn) for name, share in zip(members, drawn, strict=True)}
-        return Candidate(candidate_id(number, "fused"), genes, tuple(members), "fused")
+        pool = sorted({e.candidate for e in self.single}, key=lambda name: (-self._accuracies[name], name))
+        if number:
+            rng = random.Random(f"{self._budget.seed} fuses {number}")
+            pool = rng.sample(pool, min(rng.randint(2, POOL), len(pool)))
+        return Candidate(candidate_id(number, "fused"), {}, tuple(pool[:POOL]), "fused")
 
 
 def front_of(evaluations: Sequence[Evaluation], config: SearchConfig) -> list[Evaluation]:
-    """The front of some evaluations; of equal points the first one stays, whoever was fast; fused ones are last."""
-    order = {initial: place for place, initial in enumerate(INITIALS.values())}
-    inline = sorted(evaluations, key=lambda e: (order[e.candidate[0]], e.candidate, e.setting))
+    """The front of some evaluations; of equal points the first one stays, whoever was fast."""
+    inline = sorted(evaluations, key=lambda e: (e.candidate, e.setting))
     return archive.front(inline, config.objectives, config.constraints, config.search.steps)

@@ -25,10 +25,13 @@ WATCHING = 0.02
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a search stands, merged candidates counted apart; seconds left are None until a candidate has finished."""
+    """Where a search stands, merged and fused candidates counted apart; seconds left are None until a candidate has
+    finished.
+    """
 
     finished: int
     merged: int
+    fused: int
     failed: int
     total: int
     front: int
@@ -124,7 +127,7 @@ class Search:
 
     def progress(self) -> Progress:
         """Where the search stands now."""
-        ended, merged = self._done["trained"], self._done["merged"]
+        ended, merged, fused = self._done["trained"], self._done["merged"], self._done["fused"]
         total, elapsed = self.config.search.candidates, time.monotonic() - self._began
         left = None
         if self._seconds:
@@ -134,9 +137,8 @@ class Search:
                 left = min(left, self.config.search.minutes * 60 - elapsed)
             left = max(0.0, left)
         failed = len(ended & self._failed.keys())
-        return Progress(
-            len(ended) - failed, len(merged), failed, total, len(self.front), self._hypervolume(), elapsed, left
-        )
+        made = len(ended) - failed, len(merged), len(fused)
+        return Progress(*made, failed, total, len(self.front), self._hypervolume(), elapsed, left)
 
     def _hypervolume(self) -> float:
         """Of the entries that stand for the front, found anew when that costs little of the time that has passed."""
@@ -284,7 +286,8 @@ class Search:
         schedule = self.schedule
         if self.config.search.keep_checkpoints == "all":
             return {self.states: self._paused, self.checkpoints: schedule.candidates.keys()}
-        front, unheard = (e.candidate for e in schedule.front), (leg.candidate for leg in self._unheard)
+        front = (e.candidate for e in (*schedule.front, *schedule.single))
+        unheard = (leg.candidate for leg in self._unheard)
         sources = (source for name in self._under_way for source in schedule.sources(name))
         return {self.states: self._paused, self.checkpoints: schedule.population.union(front, unheard, sources)}
 

@@ -12,13 +12,14 @@ import optuna
 import pytest
 import yaml
 from click.testing import CliRunner
-from running import Ended, Finished, undisturbed
+from running import Ended, Finished, pareto_search, undisturbed
 
 from benchmarks import small
 from pareto_search import load_front
 from pareto_search.cli import cli, main
 from pareto_search.display import show_front
 from pareto_search.recsys.fetch import FOLDER
+from pareto_search.store import Store
 
 __all__ = ["undisturbed"]
 
@@ -520,6 +521,27 @@ def test_recommend_gives_items_that_the_user_has_not_seen_with_titles_and_reason
     assert "expected numbers" in call(*same, "--times", "yesterday").complaint
     shown = call("recommend", undisturbed.run, name, "--user", "u7", "-k", "5").out.splitlines()
     assert [line.strip().startswith(f"{place}. The ") for place, line in enumerate(shown, 1)] == [True] * 5
+
+
+def test_fusions_are_added_to_a_search_that_is_over(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.run, run)
+    ended = pareto_search("resume", run, "--fusions", "2")
+    assert ended.code == 0, ended.err
+    assert "2 fused" in ended.out
+    store = Store.open(run / "search.db")
+    fused = {c.id: c for c in store.candidates() if c.kind == "fused"}
+    scored = {e.candidate for e in store.evaluations() if e.entry.endswith("-s00")}
+    store.close()
+    assert list(fused) == ["f0000", "f0001"]
+    assert scored >= fused.keys()
+    assert all(len(c.parents) > 1 and not c.genes for c in fused.values())
+    before, after = (json.loads((folder / "front.json").read_text()) for folder in (undisturbed.run, run))
+    assert after["test_evaluations"] == before["test_evaluations"] + 1
+    mine = [e for e in after["front"] if e["kind"] == "fused"]
+    assert all(sum(e["fuses"].values()) == pytest.approx(1.0) for e in mine)
+    for entry in mine[:1]:
+        assert call("evaluate", run, entry["entry"], "--split", "validation").code == 0
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,7 @@ def test_the_resolved_config_reads_back_as_itself(tmp_path: Path, name: str) -> 
 
 def test_budget_workers_and_store_are_no_part_of_the_identity() -> None:
     search = {"candidates": 9, "minutes": 1.5, "candidate_timeout": 5, "keep_checkpoints": "all", "rungs": [40]}
+    search["fusions"] = 4
     other = parsed(search=search, workers={"count": 5, "pack": 4}, store="postgresql://host/db")
     assert other.identity() == parsed().identity()
     assert len(other.identity()) == 64

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load, save
 
-from pareto_search import checkpoint, entry
+from pareto_search import checkpoint, entry, refreshing
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.errors import ConfigError
 from pareto_search.executor import Files
@@ -22,6 +24,7 @@ from pareto_search.recsys.ranking import Ranking
 from pareto_search.refreshing import moved
 from pareto_search.workers.evaluate import scorer
 from pareto_search.workers.recommend import Serving, sequences
+from pareto_search.workers.recommender import Recommender
 from pareto_search.workers.worker import Worker, Workload
 
 NAME = "f0001-s00"
@@ -59,39 +62,30 @@ def test_what_is_fused_comes_apart_as_it_was(checkpoints: dict[str, Files]) -> N
     assert weights_of(checkpoints["c0001"]) == members_of(checkpoints["c0001"]) == {}
 
 
-def test_a_fusion_with_weights_scores_as_their_mean(worker: Worker, checkpoints: dict[str, Files]) -> None:
-    weights = {"m0000": 0.2, "c0002": 0.8}
-    candidate = Candidate("f0001", weights, tuple(weights), "fused")
-    result = worker.run(Attempt(candidate), [checkpoints[name] for name in weights])
-    model = scorer(result.files, worker.encoder)
-    expected = mean(worker, checkpoints, weights)
-    part = worker.load.split.validation
-    assert model.scores(part.history) == pytest.approx(expected, abs=1e-4)
-    metrics = list(worker.load.metrics)
-    [alone] = Ranking(part, worker.items, {"model": model}).values([{}], metrics)
-    assert result.evaluations[0].values == pytest.approx(alone)
-    assert len(result.evaluations) == 3
-    assert model.parameters == sum(scorer(checkpoints[n], worker.encoder).parameters for n in weights)
-
-
-def test_a_fusion_without_weights_finds_those_that_foretell_validation_best(
+def test_a_fusion_averages_those_of_its_parents_that_foretell_validation_best(
     worker: Worker, checkpoints: dict[str, Files]
 ) -> None:
     result = worker.run(Attempt(Candidate("f0000", {}, tuple(checkpoints), "fused")), list(checkpoints.values()))
-    weights = weights_of(result.files)
+    weights, part = weights_of(result.files), worker.load.split.validation
+    assert len(weights) > 1
     assert sum(weights.values()) == pytest.approx(1.0)
-    assert all(weight >= 1 / 8 for weight in weights.values())
-    part = worker.load.split.validation
+    model = scorer(result.files, worker.encoder)
+    assert model.scores(part.history) == pytest.approx(mean(worker, checkpoints, weights), abs=1e-4)
+    assert model.parameters == sum(scorer(checkpoints[n], worker.encoder).parameters for n in weights)
+    [alone] = Ranking(part, worker.items, {"model": model}).values([{}], list(worker.load.metrics))
+    assert result.evaluations[0].values == pytest.approx(alone)
+    assert len(result.evaluations) == 3
+    assert result.evaluations[0].margins["ndcg@5"] > 0
 
-    def surprise(scores: np.ndarray) -> float:
+    def surprise(weights: Mapping[str, float]) -> float:
         barred = worker.items.barred(part.history)
         barred[np.arange(len(barred)), part.targets.items] = False
-        shown = np.where(barred, -np.inf, scores)
+        shown = np.where(barred, -np.inf, mean(worker, checkpoints, weights))
         log_p = shown - np.log(np.exp(shown).sum(1, keepdims=True))
         return -float(log_p[np.arange(len(shown)), part.targets.items].mean())
 
-    found = surprise(mean(worker, checkpoints, weights))
-    assert all(found <= surprise(mean(worker, checkpoints, {name: 1.0})) + 1e-6 for name in checkpoints)
+    pairs = [dict.fromkeys(pair, 0.5) for pair in combinations(checkpoints, 2)]
+    assert surprise(weights) <= min(map(surprise, pairs)) + 1e-6
 
 
 @pytest.fixture
@@ -150,11 +144,30 @@ def test_a_fused_entry_is_exported_whole_and_as_nothing_that_holds_one_encoder(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_fused_checkpoint_moves_to_another_catalogue_member_by_member(run: Path) -> None:
+def test_a_fused_checkpoint_moves_to_another_catalogue(run: Path) -> None:
     files = checkpoint.read(run / "checkpoints" / "f0001")
     place = np.array([3, -1, *range(19, 3, -1), 0])
     names = [f"n{i}" for i in range(len(place))]
     other = moved(files, names, place, {})
     assert weights_of(other) == weights_of(files)
-    for name, member in members_of(files).items():
-        assert members_of(other)[name] == moved(member, names, place, {})
+    assert json.loads(other["recommender.json"])["items"] == names
+    there = [Recommender.loaded(member) for member in members_of(files).values()]
+    here = [Recommender.loaded(member) for member in members_of(other).values()]
+    for old, new in zip(there, here, strict=True):
+        for before, after in zip(old.towers, new.towers, strict=True):
+            assert torch.equal(after.item_embedding[0], before.item_embedding[3])
+            assert not after.item_embedding[1].any()
+
+
+def test_a_refresh_takes_the_members_of_what_is_fused(run: Path) -> None:
+    front = json.loads((run / "front.json").read_text())
+    front["front"][0]["lineage_steps"] = 6
+    candidates = {
+        "f0001": Candidate("f0001", {}, ("c0000", "c0001"), "fused"),
+        "c0000": Candidate("c0000", {"rank": 4}),
+        "c0001": Candidate("c0001", {"rank": 8}),
+    }
+    assert refreshing._forerunners(front, candidates) == [
+        {"id": "old/c0000", "genes": {"rank": 4}, "steps": 6},
+        {"id": "old/c0001", "genes": {"rank": 8}, "steps": 6},
+    ]

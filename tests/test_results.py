@@ -81,7 +81,7 @@ def test_an_entry_says_what_its_candidate_cost_and_what_is_in_it() -> None:
     candidate = Candidate("c0003", {"weight.ild@10": 0.5, "rank": 8}, ("c0001", "c0002"))
     evaluation = Evaluation("c0003", 1, 40, 2, {"diversity": 0.3}, {"ndcg@10": 0.1, "ild@10": 0.8})
     tested = {"ndcg@10": {"mean": 0.09, "low": 0.08, "high": 0.1}}
-    assert results.entry(evaluation, candidate, 80, 12.34, tested) == {
+    assert results.entry(evaluation, candidate, 80, 12.34, tested, fuses={}) == {
         "entry": "c0003-s02",
         "candidate": "c0003",
         "kind": "trained",
@@ -91,6 +91,7 @@ def test_an_entry_says_what_its_candidate_cost_and_what_is_in_it() -> None:
         "seconds": 12.3,
         "weighting": {"ild@10": 0.5},
         "genes": {"rank": 8},
+        "fuses": {},
         "serving": {"diversity": 0.3},
         "validation": {"ndcg@10": 0.1, "ild@10": 0.8},
         "test": tested,
@@ -100,9 +101,15 @@ def test_an_entry_says_what_its_candidate_cost_and_what_is_in_it() -> None:
 
 def test_a_merged_entry_took_no_steps_of_its_own_and_stands_for_those_of_its_parents() -> None:
     candidate = Candidate("m0001", {"share": 0.4}, ("c0001", "c0002"), "merged")
-    found = results.entry(Evaluation("m0001", 1, 40, 0, {}, {}), candidate, 80, 1.0, {})
+    found = results.entry(Evaluation("m0001", 1, 40, 0, {}, {}), candidate, 80, 1.0, {}, fuses={})
     assert (found["kind"], found["steps"], found["lineage_steps"]) == ("merged", 0, 80)
     assert (found["parents"], found["genes"]) == (["c0001", "c0002"], {"share": 0.4})
+
+
+def test_a_fused_entry_says_what_each_member_counts() -> None:
+    candidate, weights = Candidate("f0001", {}, ("c0001", "c0002", "m0000"), "fused"), {"c0002": 0.25, "m0000": 0.75}
+    found = results.entry(Evaluation("f0001", 1, 40, 0, {}, {}), candidate, 40, 1.0, {}, fuses=weights)
+    assert (found["kind"], found["steps"], found["genes"], found["fuses"]) == ("fused", 0, {}, weights)
 
 
 def test_values_are_shown_with_as_many_places_as_people_read() -> None:

@@ -51,7 +51,7 @@ def scores(attempt: Attempt) -> dict[str, float]:
     """Of a checkpoint alone. What comes of merging, or of less training, is anybody's guess, and always the same."""
     candidate, steps = attempt.candidate, attempt.steps or FULL
     chance = random.Random(f"{candidate} at {steps}")
-    if candidate.kind == "merged":
+    if candidate.kind != "trained":
         share = chance.random()
         return {"ndcg@10": 0.13 - 0.08 * share, "ild@10": 0.5 + 0.45 * share}
     return {
@@ -171,7 +171,7 @@ def undisturbed(folder: Path, **wishes: Any) -> tuple[list[Any], ...]:
     return seen
 
 
-HALVING: dict[str, Any] = {"rungs": [10, 20, 40], "merging": True}
+HALVING: dict[str, Any] = {"rungs": [10, 20, 40], "merging": True, "fusions": 2}
 
 
 @pytest.mark.parametrize("algorithm", ["nsga2", "spea2"])
@@ -192,7 +192,7 @@ def test_ordered_mode_with_rungs_and_mergers_decides_the_same_whoever_is_fast(
 ) -> None:
     wishes = {**HALVING, "algorithm": algorithm, "seed": seed, "candidates": 16, "inheritance": inheritance}
     expected = undisturbed(tmp_path / "calm", **wishes)
-    assert {deed for deed, _ in expected[0]} == {"ask", "hear", "merge", "promote"}
+    assert {deed for deed, _ in expected[0]} == {"ask", "hear", "merge", "promote", "fuse"}
     for n, workers in enumerate([Workers(pick=newest), Workers(pick=chance(seed)), Workers(5, chance(9)), Workers(1)]):
         store = create(tmp_path / f"run{n}")
         found = searched(store, tmp_path / f"run{n}", workers, **wishes)
@@ -549,7 +549,7 @@ def lawful(attempt: Attempt, inheritance: bool) -> list[dict[str, bytes]]:
     """What an attempt has to start from."""
     candidate, rungs = attempt.candidate, HALVING["rungs"]
     rung = rungs.index(attempt.steps)
-    if candidate.kind == "merged":
+    if candidate.kind != "trained":
         return [files(parent) for parent in candidate.parents]
     if rung:
         return [files(candidate.id, rungs[rung - 1])]
@@ -730,7 +730,7 @@ def test_whatever_is_kept_with_rungs_and_mergers_is_needed(
     wishes = {**HALVING, "candidates": 24, "population": 3, "inheritance": inheritance}
     found = searched(store, run, Workers(pick=chance(seed)), **wishes)
     kept = {p.name for p in (run / "checkpoints").iterdir()}
-    assert kept == {e.candidate for e in found.front} | found.schedule.population
+    assert kept == {e.candidate for e in (*found.front, *found.schedule.single)} | found.schedule.population
     assert len(kept) < len({leg.candidate for leg in found.schedule.legs if leg.steps == FULL})
 
 
@@ -814,7 +814,7 @@ def test_a_promotion_that_would_end_late_is_not_begun(
     monkeypatch: pytest.MonkeyPatch, store: Store, run: Path, mode: str
 ) -> None:
     clock = Clock(monkeypatch)
-    began, wishes = clock.now, {**HALVING, "mode": mode, "minutes": 20, "candidates": 1000}
+    began, wishes = clock.now, {**HALVING, "mode": mode, "minutes": 20, "candidates": 1000, "fusions": 0}
     found = searched(store, run, Workers(1, deed=stepwise(clock, {10: 20, 20: 20, 40: 300})), **wishes)
     assert 1200 - 20 < clock.now - began <= 1200
     at_full = [leg for leg in found.schedule.legs if leg.candidate.startswith("c") and leg.steps == FULL]

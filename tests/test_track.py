@@ -37,8 +37,8 @@ def a_search(tracker: str, run: Path) -> None:
     run.mkdir()
     (run / "front.json").write_text(json.dumps(FRONT))
     with tracking([tracker], CONFIG, run) as told:
-        told.progress(Progress(1, 0, 0, 2, 3, 0.25, 1.0, None))
-        told.progress(Progress(1, 0, 1, 2, 4, 0.375, 2.0, None))
+        told.progress(Progress(1, 0, 0, 0, 2, 3, 0.25, 1.0, None))
+        told.progress(Progress(1, 0, 0, 1, 2, 4, 0.375, 2.0, None))
         told.finished(FRONT, run)
 
 
@@ -149,11 +149,11 @@ def test_a_search_outlives_its_tracker(tmp_path: Path, monkeypatch: pytest.Monke
     run = tmp_path / "run"
     run.mkdir()
     with tracking(["mlflow", "tensorboard"], CONFIG, run, notices.append) as told:
-        told.progress(Progress(1, 0, 0, 2, 3, 0.25, 1.0, None))
+        told.progress(Progress(1, 0, 0, 0, 2, 3, 0.25, 1.0, None))
         with sqlite3.connect(database) as connection:
             connection.execute("DROP TABLE metrics")
-        told.progress(Progress(1, 0, 1, 2, 4, 0.375, 2.0, None))
-        told.progress(Progress(2, 0, 1, 2, 4, 0.5, 3.0, None))
+        told.progress(Progress(1, 0, 0, 1, 2, 4, 0.375, 2.0, None))
+        told.progress(Progress(2, 0, 0, 1, 2, 4, 0.5, 3.0, None))
     [notice] = notices
     assert notice.startswith("mlflow fails and is told no more: ")
     events = EventAccumulator(str(tmp_path / "tensorboard" / "run"))

@@ -32,7 +32,7 @@ from pareto_search.workers.recommender import Recommender, Shape, TowerKind, Tow
 from pareto_search.workers.train import FineTuning, Task, fine_tune, train_tower
 
 DRAWS = 8
-"""How often a fusion that finds its members draws one."""
+"""How many members a fusion draws, the same ones perhaps several times."""
 SASREC_EPOCHS = 30
 WARM_START_EPOCHS = 20
 DROPOUT, TIED_DROPOUT = 0.3, 0.1
@@ -315,13 +315,11 @@ class Worker:
         return merge(sources, (share, 1.0 - share), self.load.rank, notes)
 
     def _fused(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
-        """The parents side by side, or those of them whose average foretells validation best."""
-        members = dict(zip(candidate.parents, sources, strict=True))
-        weights = {name: float(weight) for name, weight in candidate.genes.items()}
-        if not weights:
-            scorers = {name: scorer(files, self.encoder) for name, files in members.items()}
-            weights = Ranking(self.load.split.validation, self.items, scorers).selected(DRAWS)
-        return fused(members, weights, self._notes({"candidate": candidate.id}))
+        """Those of the parents side by side whose average foretells validation best."""
+        pool = dict(zip(candidate.parents, sources, strict=True))
+        scorers = {name: scorer(files, self.encoder) for name, files in pool.items()}
+        weights = Ranking(self.load.split.validation, self.items, scorers).selected(DRAWS)
+        return fused(pool, weights, self._notes({"candidate": candidate.id}))
 
     def _settings(self, candidate: Candidate, ranking: Ranking, alone: bool) -> list[tuple[Genes, Values]]:
         """Serving settings with their values on validation, the model alone first."""

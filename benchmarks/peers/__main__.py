@@ -1,12 +1,13 @@
 """Time to hypervolume: how long do the searches that people use today need for what ours finds?
 
-    python -m benchmarks.peers [--minutes 10] [--seeds 3] [--peers optuna pymoo-ray] [--tier both] [--steps 40]
-        [--config FILE] [--out runs/peers] [--json FILE] [--plot FILE.html]
+    python -m benchmarks.peers [--minutes 10] [--our-minutes 10] [--seeds 3] [--peers optuna pymoo-ray] [--tier both]
+        [--steps 40] [--config FILE] [--out runs/peers] [--json FILE] [--plot FILE.html]
 
 It needs the extra `peers`: pip install 'pareto-search[peers]'.
 
-Every search has the same minutes, workers, data, genes and evaluator, and is ended when its time is over. Its clock
-starts with its process: imports, the warm start and what is blended in are charged to all.
+Every search has the same minutes, workers, data, genes and evaluator, and is ended when its time is over; ours may be
+given fewer minutes, so that peers can be given many. Its clock starts with its process: imports, the warm start and
+what is blended in are charged to all.
 
 In the tier `tuned` a peer's trial is our own worker, resident in the trial's process, with the warm start's curve, from
 which every inner search begins; the peer optimises the objectives of the checkpoint alone, as our own outer search
@@ -64,6 +65,7 @@ def main() -> None:
     """Runs what is missing, and prints a table: median and range over the seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="for each search, from the start of its process")
+    parser.add_argument("--our-minutes", type=float, help="for ours, in place of as many")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--tier", choices=(*get_args(Tier), "both"), default="both")
@@ -78,13 +80,14 @@ def main() -> None:
 
     base = SearchConfig.parse(CONFIG) if options.config is None else SearchConfig.load(options.config)
     tiers: Sequence[Tier] = get_args(Tier) if options.tier == "both" else (options.tier,)
-    seconds, steps = 60 * options.minutes, options.steps or base.search.steps
+    steps = options.steps or base.search.steps
     wanted: list[tuple[str, Tier]] = [(OURS, "tuned"), *((peer, tier) for tier in tiers for peer in options.peers)]
     curves: dict[tuple[str, Tier], list[Curve]] = {search: [] for search in wanted}
     for seed in range(options.seeds):
         for peer, tier in wanted:
-            config = _config(base, peer, tier, seed=seed, steps=steps, minutes=options.minutes)
-            curves[peer, tier].append(measure(options.out / f"{peer}-{tier}-{seed}", config, peer, tier, seconds))
+            minutes = options.our_minutes or options.minutes if peer == OURS else options.minutes
+            config = _config(base, peer, tier, seed=seed, steps=steps, minutes=minutes)
+            curves[peer, tier].append(measure(options.out / f"{peer}-{tier}-{seed}", config, peer, tier, 60 * minutes))
     ours = curves[OURS, "tuned"]
     compared = {
         (peer, tier): [Comparison.of(theirs, mine) for theirs, mine in zip(several, ours, strict=True)]
@@ -94,7 +97,7 @@ def main() -> None:
     if options.json:
         _write_json(options.json, options.minutes, steps, compared, curves)
     if options.plot:
-        write(_figure(curves, seconds), options.plot)
+        write(_figure(curves, 60 * options.minutes), options.plot)
 
 
 def measure(folder: Path, config: SearchConfig, peer: str, tier: Tier, seconds: float) -> Curve:

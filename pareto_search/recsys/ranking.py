@@ -41,7 +41,7 @@ class Ranking:
     """A part to rank with a model and the components that may be blended into its scores.
 
     Args:
-        scorers: `model`, and a component under each name that is a serving gene.
+        scorers: `model`, and a component under each name that is a serving gene; or, to be `selected` from, any models.
     """
 
     def __init__(self, part: Part, items: ItemStatistics, scorers: Mapping[str, Scorer]) -> None:

@@ -111,7 +111,7 @@ class Split:
         if self.offered is not None:
             digest.update(self.offered.tobytes())
         if self.train.groups is not None:
-            digest.update(json.dumps(self.groups).encode() + self.train.groups.tobytes())
+            digest.update(json.dumps(self.groups).encode() + self.train.groups.astype("<i4").tobytes())
         return digest.hexdigest()
 
 

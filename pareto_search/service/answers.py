@@ -42,6 +42,7 @@ class Progress(BaseModel):
 
     finished: int
     merged: int
+    fused: int = 0  # what an older release left of a search does not say
     failed: int
     total: int
     front: int

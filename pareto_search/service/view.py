@@ -126,9 +126,9 @@ class View:
         chosen = results.chosen(self._front, config.objectives)
         if any(e.candidate not in self._candidates for e in chosen):
             self._candidates = {c.id: c for c in store.candidates()}
-        entries = [results.entry(e, self._candidates[e.candidate], 0, 0.0, {}) for e in chosen]
+        entries = [results.entry(e, self._candidates[e.candidate], 0, 0.0, {}, fuses={}) for e in chosen]
         for entry in entries:  # known at the end only
-            del entry["lineage_steps"], entry["seconds"]
+            del entry["lineage_steps"], entry["seconds"], entry["fuses"]
         record = store.search
         return {
             "search": record.name,

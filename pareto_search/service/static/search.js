@@ -334,7 +334,10 @@ class Explorer {
   }
 
   packer(entry) {
-    const form = select(FORMATS.map((f) => [f, f]), this.format, (e) => (this.format = e.target.value));
+    // What is fused has several text encoders, and the other formats are for one.
+    const fused = this.front.front.some((e) => e.entry === entry && e.kind === "fused");
+    if (fused) this.format = FORMATS[0];
+    const form = select((fused ? FORMATS.slice(0, 1) : FORMATS).map((f) => [f, f]), this.format, (e) => (this.format = e.target.value));
     const fetchZip = doing(() => download(`/searches/${this.id}/entries/${entry}/zip?format=${this.format}`, `${this.id}-${entry}-${this.format}.zip`));
     return h("div", { className: "row pair" }, field("Format", form), h("button", { onclick: fetchZip, id: "download" }, "Download"));
   }
