@@ -12,7 +12,7 @@ A search that is in `--out` already is not run again, so a long comparison may b
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,12 @@ Measure = Callable[[PerUser, NDArray[np.int64], Sequence[Objective]], float]
 
 @dataclass(frozen=True)
 class OnTest:
-    """A search's entries and the practitioner's, user by user on test, the most accurate on validation first."""
+    """A search's entries and those that they are compared with, user by user on test, the most accurate on validation
+    first.
+    """
 
-    front: PerUser
-    practitioner: PerUser
+    ours: PerUser
+    theirs: PerUser
 
 
 def configured(seed: int, minutes: float) -> SearchConfig:
@@ -103,20 +105,27 @@ def pooled(tested: Sequence[OnTest], objectives: Sequence[Objective], measure: M
 
     def both(draws: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
         """`(seeds, 2)`."""
-        sides = [(t.front, t.practitioner) for t in tested]
+        sides = [(t.ours, t.theirs) for t in tested]
         return np.array([[measure(s, d, objectives) for s in pair] for pair, d in zip(sides, draws, strict=True)])
 
-    counts = [t.front.shape[2] for t in tested]
+    counts = [t.ours.shape[2] for t in tested]
     each = both([np.arange(n) for n in counts])
     drawn = [both([rng.integers(n, size=n) for n in counts]).mean(0) for _ in range(RESAMPLES)]
     low, high = np.percentile([ours / theirs for ours, theirs in drawn], (2.5, 97.5))
     ours, theirs = each.mean(0)
     return {
-        "front": each[:, 0].tolist(),
-        "practitioner": each[:, 1].tolist(),
+        "ours": each[:, 0].tolist(),
+        "theirs": each[:, 1].tolist(),
         "ratio": float(ours / theirs),
         "interval": [float(low), float(high)],
     }
+
+
+def shown(figures: Mapping[str, Any], other: str) -> str:
+    """What `pooled` found, in a line, beside what has this name."""
+    low, high = figures["interval"]
+    ours, theirs = (np.mean(figures[side]) for side in ("ours", "theirs"))
+    return f"{ours:.4f}, {other} {theirs:.4f}, {figures['ratio']:.4f} x, 95 % [{low:.4f}, {high:.4f}]"
 
 
 def main() -> None:
@@ -140,9 +149,7 @@ def main() -> None:
     measures: dict[str, Measure] = {"hypervolume": hypervolume, f"best {config.objectives[0].name}": accuracy}
     found = {name: pooled(tested, config.objectives, measure) for name, measure in measures.items()}
     for name, figures in found.items():
-        low, high = figures["interval"]
-        ours, theirs = (np.mean(figures[side]) for side in ("front", "practitioner"))
-        print(f"{name}: {ours:.4f}, practitioner {theirs:.4f}, {figures['ratio']:.3f} x, 95 % [{low:.3f}, {high:.3f}]")
+        print(f"{name}: {shown(figures, 'practitioner')}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -25,8 +25,8 @@ def test_where_all_users_are_alike_the_ratio_is_certain() -> None:
     # 1 x 0.5 and 0.5 x 1 overlap in a quarter: 0.75. The other side has 0.5 in one seed and 0.25 in the other.
     front = entries((1.0, 0.5), (0.5, 1.0))
     found = pooled([OnTest(front, entries((0.5, 1.0))), OnTest(front, entries((0.5, 0.5)))], OBJECTIVES, hypervolume)
-    assert found["front"] == pytest.approx([0.75, 0.75])
-    assert found["practitioner"] == pytest.approx([0.5, 0.25])
+    assert found["ours"] == pytest.approx([0.75, 0.75])
+    assert found["theirs"] == pytest.approx([0.5, 0.25])
     assert found["ratio"] == pytest.approx(0.75 / 0.375)
     assert found["interval"] == pytest.approx([2.0, 2.0])
 

@@ -50,8 +50,9 @@ function title(search, again) {
   });
   const more = h("input", { type: "number", min: 1, value: search.progress?.total ?? search.config.search?.candidates ?? 48, id: "more", "aria-label": "Candidates" });
   const minutes = h("input", { type: "number", min: 1, value: search.config.search?.minutes ?? "", id: "more-minutes", "aria-label": "Minutes" });
+  const fusions = h("input", { type: "number", min: 0, value: search.config.search?.fusions ?? 0, id: "more-fusions", "aria-label": "Fusions" });
   const resume = doing(async () => {
-    const budget = { candidates: Number(more.value) };
+    const budget = { candidates: Number(more.value), fusions: Number(fusions.value) };
     if (minutes.value) budget.minutes = Number(minutes.value);
     await post(`/searches/${id}/resume`, budget);
     again();
@@ -68,7 +69,7 @@ function title(search, again) {
     active && h("button", { onclick: tell("pause") }, "Pause"),
     (active || state === "paused") && h("button", { onclick: tell("cancel") }, "Cancel"),
     ["paused", "failed", "finished"].includes(state) &&
-      h("details", { className: "inline" }, h("summary", {}, "Go on"), h("div", { className: "row" }, field("up to candidates", more), field("and minutes", minutes), h("button", { onclick: resume }, "Go on"))),
+      h("details", { className: "inline" }, h("summary", {}, "Go on"), h("div", { className: "row" }, field("up to candidates", more), field("and minutes", minutes), field("and fusions", fusions), h("button", { onclick: resume }, "Go on"))),
     state !== "running" && h("button", { onclick: erase }, "Delete"),
     h("details", { className: "inline" }, h("summary", {}, "Config"), h("pre", {}, JSON.stringify(search.config, null, 1))),
   );
