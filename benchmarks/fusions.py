@@ -37,8 +37,8 @@ def main() -> None:
         front, before = run_search(config, there), load_front(run)
         tested.append(OnTest(test(config, there, front).ours, test(config, run, before).ours))
         volumes = [f["hypervolume"]["test"] for f in (front, before)]
-        share = sum(entry["kind"] == "fused" for entry in front["front"])
-        print(f"{run.name}: {volumes[0]:.4f}, before {volumes[1]:.4f}; {share} entries are fused", flush=True)
+        count = sum(entry["kind"] == "fused" for entry in front["front"])
+        print(f"{run.name}: {volumes[0]:.4f}, before {volumes[1]:.4f}; {count} entries are fused", flush=True)
     figures = pooled(tested, config.objectives, hypervolume)
     print(f"hypervolume: {shown(figures, 'before')}")
     if options.json:

@@ -76,8 +76,8 @@ def card(
         f"One point of the front that pareto-search found in the search `{front['search']}`: a {found['kind']} "
         f"checkpoint of the base model `{hub or Path(base['id']).name}` with one choice of serving genes.",
         f"## Loading the text encoder\n\n{made}",
-        "From text vectors to recommendations lead `recommender.safetensors` and `serving.json`; "
-        "`pareto-search evaluate FOLDER --data DATA` takes that way.",
+        f"From text vectors to recommendations lead `{'member0.' if entry.fuses else ''}recommender.safetensors` "
+        "and `serving.json`; `pareto-search evaluate FOLDER --data DATA` takes that way.",
         "## Data",
         f"{data.name}: {len(data.user_ids)} users, {len(data.item_ids)} items, {len(data.users)} interactions, split "
         f"`{split['strategy']}` with tie seed {split['tie_seed']}{_target(split)}.",

@@ -186,10 +186,15 @@ class Comparison:
         seconds: dict[str, float] = defaultdict(float)
         for attempt in self._store.attempts():
             seconds[attempt.candidate] += attempt.seconds or 0.0
-        weights = {name: weights_of(content) for name, content in files.items()}
-        lineage = {name: self._search.schedule.lineage_steps(*(weights[name] or [name])) for name in mine}
+        fuses = {name: weights_of(content) for name, content in files.items()}
+        steps = self._search.schedule.lineage_steps
+        members = {
+            name: {m: {"weight": weight, "lineage_steps": steps(m)} for m, weight in fuses[name].items()}
+            for name in mine
+        }
+        lineage = {name: steps(*(fuses[name] or [name])) for name in mine}
         return [
-            results.entry(evaluation, candidates[name], lineage[name], seconds[name], scores, fuses=weights[name])
+            results.entry(evaluation, candidates[name], lineage[name], seconds[name], scores, fuses=members[name])
             for (name, several), tested in zip(mine.items(), self._pool.map("test", calls), strict=True)
             for evaluation, scores in zip(several, tested, strict=True)
         ]

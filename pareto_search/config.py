@@ -394,7 +394,7 @@ class SearchConfig(_Section):
 
     def identity(self) -> str:
         """The sha256 of all that decides what a search proposes and scores: budget, workers and store do not, and
-        fusions come when these are spent.
+        fusions only come after the budget.
         """
         budget = {"candidates", "minutes", "candidate_timeout", "keep_checkpoints", "fusions"}
         exclude: Any = {"search": budget, "workers": True, "store": True}

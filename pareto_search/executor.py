@@ -59,7 +59,7 @@ class Executor(Protocol):
 
         Args:
             sources: what it starts from, if not from the warm start: its own state at the last rung, the checkpoint
-                of the parent that it inherits from, or those that it merges.
+                of the parent that it inherits from, or those that it merges or fuses.
         """
         ...
 

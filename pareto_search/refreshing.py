@@ -216,9 +216,11 @@ def _forerunners(front: Document, candidates: Mapping[str, Candidate]) -> list[D
     """
     entries, objectives = front["front"], objectives_of(front)
     order = choose([e["validation"] for e in entries], objectives, ENTRIES)
-    names = ((entries[i], name) for i in order for name in entries[i].get("fuses") or [entries[i]["candidate"]])
+    members = (
+        pair for i in order for pair in (entries[i].get("fuses") or {entries[i]["candidate"]: entries[i]}).items()
+    )
     found: dict[str, Document] = {}
-    for entry, name in names:
+    for name, member in members:
         ancestor = candidates[name]
         while ancestor.kind == "merged" and ancestor.parents:
             first, second = (candidates[parent] for parent in ancestor.parents)
@@ -228,7 +230,7 @@ def _forerunners(front: Document, candidates: Mapping[str, Candidate]) -> list[D
             content = {
                 "id": f"{FOLDER}/{name}",
                 "genes": dict(ancestor.genes),
-                "steps": entry["lineage_steps"],
+                "steps": member["lineage_steps"],
             }
             found.setdefault(ancestor.id, content)
     return list(found.values())

@@ -90,13 +90,13 @@ def entry(
     seconds: float,
     test: Scores,
     *,
-    fuses: Mapping[str, float],
+    fuses: Mapping[str, Document],
 ) -> Document:
     """One entry of front.json.
 
     Args:
         lineage: the training steps of the candidate and of all whose weights are in it.
-        fuses: the members of a fused candidate with their weights, of others nothing.
+        fuses: the members of a fused candidate, each with its `weight` and its own `lineage_steps`; of others nothing.
     """
     weights = {n.removeprefix("weight."): v for n, v in candidate.genes.items() if n.startswith("weight.")}
     return {

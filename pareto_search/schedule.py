@@ -19,6 +19,8 @@ MERGERS = 2
 """How many merged candidates there are for each trained one: each costs a small part of its time."""
 POOL = 8
 """Among how many checkpoints of the front a fusion finds its members, at most."""
+DRAWS = 20
+"""How often it is tried to draw a pool that no fusion has had."""
 
 
 class Schedule:
@@ -33,8 +35,8 @@ class Schedule:
         legs: what was decided, in order.
         heard: the legs whose outcome was reported.
         front: of what was reported.
-        single: the same without what is fused: whom mergers and fusions are made of. A fusion may be better than all of
-            its members, which must not thin them out for the next one.
+        single: the front without what is fused, from which mergers and fusions are made: a fusion may be better
+            than all of its members, and must not thin them out for the next one.
     """
 
     def __init__(self, config: SearchConfig, forerunners: Sequence[Forerunner] = ()) -> None:
@@ -119,10 +121,11 @@ class Schedule:
                 self._evolution.tell(candidate, evaluations[0].values if evaluations else None)
                 self._full += bool(evaluations)
         if at_end:
-            alike = self.single is self.front  # until something fused is heard of
             self.front = front_of([*self.front, *evaluations], self._config)
-            if candidate.kind != "fused":
-                self.single = self.front if alike else front_of([*self.single, *evaluations], self._config)
+            if not self._began["fused"]:
+                self.single = self.front
+            elif candidate.kind != "fused":
+                self.single = front_of([*self.single, *evaluations], self._config)
             if evaluations:
                 accuracy = self._accuracy
                 self._accuracies[candidate.id] = accuracy.normalise(evaluations[0].values[accuracy.name])
@@ -152,12 +155,12 @@ class Schedule:
         return self._began["merged"] <= MERGERS * self._full and len({e.candidate for e in self.single}) > 1
 
     def _may_fuse(self) -> bool:
-        """Whether nothing else is under way, and there are two on the front to fuse."""
+        """Whether nothing else is under way, and there is a pool that has not been fused."""
         if self._began["fused"] >= self._budget.fusions:
             return False
         waiting = (leg for leg in self.legs if leg not in self.heard)
         at_end = all(self.candidates[leg.candidate].kind == "fused" for leg in waiting)
-        return at_end and len({e.candidate for e in self.single}) > 1
+        return at_end and bool(self._pool())
 
     def _merger(self) -> Candidate:
         """Two checkpoints of the front, each as likely as it has entries there; the first merger is the warm start."""
@@ -171,13 +174,21 @@ class Schedule:
         return Candidate(candidate_id(number, "merged"), {"share": share}, (first, second), "merged")
 
     def _fusion(self) -> Candidate:
-        """A pool of checkpoints of the front: first those that are the most accurate alone, and then any."""
-        number = self._began["fused"]
-        pool = sorted({e.candidate for e in self.single}, key=lambda name: (-self._accuracies[name], name))
-        if number:
-            rng = random.Random(f"{self._budget.seed} fuses {number}")
-            pool = rng.sample(pool, min(rng.randint(2, POOL), len(pool)))
-        return Candidate(candidate_id(number, "fused"), {}, tuple(pool[:POOL]), "fused")
+        return Candidate(candidate_id(self._began["fused"], "fused"), {}, self._pool(), "fused")
+
+    def _pool(self) -> tuple[str, ...]:
+        """Checkpoints of the front to fuse: first those that are the most accurate alone, and then any; nothing where
+        there are fewer than two, or few draws find only what has been fused before.
+        """
+        known = {frozenset(c.parents) for c in self.candidates.values() if c.kind == "fused"}
+        names = sorted({e.candidate for e in self.single}, key=lambda name: (-self._accuracies[name], name))
+        rng = random.Random(f"{self._budget.seed} fuses {len(known)}")
+        pool = names[:POOL]
+        for _ in range(DRAWS):
+            if len(pool) > 1 and frozenset(pool) not in known:
+                return tuple(pool)
+            pool = rng.sample(names, min(rng.randint(2, POOL), len(names)))
+        return ()
 
 
 def front_of(evaluations: Sequence[Evaluation], config: SearchConfig) -> list[Evaluation]:

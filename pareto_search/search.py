@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pareto_search import archive, checkpoint
-from pareto_search.candidate import Attempt, Evaluation, Forerunner, Kind, Leg
+from pareto_search.candidate import INITIALS, Attempt, Evaluation, Forerunner, Kind, Leg
 from pareto_search.config import SearchConfig
 from pareto_search.errors import SearchError
 from pareto_search.executor import Executor, Files, Outcome
@@ -71,11 +71,7 @@ class Search:
         self._recorded = store.search.elapsed_seconds
         self._ended: dict[Leg, Sequence[Evaluation]] = {}  # what came out; nothing where it failed
         self._unheard: dict[Leg, Sequence[Evaluation]] = {}  # those of them that the schedule has yet to hear of
-        self._done: dict[Kind, set[str]] = {
-            "trained": set(),
-            "merged": set(),
-            "fused": set(),
-        }  # of which a leg has ended
+        self._done: dict[Kind, set[str]] = {kind: set() for kind in INITIALS}  # of which a leg has ended
         self._under_way: set[str] = set()
         self._paused: set[str] = set()
         self._there: dict[Path, set[str]] = {}  # the folders on the disk
@@ -123,7 +119,10 @@ class Search:
     @property
     def is_over(self) -> bool:
         """Whether everything that was begun has ended, and the budget allows no more."""
-        return not self._again and len(self._ended) == len(self.schedule.legs) and not self.schedule.option(self._fits)
+        if self._again or len(self._ended) < len(self.schedule.legs):
+            return False
+        # What it has yet to hear of may be all that a merger or a fusion waits for.
+        return not (self.schedule.listens and self._unheard) and not self.schedule.option(self._fits)
 
     def progress(self) -> Progress:
         """Where the search stands now."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from pareto_search import checkpoint, entry, refreshing
+from pareto_search import checkpoint, entry
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.errors import ConfigError
 from pareto_search.executor import Files
@@ -101,7 +101,8 @@ def run(toy_run: Path, toy: Dataset, tmp_path: Path) -> Path:
         tmp_path / "run" / "checkpoints" / "f0001", fused({"c0000": files, "c0001": other}, weights, shared)
     )
     front = json.loads((toy_run / "front.json").read_text())
-    front["front"] = [{**front["front"][1], "entry": NAME, "candidate": "f0001", "kind": "fused", "fuses": weights}]
+    members = {name: {"weight": weight, "lineage_steps": 3} for name, weight in weights.items()}
+    front["front"] = [{**front["front"][1], "entry": NAME, "candidate": "f0001", "kind": "fused", "fuses": members}]
     (tmp_path / "run" / "front.json").write_text(json.dumps(front))
     return tmp_path / "run"
 
@@ -157,17 +158,3 @@ def test_a_fused_checkpoint_moves_to_another_catalogue(run: Path) -> None:
         for before, after in zip(old.towers, new.towers, strict=True):
             assert torch.equal(after.item_embedding[0], before.item_embedding[3])
             assert not after.item_embedding[1].any()
-
-
-def test_a_refresh_takes_the_members_of_what_is_fused(run: Path) -> None:
-    front = json.loads((run / "front.json").read_text())
-    front["front"][0]["lineage_steps"] = 6
-    candidates = {
-        "f0001": Candidate("f0001", {}, ("c0000", "c0001"), "fused"),
-        "c0000": Candidate("c0000", {"rank": 4}),
-        "c0001": Candidate("c0001", {"rank": 8}),
-    }
-    assert refreshing._forerunners(front, candidates) == [
-        {"id": "old/c0000", "genes": {"rank": 4}, "steps": 6},
-        {"id": "old/c0001", "genes": {"rank": 8}, "steps": 6},
-    ]

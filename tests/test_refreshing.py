@@ -14,9 +14,10 @@ from pareto_search import SearchConfig, checkpoint, load_front, refresh
 from pareto_search.candidate import Candidate
 from pareto_search.entry import Entry
 from pareto_search.errors import DataError, RunError
+from pareto_search.fusion import fused
 from pareto_search.recsys.dataset import Columns, Dataset, load, load_tables
 from pareto_search.recsys.split import Strategy, split
-from pareto_search.refreshing import forerunners, leaked, moved
+from pareto_search.refreshing import forerunners, leaked, moved, take_over
 from pareto_search.store import Store
 from pareto_search.workers import pool
 from pareto_search.workers.evaluate import similarity
@@ -225,3 +226,27 @@ def test_groups_go_to_their_new_places_and_new_ones_are_as_if_nobody_had_told() 
         assert other.shape.groups == (2, 3)
         for old, tower in zip(model.towers, other.towers, strict=True):
             assert torch.equal(tower.group, old.group[[0, 0, 1, 2, 3, 0]])
+
+
+def test_a_refresh_takes_over_the_members_of_what_is_fused(first: Path, newer: Path, tmp_path: Path) -> None:
+    front, run = load_front(first), tmp_path / "run"
+    kinds = {e["candidate"]: e["kind"] for e in front["front"]}
+    names = sorted(kinds, key=lambda name: (kinds[name] != "trained", name))[-2:]
+    files = {name: checkpoint.read(first / "checkpoints" / name) for name in names}
+    items = json.loads(files[names[0]]["recommender.json"])["items"]
+    checkpoint.write(first / "checkpoints" / "f0000", fused(files, dict.fromkeys(names, 0.5), {"items": items}))
+    members = {name: {"weight": 0.5, "lineage_steps": 6 + n} for n, name in enumerate(names)}
+    entry = {**front["front"][0], "candidate": "f0000", "kind": "fused", "fuses": members}
+    (first / "front.json").write_text(json.dumps({**front, "front": [entry]}))
+
+    config = SearchConfig.load(first / "search.yaml").refreshed(str(newer))
+    data = load(**config.data.arguments())
+    parts = split(data, **config.splitting())
+    take_over(first, SearchConfig.load(first / "search.yaml"), run, data, parts, base_sha256=front["base"]["sha256"])
+    for name in ("f0000", *names):
+        assert checkpoint.read(run / "old" / name)
+    found = forerunners(run)
+    assert found
+    assert {f.id: f.steps for f in found}.items() <= {
+        f"old/{n}": m["lineage_steps"] for n, m in members.items()
+    }.items()

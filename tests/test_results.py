@@ -107,9 +107,12 @@ def test_a_merged_entry_took_no_steps_of_its_own_and_stands_for_those_of_its_par
 
 
 def test_a_fused_entry_says_what_each_member_counts() -> None:
-    candidate, weights = Candidate("f0001", {}, ("c0001", "c0002", "m0000"), "fused"), {"c0002": 0.25, "m0000": 0.75}
-    found = results.entry(Evaluation("f0001", 1, 40, 0, {}, {}), candidate, 40, 1.0, {}, fuses=weights)
-    assert (found["kind"], found["steps"], found["genes"], found["fuses"]) == ("fused", 0, {}, weights)
+    candidate, members = (
+        Candidate("f0001", {}, ("c0001", "c0002", "m0000"), "fused"),
+        {"c0002": {"weight": 0.25, "lineage_steps": 40}},
+    )
+    found = results.entry(Evaluation("f0001", 1, 40, 0, {}, {}), candidate, 40, 1.0, {}, fuses=members)
+    assert (found["kind"], found["steps"], found["genes"], found["fuses"]) == ("fused", 0, {}, members)
 
 
 def test_values_are_shown_with_as_many_places_as_people_read() -> None:

@@ -562,12 +562,12 @@ def fused(schedule: Schedule) -> list[Candidate]:
 
 
 def test_fusions_come_when_all_else_has_ended_and_time_does_not_stop_them() -> None:
-    plain = schedule(candidates=2, merging=False, fusions=3)
-    first = decided(plain, "ask")
-    plain.hear(first, scored(first, (0.2, 0.8)))
-    second = decided(plain, "ask")
-    assert plain.option(always) is None  # the second may yet be a member
-    plain.hear(second, scored(second, (0.8, 0.2)))
+    plain = schedule(candidates=3, merging=False, fusions=3)
+    trained(plain, (0.2, 0.8))
+    trained(plain, (0.5, 0.5))
+    last = decided(plain, "ask")
+    assert plain.option(always) is None  # it may yet be a member
+    plain.hear(last, scored(last, (0.8, 0.2)))
     assert plain.option(always) == plain.option(never) == "fuse"
     assert decided(plain, "fuse") == Leg("f0000", FULL)
     assert plain.option(always) == "fuse"  # it waits for no other fusion
@@ -595,7 +595,7 @@ def test_the_first_fusion_chooses_among_the_most_accurate_and_the_others_among_a
     assert {name for f in others for name in f.parents} == {leg.candidate for leg in legs}
     assert {len(f.parents) for f in others} == {2, 3, 4, 5, 6, 7, 8}
     assert all(len(set(f.parents)) == len(f.parents) and not f.genes for f in others)
-    assert len({f.parents for f in others}) > 90
+    assert len({frozenset(f.parents) for f in (first, *others)}) == 101
     assert plain.sources("f0000") == first.parents
     assert plain.lineage_steps("c0001", "c0002") == 2 * FULL
 
@@ -610,6 +610,21 @@ def test_a_fusion_that_is_better_than_its_members_leaves_them_to_the_next_one() 
         assert [e.candidate for e in plain.front] == [leg.candidate]
         assert {e.candidate for e in plain.single} == names
         assert set(plain.candidates[leg.candidate].parents) <= names
+
+
+def test_no_pool_is_fused_twice() -> None:
+    plain = schedule(candidates=3, merging=False, fusions=12)
+    for n in (1, 5, 9):
+        trained(plain, trade_off(n))
+    pools = [set(f.parents) for f in fused(plain)]
+    assert sorted(map(sorted, pools)) == [
+        ["c0001", "c0002"],
+        ["c0001", "c0002", "c0003"],
+        ["c0001", "c0003"],
+        ["c0002", "c0003"],
+    ]
+    assert pools[0] == {"c0001", "c0002", "c0003"}
+    assert plain.option(always) is None
 
 
 def test_what_is_fused_is_neither_merged_nor_fused_again() -> None:

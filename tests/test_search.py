@@ -753,6 +753,22 @@ def test_a_larger_budget_goes_on_with_those_who_were_waiting(store: Store, run: 
     assert found.is_over
 
 
+@pytest.mark.parametrize("wishes", [HALVING, {"merging": False}], ids=["halving", "plain"])
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_fusions_can_be_added_to_a_search_that_is_over(
+    store: Store, run: Path, mode: str, wishes: Mapping[str, Any]
+) -> None:
+    wishes = {**wishes, "mode": mode, "candidates": 8}
+    searched(store, run, Workers(pick=chance(0)), **{**wishes, "fusions": 0})
+    assert Search(config(**{**wishes, "fusions": 0}), store, run).is_over
+    assert not Search(config(**{**wishes, "fusions": 2}), store, run).is_over
+    workers = Workers(pick=chance(1))
+    found = searched(store, run, workers, **{**wishes, "fusions": 2})
+    assert [a.candidate.id for a in workers.submitted] == ["f0000", "f0001"]
+    assert found.is_over
+    assert found.progress().fused == 2
+
+
 @pytest.mark.parametrize("mode", ["async", "ordered"])
 def test_a_search_with_rungs_that_is_over_runs_nothing_again(store: Store, run: Path, mode: str) -> None:
     front = entries(searched(store, run, Workers(pick=chance(0)), **HALVING, mode=mode))

@@ -178,7 +178,7 @@ class _Loss:
         """The loss of the next batch, given the items' text vectors `(n_items, t)`."""
         batch, tower = next(self._stream), next(self._turns)
         vectors = tower.item_vectors(text, ID_DROPOUT)
-        states = tower.states(batch.items, batch.lengths, vectors, batch.gaps)
+        states = tower.states(batch.items, batch.lengths, vectors, batch.gaps, batch.groups)
         known = batch.targets >= 0
         logits = states[known] / tower.temperature @ vectors.T + tower.item_bias + self._barred
         accuracy = nn.functional.cross_entropy(logits, batch.targets[known])

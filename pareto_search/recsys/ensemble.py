@@ -42,8 +42,8 @@ def select(chunks: Iterable[tuple[Mapping[str, Floats], Sequences]], draws: int)
 
     Beginning with the best two, each draw adds the model with which the mean log-likelihood of the targets is best,
     whether it was drawn before or not, and the best of all these bags counts (Caruana, Niculescu-Mizil, Crew & Ksikes,
-    ICML 2004). A few draws among few models leave little to luck; weights that are free of each other overfit sooner.
-    Each user counts as one.
+    ICML 2004). A few draws among few models leave little to luck, and freely fitted weights would overfit more. Each
+    user counts as one.
 
     Args:
         chunks: the scores of at least two models by name, -inf for what must not be shown, and the targets of the same

@@ -100,19 +100,19 @@ class Ranking:
         Users count up to `KEPT` scores.
         """
         space = space.without(set(BLENDED) - self._scorers.keys())
-        return space.at(likeliest(self._some(), space.fitted, space.fixed))
+        return space.at(likeliest(self._some(KEPT), space.fitted, space.fixed))
 
     def selected(self, draws: int) -> dict[str, float]:
         """The weights of the scorers under whose average the targets are likely; see `ensemble.select`.
 
-        Users count up to `KEPT` scores.
+        Users count up to `KEPT` scores of all models together.
         """
-        return select(self._some(), draws)
+        return select(self._some(KEPT // len(self._scorers)), draws)
 
-    def _some(self) -> Iterator[tuple[Mapping[str, NDArray[np.float32]], Sequences]]:
-        """Scores and targets of users evenly spread over the part, up to `KEPT` scores of each model."""
+    def _some(self, most: int) -> Iterator[tuple[Mapping[str, NDArray[np.float32]], Sequences]]:
+        """Scores and targets of users evenly spread over the part, up to so many scores of each model."""
         starts = self._starts
-        every = max(1, -(-len(starts) * CHUNK // KEPT))
+        every = max(1, -(-len(starts) * CHUNK // most))
         chunks = self._chunks() if every == 1 else self._compute(starts[::every])
         return ((scores, targets) for _, targets, scores in chunks)
 

@@ -101,7 +101,7 @@ class Split:
 
     @property
     def sha256(self) -> str:
-        """The hash of who is ranked on what, and after which history."""
+        """The hash of who is ranked on what, after which history, and by which groups."""
         digest = hashlib.sha256(f"{self.n_users} {self.n_items}".encode())
         parts = (self.validation, self.test)
         for sequences in (self.train, *(s for p in parts for s in (p.history, p.targets))):

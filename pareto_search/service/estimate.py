@@ -34,8 +34,6 @@ def _by(config: SearchConfig, run: Path) -> tuple[float | None, str]:
         return None, "nothing like it has come far enough here yet"
     # What was not killed while it was prepared: a search that went on the day after was not prepared for a day.
     preparing = min(attempts[0].started - record.created, record.elapsed_seconds)
-    fused = sum(a.seconds or 0.0 for a in attempts if a.candidate in {c.id for c in candidates if c.kind == "fused"})
-    spent = record.elapsed_seconds - preparing - fused / before.workers.count
-    each = spent / len(trained)  # with the merging between them
+    each = (record.elapsed_seconds - preparing) / len(trained)  # with the merging and fusing between them
     more = config.search.steps / before.search.steps * before.workers.count / config.workers.count
     return preparing + each * more * config.search.candidates, f"{before.name} took {each:.1f} s a candidate"

@@ -51,7 +51,7 @@ export function compareTable(objectives, entries) {
     h(
       "div",
       { className: "wide" },
-      h("table", { className: "beside" }, h("thead", {}, head), h("tbody", {}, scores, section("Serving genes", (e) => e.serving), section("Weighting", (e) => e.weighting), section("Training genes", (e) => e.genes), section("Members", (e) => e.fuses ?? {}))),
+      h("table", { className: "beside" }, h("thead", {}, head), h("tbody", {}, scores, section("Serving genes", (e) => e.serving), section("Weighting", (e) => e.weighting), section("Training genes", (e) => e.genes), section("Members", (e) => Object.fromEntries(Object.entries(e.fuses ?? {}).map(([name, member]) => [name, member.weight]))))),
     ),
   ];
 }
