@@ -1,6 +1,8 @@
 """What each option of the model is worth on MovieLens-100K, and what it costs: one change at a time, before any search.
 
-    python -m benchmarks.options [--seeds 5] [--only NAME ...] [--json FILE]
+    python -m benchmarks.options [--seeds 5] [--only NAME ...] [--tables FOLDER] [--json FILE]
+
+A folder of tables in place of MovieLens is as for `benchmarks.domains`, whose data has titles and no ratings.
 
 The default is the warm start as a search makes it, alone: four towers, time gaps, nothing blended. An option changes
 one part of it; the weights of what it blends in are fitted to validation. Shown is NDCG@10 on test, its ratio to the
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cold import LEAST
-from benchmarks.domains import PerUser, ratio
+from benchmarks.domains import COLUMNS, OBJECTIVES, PerUser, ratio
 from benchmarks.limit import GENES
 from pareto_search.config import SearchConfig
 from pareto_search.launch import workload
@@ -70,16 +72,31 @@ OPTIONS: Mapping[str, Option] = {
     "text blended in": Option(blend=("text",)),
     "all three": Option(blend=("ease", "sasrec", "text")),
     "fine-tuned": Option(genes={"adapter_lr": 3e-3}),
+    "fine-tuned, a tenth of the rate": Option(genes={"adapter_lr": 3e-4}),
     "fine-tuned, encoder frozen": Option(genes={"adapter_lr": 0.0}),
     "fine-tuned, no ID embeddings": Option(genes={"adapter_lr": 3e-3, "id_embeddings": False}),
 }
 
 
-class Seed:
-    """One tie seed's data, and what has been fitted to it so far."""
+def source(tables: Path | None) -> dict[str, Any]:
+    """The config's sections that say what is learned from, and what is wanted of it."""
+    if tables is None:
+        return {"data": {"source": MOVIELENS}}
+    files = {name: str(tables / f"{name}.csv") for name in ("interactions", "items")}
+    columns = {name: column for name, column in COLUMNS.items() if name != "domain"}
+    return {"data": {**files, "columns": columns}, "objectives": OBJECTIVES}
 
-    def __init__(self, data: Dataset, seed: int) -> None:
+
+class Seed:
+    """One tie seed's data, and what has been fitted to it so far.
+
+    Args:
+        content: of the config, as `source` gives it.
+    """
+
+    def __init__(self, data: Dataset, content: Mapping[str, Any], seed: int) -> None:
         self._data, self._seed = data, seed
+        self._content = {"name": "options", **content, "data": {**content["data"], "tie_seed": seed}}
         self._fitted: dict[str, tuple[Worker, dict[str, bytes], float]] = {}
         self._components: dict[str, tuple[Scorer, float]] = {}
 
@@ -102,8 +119,8 @@ class Seed:
         key = json.dumps(model, sort_keys=True)
         if key not in self._fitted:
             space = {"sasrec": FITTED}  # so that it can be blended in
-            content = {"name": "options", "data": {"source": MOVIELENS, "tie_seed": self._seed}, "model": dict(model)}
-            config = SearchConfig.parse({**content, "space": space, "search": {"seed": self._seed}})
+            content = {**self._content, "model": dict(model), "space": space, "search": {"seed": self._seed}}
+            config = SearchConfig.parse(content)
             worker = Worker(workload(config, self._data, split(self._data, **config.splitting())))
             began = time.perf_counter()
             files = worker.fit("warm-start")
@@ -141,13 +158,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=[name for name in OPTIONS if name != DEFAULT], metavar="NAME")
+    parser.add_argument("--tables", type=Path, help="a folder with interactions.csv and items.csv")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     names = [DEFAULT, *(name for name in OPTIONS if name in (options.only or OPTIONS) and name != DEFAULT)]
-    data = load(source=MOVIELENS)
+    content = source(options.tables)
+    data = load(**SearchConfig.parse({"name": "options", **content}).data.arguments())
+    names = [name for name in names if set(OPTIONS[name].model.get("groups", ())) <= data.groups.keys()]
     measured: dict[str, list[tuple[PerUser, float]]] = {name: [] for name in names}
     for number in range(options.seeds):
-        seed = Seed(data, number)
+        seed = Seed(data, content, number)
         for name in names:
             measured[name].append(seed.measure(OPTIONS[name]))
             print(f"tie seed {number}, {name}: {measured[name][-1][0].mean():.4f}", flush=True)
