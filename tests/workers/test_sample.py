@@ -124,6 +124,7 @@ def test_a_scope_is_what_a_batch_names_and_a_sample() -> None:
     batch = Batch(
         torch.tensor([[7, 2], [7, 0]]),
         None,
+        None,
         torch.tensor([2, 1]),
         torch.tensor([[2, 9], [5, -1]]),
         np.arange(2),
@@ -145,7 +146,7 @@ def test_a_scope_is_what_a_batch_names_and_a_sample() -> None:
 def test_without_a_sample_a_scope_is_the_whole_catalogue() -> None:
     items = torch.tensor([[7, 2]])
     scope = Scope(
-        Batch(items, None, torch.tensor([2]), items, np.arange(1), np.zeros(1, np.int64)), None, torch.zeros(10)
+        Batch(items, None, None, torch.tensor([2]), items, np.arange(1), np.zeros(1, np.int64)), None, torch.zeros(10)
     )
     whole = torch.arange(10.0)
     assert scope.rows is None
@@ -155,7 +156,7 @@ def test_without_a_sample_a_scope_is_the_whole_catalogue() -> None:
 
 def test_a_scope_bars_what_the_losses_do_not_range_over() -> None:
     batch = Batch(
-        torch.tensor([[1]]), None, torch.tensor([1]), torch.tensor([[4]]), np.arange(1), np.zeros(1, np.int64)
+        torch.tensor([[1]]), None, None, torch.tensor([1]), torch.tensor([[4]]), np.arange(1), np.zeros(1, np.int64)
     )
     barred = torch.tensor([0.0, 0.0, -torch.inf, 0.0, 0.0])
     own = torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0])
