@@ -350,8 +350,8 @@ def recommend(
         raise ConfigError("--times says when the items of --history were; give both, or --user alone")
     if groups and history is None:
         raise ConfigError("--group says who has the --history; give both, or --user alone")
-    if any("=" not in group for group in groups):
-        raise ConfigError(f"--group is '{next(g for g in groups if '=' not in g)}'; expected 'occupation=artist'")
+    if (wrong := next((group for group in groups if "=" not in group), None)) is not None:
+        raise ConfigError(f"--group is '{wrong}'; expected 'occupation=artist'")
     try:
         when = None if times is None else [float(time) for time in times.split(",")]
     except ValueError:

@@ -35,13 +35,13 @@ class Live:
         """A candidate has ended."""
         left = "" if not now.left else f", about {_duration(now.left)} left"
         failed = f", {now.failed} failed" if now.failed else ""
-        merged = "".join(f", {n} {kind}" for n, kind in ((now.merged, "merged"), (now.fused, "fused")) if n)
+        untrained = "".join(f", {n} {kind}" for n, kind in ((now.merged, "merged"), (now.fused, "fused")) if n)
         entries = f"{now.front} {'entry' if now.front == 1 else 'entries'}"
         detail = f"front of {entries}, hypervolume {now.hypervolume:.4f}{failed}{left}"
         done = now.finished + now.failed
         if self._bar and self._task is not None:
-            self._bar.update(self._task, total=now.total, completed=done, detail=detail + merged)
-        elif (state := f"{done} of {now.total} candidates{merged}: {detail.removesuffix(left)}") != self._shown:
+            self._bar.update(self._task, total=now.total, completed=done, detail=detail + untrained)
+        elif (state := f"{done} of {now.total} candidates{untrained}: {detail.removesuffix(left)}") != self._shown:
             self._shown = state
             self.notice(f"{state}{left}")
 

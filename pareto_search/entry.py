@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def fuses(self) -> Mapping[str, float]:
-        """What each checkpoint counts of which it is fused; nothing where it is a single one."""
+        """The weight of each member of a fused checkpoint, by name; nothing where it is a single one."""
         return weights_of(self.files)
 
     def to_files(self) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ MERGERS = 2
 """How many merged candidates there are for each trained one: each costs a small part of its time."""
 POOL = 8
 """Among how many checkpoints of the front a fusion finds its members, at most."""
-DRAWS = 20
+TRIES = 20
 """How often it is tried to draw a pool that no fusion has had."""
 
 
@@ -178,13 +178,13 @@ class Schedule:
 
     def _pool(self) -> tuple[str, ...]:
         """Checkpoints of the front to fuse: first those that are the most accurate alone, and then any; nothing where
-        there are fewer than two, or few draws find only what has been fused before.
+        there are fewer than two, or so many tries find only what has been fused before.
         """
         known = {frozenset(c.parents) for c in self.candidates.values() if c.kind == "fused"}
         names = sorted({e.candidate for e in self.single}, key=lambda name: (-self._accuracies[name], name))
         rng = random.Random(f"{self._budget.seed} fuses {len(known)}")
         pool = names[:POOL]
-        for _ in range(DRAWS):
+        for _ in range(TRIES):
             if len(pool) > 1 and frozenset(pool) not in known:
                 return tuple(pool)
             pool = rng.sample(names, min(rng.randint(2, POOL), len(names)))

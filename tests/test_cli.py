@@ -539,6 +539,7 @@ def test_fusions_are_added_to_a_search_that_is_over(call: Call, undisturbed: Fin
     before, after = (json.loads((folder / "front.json").read_text()) for folder in (undisturbed.run, run))
     assert after["test_evaluations"] == before["test_evaluations"] + 1
     mine = [e for e in after["front"] if e["kind"] == "fused"]
+    assert mine
     assert all(sum(member["weight"] for member in e["fuses"].values()) == pytest.approx(1.0) for e in mine)
     for entry in mine[:1]:
         assert call("evaluate", run, entry["entry"], "--split", "validation").code == 0
