@@ -67,6 +67,7 @@ OPTIONS: Mapping[str, Option] = {
     "decayed mean": Option({"tower": "decayed_mean"}),
     "width 64": Option({"width": 64}),
     "history 20": Option({"history": 20}),
+    "base model in 4 bits": Option({"dtype": "nf4"}),
     "EASE blended in": Option(blend=("ease",)),
     "SASRec blended in": Option(blend=("sasrec",)),
     "text blended in": Option(blend=("text",)),

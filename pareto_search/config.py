@@ -168,6 +168,8 @@ class ModelSection(_Section):
 
     Attributes:
         base: `minilm`, a local folder or a hub id.
+        dtype: of the base model; `auto` is bfloat16 where the hardware multiplies it faster. With `nf4` its linear maps
+            are kept in 4 bits, and what they multiply is as with `auto`.
         history: how many of a user's last items the tower reads.
         tower: what makes a user of these items.
         towers: how many towers share the text vectors; they differ by chance, and a score is the mean of theirs. Each
@@ -180,7 +182,7 @@ class ModelSection(_Section):
 
     base: Text = MINILM
     revision: Text | None = None
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32", "nf4"] = "auto"
     max_item_tokens: Annotated[int, Field(ge=3)] = 32  # two of them are the special tokens
     history: Count = 50
     tower: Literal["attention", "decayed_mean"] = "attention"

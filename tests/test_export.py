@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from pareto_search.errors import CheckpointError, ConfigError, RunError
 from pareto_search.export import export
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers import convert
+from pareto_search.workers.encoder import Encoder
+from pareto_search.workers.lora import loaded
 from pareto_search.workers.recommend import Serving
 
 NAME = "c0000-s02"
@@ -159,6 +162,32 @@ def test_a_merged_model_pools_as_its_base_did(
     assert (ours.encoder.pooling, theirs.encoder.pooling) == ("first", "first")
     expected = plain.text_vectors(str(base), str(run / "checkpoints" / "c0000"), toy.texts)
     assert least_cosine(theirs.encoder.frozen.numpy(), expected) >= 0.99999
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged", "sentence-transformers", "onnx"])
+def test_what_was_trained_in_four_bits_is_exported_as_it_was_trained(
+    make_run: Callable[[Any], Path], workload: Any, toy: Dataset, tmp_path: Path, form: str
+) -> None:
+    run = make_run(replace(workload, dtype="nf4"))
+    ours = Serving(entry.of_run(run, NAME), toy)
+    assert ours.entry.notes["dtype"] == "nf4"
+    export(run, NAME, toy, tmp_path / form, form)
+    again = Serving(entry.of_folder(tmp_path / form), toy)
+    assert again.encoder.kept == ("float32" if form == "merged" else "nf4")
+    found, expected = again.evaluate("test"), ours.evaluate("test")
+    rounding = 0.02 if form == "merged" else 1e-9  # which multiplies in float32, as other libraries do
+    assert {n: s["mean"] for n, s in found.items()} == pytest.approx(
+        {n: s["mean"] for n, s in expected.items()}, rel=rounding
+    )
+    with loaded(ours.encoder, ours.entry.files) as adapter:
+        vectors = ours.encoder.catalogue(adapter.shape.layers).numpy()
+    with loaded(again.encoder, again.entry.files) if form != "merged" else nullcontext():
+        merged = again.encoder.catalogue(3).numpy()
+    assert least_cosine(merged, vectors) >= 0.999
+    whole = Serving(entry.of_run(run, NAME), toy)
+    whole.encoder = Encoder(whole.encoder.base, toy.texts, max_tokens=16, layers=3)
+    with loaded(whole.encoder, ours.entry.files) as adapter:
+        assert least_cosine(whole.encoder.catalogue(adapter.shape.layers).numpy(), vectors) < 0.999
 
 
 def test_int8_weights_are_smaller_bytes(exported: Export) -> None:

@@ -165,8 +165,15 @@ _FORMS: Mapping[str, Callable[[Serving, Path], Measures]] = {
 
 @torch.no_grad()
 def _merge(encoder: Encoder, files: Files) -> Any:
-    """A copy of the base model with (alpha / rank)·B·A added to the maps that a checkpoint's adapter corrects."""
+    """A copy of the base model with (alpha / rank)·B·A added to the maps that a checkpoint's adapter corrects.
+
+    What was kept in 4 bits becomes what products made of it, for which the adapter was trained, and not what it was
+    before that.
+    """
     model = deepcopy(encoder.model)
+    if encoder.kept == "nf4":
+        with _quiet():
+            model = model.dequantize(dtype=encoder.dtype)
     scale, tensors = parts(files)
     for name in {n.partition(".lora_")[0] for n in tensors}:
         linear = model.get_submodule(name.removeprefix("base_model.model."))

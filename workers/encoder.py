@@ -8,6 +8,7 @@ for every depth at which a candidate may start, or at least for the lowest one.
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import zip_longest
 from typing import Any, Literal, get_args
 
@@ -15,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
-from pareto_search.errors import CheckpointError
+from pareto_search.errors import CheckpointError, ConfigError
 from pareto_search.workers.base import Base
 
-Precision = Literal["auto", "bfloat16", "float32"]
+Precision = Literal["auto", "bfloat16", "float32", "nf4"]
 Pooling = Literal["mean", "first", "last"]
 """What becomes an item's text vector, brought to unit length: the mean of the last hidden states, or one of them."""
 POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "cls": "first", "lasttoken": "last"}
@@ -34,8 +35,8 @@ CACHED = 2**30
 
 
 def precision(wish: Precision, device: str) -> torch.dtype:
-    """The dtype of the base model: bfloat16 where the hardware multiplies it faster, unless the config insists."""
-    if wish != "auto":
+    """The dtype of products: bfloat16 where the hardware multiplies it faster, unless the config insists."""
+    if wish in ("bfloat16", "float32"):
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wish]
     fast = torch.cuda.is_bf16_supported() if device != "cpu" else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
@@ -49,8 +50,14 @@ class Encoder:
         blocks: its transformer blocks, bottom first; adapters are put into them.
         width: the width t of a pooled vector.
         layers: how many of the top blocks a candidate may adapt, at most.
+        kept: the precision in which the weights of the base model's linear maps are kept.
         pooling: how a text vector comes from the last hidden states; that of the base model, unless it is given.
         frozen: `(n_items, t)` float32, the vectors of the base model as it is.
+
+    Args:
+        dtype: of products, and of the weights but for those that `nf4` keeps in 4 bits.
+        nf4: whether the linear maps are kept in 4-bit NormalFloat, from which each product makes them anew (QLoRA,
+            Dettmers et al., NeurIPS 2023).
     """
 
     def __init__(
@@ -61,11 +68,13 @@ class Encoder:
         max_tokens: int,
         layers: int,
         dtype: torch.dtype = torch.float32,
+        nf4: bool = False,
         device: str = "cpu",
         pooling: Pooling | None = None,
     ) -> None:
         self.base, self.dtype, self.device = base, dtype, device
-        self.model = _load(base, dtype, device).to(device)
+        self.kept = "nf4" if nf4 else str(dtype).removeprefix("torch.")
+        self.model = _load(base, dtype, nf4, device)
         self.blocks = _blocks(self.model, base)
         self.width = int(self.model.config.hidden_size)
         self.layers = min(layers, len(self.blocks))
@@ -218,18 +227,33 @@ def pool(hidden: Tensor, pooling: Pooling) -> Tensor:
     return nn.functional.normalize(pooled, dim=1)
 
 
-def _load(base: Base, dtype: torch.dtype, device: str) -> Any:
+def _load(base: Base, dtype: torch.dtype, nf4: bool, device: str) -> Any:
+    options: dict[str, Any] = {"dtype": dtype}
+    if nf4:
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError("model.dtype nf4 needs bitsandbytes on every worker: pip install 'pareto-search[nf4]'")
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        # Always from bfloat16: rounded in another way, some weights in a thousand become others.
+        options = {"dtype": torch.bfloat16, "quantization_config": how, "device_map": {"": device}}
     logging.disable_progress_bar()  # a second of loading needs no bar, and the search has its own
     # On a CPU, the fused kernel's way back takes ten times as long as plain products in bfloat16.
-    attention = {"attn_implementation": "eager"} if device == "cpu" else {}
+    if device == "cpu":
+        options["attn_implementation"] = "eager"
     try:
-        model = AutoModel.from_pretrained(
-            base.folder, dtype=dtype, use_safetensors=True, local_files_only=True, **attention
-        )
+        model = AutoModel.from_pretrained(base.folder, use_safetensors=True, local_files_only=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"base model '{base.id}' cannot be loaded: {str(error).splitlines()[0]}") from error
     model.config.use_cache = False  # of keys and values, which decoders would keep from one call to the next
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if not nf4:
+        return model.to(device)
+    for module in model.modules():
+        # It would repack a weight for inference on a CPU, from which there is no way back to a gradient.
+        module.support_avx512bf16_for_cpu = False
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _pooling(base: Base, model: Any) -> Pooling:

@@ -90,7 +90,7 @@ class Serving:
 
     Args:
         base: where the base model is, if not where it was in the search.
-        dtype: of the base model, if not as in the search.
+        dtype: of products with the base model, if not as in the search; what is kept in nf4 stays so.
 
     Raises:
         DataError: the data set is another one.
@@ -118,6 +118,7 @@ class Serving:
             max_tokens=notes["max_item_tokens"],
             layers=notes["layers"],
             dtype=precision(dtype or notes["dtype"], "cpu"),
+            nf4=notes["dtype"] == "nf4",
             pooling=notes["pooling"],
         )
         how = notes["split"]

@@ -106,10 +106,15 @@ class Worker:
     def __init__(self, load: Workload, cpus: float = 1.0, device: str = "cpu") -> None:
         torch.set_num_threads(max(1, int(cpus)))
         self.load, self.device = load, device
-        dtype = precision(load.dtype, device)
         self.base = locate(load.base, load.revision)
         self.encoder = Encoder(
-            self.base, load.texts, max_tokens=load.max_item_tokens, layers=load.layers, dtype=dtype, device=device
+            self.base,
+            load.texts,
+            max_tokens=load.max_item_tokens,
+            layers=load.layers,
+            dtype=precision(load.dtype, device),
+            nf4=load.dtype == "nf4",
+            device=device,
         )
         features = self.encoder.frozen.numpy() if load.categories is None else category_features(load.categories)
         self.items = ItemStatistics.of(load.split.train, load.split.n_items, features, load.split.offered)
@@ -122,7 +127,7 @@ class Worker:
         Args:
             _: results of earlier calls, which whoever asks wants to have ended.
         """
-        return f"{self.base.sha256} {self.encoder.dtype} {self.encoder.pooling}"
+        return f"{self.base.sha256} {self.encoder.kept} {self.encoder.pooling}"
 
     def fit(self, name: str, number: int | None = None) -> dict[str, bytes] | None:
         """The files of a component, trained here; None where the catalogue is too large for it.
@@ -367,7 +372,7 @@ class Worker:
     def _notes(self, more: Mapping[str, object]) -> dict[str, object]:
         return {
             "base": {"id": self.base.id, "revision": self.load.revision, "sha256": self.base.sha256},
-            "dtype": str(self.encoder.dtype).removeprefix("torch."),
+            "dtype": self.encoder.kept,
             "max_item_tokens": self.load.max_item_tokens,
             "layers": self.encoder.layers,
             "pooling": self.encoder.pooling,

@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    BitsAndBytesConfig,
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
@@ -25,7 +26,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from pareto_search.errors import CheckpointError
+from pareto_search.errors import CheckpointError, ConfigError
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers import encoder as module
 from pareto_search.workers.base import MINILM_SHA256, Base, locate
@@ -91,6 +92,44 @@ def test_peft_loads_an_adapter_of_every_family_and_computes_the_same_vectors(
         assert torch.allclose(vectors, plain(base, toy.texts, 16, model=theirs), atol=1e-4)
         assert not torch.allclose(vectors, ours.frozen, atol=1e-2)
     assert found["query_value"] < found["attention"] < found["all"]
+
+
+def test_in_four_bits_it_is_transformers_own_model_and_peft_loads_an_adapter_into_that(
+    base: Base, toy: Dataset, tmp_path: Path
+) -> None:
+    def four_bits() -> Any:
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+        bfloat16 = {"dtype": torch.bfloat16, "device_map": {"": "cpu"}}
+        model = AutoModel.from_pretrained(base.folder, quantization_config=how, **bfloat16)
+        for weight in model.parameters():
+            weight.data = weight.data.float() if weight.is_floating_point() else weight.data
+        for part in model.modules():
+            part.support_avx512bf16_for_cpu = False  # its packed weights want maps wider than these
+        return model.eval()
+
+    ours = Encoder(base, toy.texts, max_tokens=16, layers=2, nf4=True)
+    assert torch.allclose(ours.frozen, plain(base, toy.texts, 16, model=four_bits()), atol=1e-5)
+    assert not torch.allclose(ours.frozen, plain(base, toy.texts, 16), atol=1e-2)
+    with attached(ours, LoraShape(4, 16.0, 0.0, "all", 2)) as adapter:
+        for _, module in adapter.named():
+            torch.nn.init.normal_(module.B, std=0.3)
+        vectors = ours.encode(next(ours.chunks(np.arange(len(toy.texts)))), 2)
+        vectors.square().mul(torch.arange(vectors.shape[1])).sum().backward()
+        assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in adapter.weights())
+        vectors = ours.catalogue(2)
+        for name, content in adapter.files(base.id, None).items():
+            (tmp_path / name).write_bytes(content)
+    theirs = PeftModel.from_pretrained(four_bits(), tmp_path).eval()
+    assert torch.allclose(vectors, plain(base, toy.texts, 16, model=theirs), atol=1e-4)
+    assert not torch.allclose(vectors, ours.frozen, atol=1e-2)
+
+
+def test_four_bits_want_a_package(tiny_base: Base, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", {}.get)
+    with pytest.raises(
+        ConfigError, match=r"nf4 needs bitsandbytes on every .*: pip install 'pareto-search\[nf4\]'"
+    ):
+        Encoder(tiny_base, toy.texts, max_tokens=16, layers=2, nf4=True)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +256,7 @@ def test_the_packaged_minilm_is_what_plain_transformers_computes(minilm: Encoder
 def test_a_wish_for_a_precision_is_obeyed() -> None:
     assert precision("float32", "cpu") is torch.float32
     assert precision("bfloat16", "cpu") is torch.bfloat16
+    assert precision("nf4", "cpu") is precision("auto", "cpu")
 
 
 def test_a_base_without_safetensors_is_refused(tmp_path: Any) -> None:
