@@ -26,6 +26,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "without merging": {"search": {"merging": False}},
     "with rungs": {"search": {"rungs": [5, 10]}},
     "with inheritance": {"search": {"inheritance": True}},
+    "with packs of two": {"workers": {"pack": 2}},
+    "stopped early": {"search": {"patience": 2}},
     "without fine-tuning of the encoder": {"space": FROZEN},
     "without serving genes": {"space": {**dict.fromkeys(SERVING, 0.0), "sharpness": 1.0}},
     "blends searched, not fitted": {"space": {"ease": [0.0, 1.0], "text": [0.0, 1.0], "sharpness": [0.4, 2.0]}},
@@ -44,6 +46,7 @@ def configured(variant: Mapping[str, Any], *, seed: int, steps: int, **budget: f
             "data": {"source": "movielens-100k", "tie_seed": seed},
             "space": variant.get("space", {}),
             "search": search | variant.get("search", {}),
+            "workers": variant.get("workers", {}),
         }
     )
 

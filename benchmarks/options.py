@@ -33,6 +33,7 @@ from pareto_search.recsys.split import split
 from pareto_search.space import FITTED
 from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.losses import ItemTensors
+from pareto_search.workers.patience import patiently
 from pareto_search.workers.recommender import Recommender
 from pareto_search.workers.train import Task, fine_tune
 from pareto_search.workers.worker import Worker
@@ -50,11 +51,13 @@ class Option:
         model: keys of the config's section `model`.
         blend: components whose weights are fitted to validation.
         genes: of a fine-tuning of `STEPS` steps; without any there is none.
+        patience: after how many looks without a gain it ends.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
     blend: tuple[str, ...] = ()
     genes: Mapping[str, Any] = field(default_factory=dict)
+    patience: int | None = None
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -74,6 +77,7 @@ OPTIONS: Mapping[str, Option] = {
     "all three": Option(blend=("ease", "sasrec", "text")),
     "fine-tuned": Option(genes={"adapter_lr": 3e-3}),
     "fine-tuned, a tenth of the rate": Option(genes={"adapter_lr": 3e-4}),
+    "fine-tuned, stopped early": Option(genes={"adapter_lr": 3e-3}, patience=2),
     "fine-tuned, encoder frozen": Option(genes={"adapter_lr": 0.0}),
     "fine-tuned, no ID embeddings": Option(genes={"adapter_lr": 3e-3, "id_embeddings": False}),
 }
@@ -105,7 +109,7 @@ class Seed:
         """Every user's accuracy on test, and the seconds that fitting took."""
         worker, start, seconds = self._fit(option.model)
         began = time.perf_counter()
-        model: Scorer = self._tuned(worker, start, option.genes) if option.genes else scorer(start, worker.encoder)
+        model: Scorer = self._tuned(worker, start, option) if option.genes else scorer(start, worker.encoder)
         seconds += time.perf_counter() - began
         scorers = {"model": model}
         for name in option.blend:
@@ -138,13 +142,20 @@ class Seed:
             self._components[name] = component(files, worker.encoder), time.perf_counter() - began
         return self._components[name]
 
-    def _tuned(self, worker: Worker, start: Mapping[str, bytes], changes: Mapping[str, Any]) -> Scorer:
+    def _tuned(self, worker: Worker, start: Mapping[str, bytes], option: Option) -> Scorer:
         load = worker.load
         items = ItemTensors(worker.items, "cpu")
         task = Task(worker.encoder, Recommender.loaded(start), load.split.train, items, load.objectives)
         weights = {f"weight.{o.name}": LEAST for o in load.objectives}
-        with fine_tune(task, {**GENES, **weights, "layers": 2, **changes}, steps=STEPS, seed=self._seed) as tuning:
-            tuning.advance(STEPS)
+        genes = {**GENES, **weights, "layers": 2, **option.genes}
+
+        def validating(model: Scorer) -> Ranking:
+            return Ranking(load.split.validation, worker.items, {"model": model})
+
+        with fine_tune(task, genes, steps=STEPS, seed=self._seed) as tuning:
+            stops = [STEPS] if option.patience is None else patiently(tuning, STEPS, option.patience, validating)
+            for stop in stops:
+                tuning.advance(stop)
             files = tuning.adapter.files(load.base, None) | tuning.model.files({})
         return scorer(files, worker.encoder)
 

@@ -238,6 +238,9 @@ class OptimiserSection(_Section):
         steps: training steps of the full rung.
         rungs: steps at which candidates are scored and only the better half or so goes on; ends with `steps`, and is
             only that where absent.
+        patience: a fine-tuning looks at validation each tenth of `steps`, ends after so many looks at which its loss
+            there was no lower than ever before, and goes back to where it was lowest; None for all steps. It wants the
+            full rung alone.
         inheritance: whether a child starts from its first parent's weights, and not from the warm start.
         merging: whether front members are also averaged, which costs no training.
         fusions: how often the scores of some front members are averaged too, each time as one checkpoint more, which
@@ -254,6 +257,7 @@ class OptimiserSection(_Section):
     mode: Literal["async", "ordered"] = "async"
     steps: Count = 40
     rungs: Annotated[tuple[Count, ...], Listed, Field(validate_default=True)] = ()
+    patience: Count | None = None
     inheritance: bool = False
     merging: bool = True
     fusions: Annotated[int, Field(ge=0)] = 0
@@ -423,6 +427,11 @@ class SearchConfig(_Section):
             needy = next((n for n in self.metrics if n.startswith(f"{family}@")), None)
             if needy is not None and self.data.columns is not None and getattr(self.data.columns, column) is None:
                 raise ConfigError(f"{needy} needs {kind}; expected data.columns.{column} to name their column")
+        if self.search.patience and len(self.search.rungs) > 1:
+            raise ConfigError(
+                f"search.patience is {self.search.patience}, but rungs end candidates too; use one of search.patience "
+                "and search.rungs"
+            )
         if "latency" in self.metrics and self.search.mode == "ordered":
             raise ConfigError(
                 "metric 'latency' is another each time, but in ordered mode a search repeats itself bit for bit; use "

@@ -333,6 +333,7 @@ def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:
         metrics=config.metrics,
         space=space.of("serving"),
         rungs=config.search.rungs,
+        patience=config.search.patience,
         serving_settings=config.search.serving_settings,
         seed=config.search.seed,
         layers=int(layers),

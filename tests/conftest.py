@@ -191,6 +191,7 @@ def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[O
         metrics=tuple(o.name for o in objectives),
         space=SearchSpace.build(default_genes(objectives, BLENDED), {}).of("serving"),
         rungs=(3,),
+        patience=None,
         serving_settings=12,
         seed=0,
         rank=32,

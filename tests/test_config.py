@@ -80,6 +80,8 @@ def test_data_becomes_the_arguments_of_the_loader() -> None:
         ({"search": {"rungs": [10, 20]}}, ["search.rungs: [10, 20]", "growing numbers that end with steps, 40"]),
         ({"search": {"rungs": [40, 40]}}, ["search.rungs: [40, 40]", "growing"]),
         ({"search": {"candidates": 3, "rungs": [10, 20, 40]}}, ["search.rungs", "none of 3 candidates", "full rung"]),
+        ({"search": {"patience": 2, "rungs": [20, 40]}}, ["search.patience is 2", "use one of", "search.rungs"]),
+        ({"search": {"patience": 0}}, ["search.patience is 0"]),
         ({"model": {"width": 129}}, ["model.width is 129; expected a multiple of 2"]),
         ({"model": {"history": 0}}, ["model.history is 0", "1"]),
         ({"workers": {"gpus": 1.5}}, ["workers.gpus: 1.5", "whole number, or a fraction below 1"]),

@@ -1,8 +1,10 @@
 """Training: the tower on frozen item vectors (once), and the fine-tuning of one candidate (many times)."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import cast
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from pareto_search.candidate import Genes
 from pareto_search.errors import ParetoSearchError
 from pareto_search.objective import Objective
+from pareto_search.recsys.ranking import KEPT, Ranking
 from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import Encoder
@@ -29,7 +32,7 @@ from pareto_search.workers.losses import (
     list_values,
     sampled_cross_entropy,
 )
-from pareto_search.workers.recommender import Recommender, Shape, Tower
+from pareto_search.workers.recommender import Recommender, Shape, Tower, TowerScorer
 from pareto_search.workers.sample import Sampler, Scope
 
 BATCH = 128
@@ -44,6 +47,7 @@ SAMPLED = 4096
 """How many items such a sample has."""
 ENCODED = 6144
 """How many items an encoder step takes, at most."""
+ACCURACY = "accuracy"
 OPTIMISER = "optimiser.safetensors"
 """The file that makes a state of a checkpoint."""
 
@@ -172,6 +176,7 @@ class FineTuning:
         self.model = _start(task.start, source, genes, self._generator)
         self.done = 0
         self._loss = _Loss(task, genes, self.model)
+        self._scalarise_part = copy(self._loss.scalarise)  # from its own first loss on
         self._adapts = float(genes["adapter_lr"]) > 0  # without, the encoder stays as it is and costs nothing
         decay = float(genes["weight_decay"])
         parameters = list(self.model.parameters())
@@ -205,8 +210,7 @@ class FineTuning:
         """
         self._generator.manual_seed(self._seed + self.done)
         self._loss.shuffle(self._seed + self.done, self.done * TOWER_BATCHES)
-        encoder, layers = self._task.encoder, self.adapter.shape.layers
-        text = encoder.catalogue(layers) if self._moved else encoder.frozen.to(encoder.device, copy=True)
+        text = self._text()
         gradient = torch.zeros_like(text)
         self.adapter.train()
         self.model.train()
@@ -218,12 +222,68 @@ class FineTuning:
             if self._adapts:
                 yield EncoderStep(text, gradient, self.adapter)
                 self._lora.step()
-        if not all(bool(p.isfinite().all()) for p in (*self.adapter.weights(), *self.model.parameters())):
+        if not all(bool(p.isfinite().all()) for p in self._moving()):
             raise DivergedError(f"the weights are not finite after step {to} of {self._steps}")
         self._loss.settle()
         self.adapter.eval()
         self.model.eval()
         self.done, self._moved = to, True
+
+    def scorer(self) -> TowerScorer:
+        """The recommender as it is now."""
+        with placed(self._task.encoder, dict(self.adapter.named())):
+            return TowerScorer.of(self.model, self._text())
+
+    @torch.no_grad()
+    def loss_on(self, ranking: Ranking) -> float:
+        """The candidate's loss over a part, of which each user counts as one; of many users over some.
+
+        Args:
+            ranking: of the part, with the `scorer` of now.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        task, users = self._task, 0
+        sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=task.encoder.device))
+        for history, targets, scores in ranking.sample(KEPT):
+            logits = torch.from_numpy(scores["model"]).to(task.encoder.device)
+            row, wanted = (x.to(logits.device) for x in _pairs(targets))
+            nats = (logits.logsumexp(1)[row] - logits[row, wanted]) / torch.bincount(row)[row]
+            owner, item = (x.to(logits.device) for x in _pairs(history))
+            histories = Histories(owner, item, len(logits), task.items.features)
+            for name, value in list_values(logits, task.items, histories, task.objectives).items():
+                sums[name] += value * len(logits)
+            sums[ACCURACY] += nats.sum()
+            users += len(logits)
+        values = {name: total / users for name, total in sums.items()}
+        loss = float(self._scalarise_part(values.pop(ACCURACY), values))
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss on validation is not finite after step {self.done} of {self._steps}")
+        return loss
+
+    def snapshot(self) -> tuple[int, list[Tensor]]:
+        """The steps done, and a copy of what training moves."""
+        return self.done, [p.detach().clone() for p in self._moving()]
+
+    @torch.no_grad()
+    def restore(self, snapshot: tuple[int, list[Tensor]]) -> None:
+        """Goes back to a snapshot, from which it is not to go on."""
+        self.done, weights = snapshot
+        for mine, kept in zip(self._moving(), weights, strict=True):
+            mine.copy_(kept)
+
+    def _moving(self) -> list[nn.Parameter]:
+        return [*self.adapter.weights(), *self.model.parameters()]
+
+    def _text(self) -> Tensor:
+        """The text vectors of now, with the adapter in the encoder."""
+        encoder = self._task.encoder
+        return (
+            encoder.catalogue(self.adapter.shape.layers)
+            if self._moved
+            else encoder.frozen.to(encoder.device, copy=True)
+        )
 
     def state(self) -> dict[str, bytes]:
         """What a checkpoint lacks for its training to go on."""
@@ -235,6 +295,12 @@ class FineTuning:
         self._loss.scalarise.start = float(state["start"])
         self._tower.load("tower", state, self.done * TOWER_BATCHES)
         self._lora.load("lora", state, self.done)
+
+
+def _pairs(some: Sequences) -> tuple[Tensor, Tensor]:
+    """`(n,)` each item of some users' rows, and `(n,)` the row that it is in, which comes first."""
+    owner = np.repeat(np.arange(len(some.indptr) - 1), np.diff(some.indptr))
+    return torch.from_numpy(owner), torch.from_numpy(some.items.astype(np.int64))
 
 
 def _shape(genes: Genes, encoder: Encoder) -> LoraShape:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -28,6 +28,7 @@ from pareto_search.workers.lora import LoraShape, fresh
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.merge import merge
 from pareto_search.workers.pack import Pack
+from pareto_search.workers.patience import patiently
 from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer, joined
 from pareto_search.workers.train import FineTuning, Task, fine_tune, train_tower
 
@@ -54,6 +55,7 @@ class Workload:
         space: serving genes only.
         metrics: what is evaluated.
         rungs: the steps at which a candidate is scored; the last one is the full rung.
+        patience: see `patience.patiently`; None for none of it.
         layers: the most blocks that any candidate adapts.
         rank: the highest that any candidate's adapter may have.
         notes: written into each checkpoint's `recommender.json`.
@@ -76,6 +78,7 @@ class Workload:
     metrics: Sequence[str]
     space: SearchSpace
     rungs: Sequence[int]
+    patience: int | None
     serving_settings: int
     seed: int
     layers: int
@@ -247,7 +250,8 @@ class Worker:
             DivergedError: the loss is not finite.
         """
         with fine_tune(self._task, candidate.genes, steps=steps, seed=_seed(self.load.seed, candidate.id)) as tuning:
-            tuning.advance(steps)
+            for stop in self._stops(tuning, [steps]):
+                tuning.advance(stop)
             files = tuning.adapter.files(self.load.base, self.load.revision) | tuning.model.files(self._notes({}))
         scorers = self._scorers(files, settings)
         validation = Ranking(self.load.split.validation, self.items, scorers).values(settings, self.load.metrics)
@@ -266,8 +270,8 @@ class Worker:
     def _trained(self, attempt: Attempt, sources: Sequence[Files]) -> dict[str, bytes]:
         """The checkpoint at the attempt's rung; a state, unless that is the full one."""
         with fine_tune(self._task, attempt.candidate.genes, **self._course(attempt, sources)) as tuning:
-            for rung in self._rungs(attempt, tuning):
-                tuning.advance(rung)
+            for stop in self._stops(tuning, self._rungs(attempt)):
+                tuning.advance(stop)
             return self._state(attempt, tuning)
 
     def _course(self, attempt: Attempt, sources: Sequence[Files]) -> Course:
@@ -275,16 +279,23 @@ class Worker:
         seed = _seed(self.load.seed, attempt.candidate.id)
         return {"steps": self.load.rungs[-1], "seed": seed, "source": next(iter(sources), None)}
 
-    def _rungs(self, attempt: Attempt, tuning: FineTuning) -> list[int]:
-        """Where a fine-tuning still has to pause, the attempt's own rung last."""
-        return [rung for rung in self.load.rungs if tuning.done < rung <= (attempt.steps or self.load.rungs[-1])]
+    def _rungs(self, attempt: Attempt) -> list[int]:
+        """Where a fine-tuning pauses, the attempt's own rung last."""
+        return [rung for rung in self.load.rungs if rung <= (attempt.steps or self.load.rungs[-1])]
+
+    def _stops(self, tuning: FineTuning, rungs: Sequence[int]) -> Iterator[int]:
+        """To which step a fine-tuning is to be advanced, time after time."""
+        if self.load.patience is None:
+            return (rung for rung in rungs if rung > tuning.done)
+        validation = self.load.split.validation
+        return patiently(tuning, rungs[-1], self.load.patience, lambda model: self._ranking(validation, model, ()))
 
     def _state(self, attempt: Attempt, tuning: FineTuning) -> dict[str, bytes]:
         """The files of a fine-tuning as it is now."""
         load, candidate = self.load, attempt.candidate
         notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": tuning.done})
         files = tuning.adapter.files(load.base, load.revision) | tuning.model.files(notes)
-        return files if tuning.done == load.rungs[-1] else files | tuning.state()
+        return files if attempt.steps in (None, load.rungs[-1]) else files | tuning.state()
 
     def _evaluated(self, attempt: Attempt, model: Scorer) -> tuple[Evaluation, ...]:
         """The model's evaluations on validation."""
@@ -400,8 +411,8 @@ class PackWorker(Worker):
             files = self._made(candidate, sources)
         else:
             tuning = FineTuning(self._task, candidate.genes, **self._course(attempt, sources))
-            for rung in self._rungs(attempt, tuning):
-                await self._pack.advance(tuning, rung)
+            for stop in self._stops(tuning, self._rungs(attempt)):
+                await self._pack.advance(tuning, stop)
             files = self._state(attempt, tuning)
         evaluations = await asyncio.to_thread(self._evaluated, attempt, scorer(files, self.encoder))
         return Result(evaluations, files, time.perf_counter() - began)

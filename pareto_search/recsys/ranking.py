@@ -33,7 +33,7 @@ STEP = 0.6
 """How far a proposal goes, at most, from one good setting towards another."""
 ELITE = 32
 
-_Chunk = tuple[Sequences, Sequences, dict[str, NDArray[np.float32]]]
+Chunk = tuple[Sequences, Sequences, dict[str, NDArray[np.float32]]]
 """The history and the targets of some users, and the scores of each model."""
 
 
@@ -46,7 +46,7 @@ class Ranking:
 
     def __init__(self, part: Part, items: ItemStatistics, scorers: Mapping[str, Scorer]) -> None:
         self._part, self._items, self._scorers = part, items, scorers
-        self._kept: list[_Chunk] | None = None
+        self._kept: list[Chunk] | None = None
         self._costs: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def tallies(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[Tally]:
@@ -100,23 +100,24 @@ class Ranking:
         Users count up to `KEPT` scores.
         """
         space = space.without(set(BLENDED) - self._scorers.keys())
-        return space.at(likeliest(self._some(KEPT), space.fitted, space.fixed))
+        scored = ((scores, targets) for _, targets, scores in self.sample(KEPT))
+        return space.at(likeliest(scored, space.fitted, space.fixed))
 
     def selected(self, draws: int) -> dict[str, float]:
         """The weights of the scorers under whose average the targets are likely; see `ensemble.select`.
 
         Users count up to `KEPT` scores of all models together.
         """
-        return select(self._some(KEPT // len(self._scorers)), draws)
+        scored = ((scores, targets) for _, targets, scores in self.sample(KEPT // len(self._scorers)))
+        return select(scored, draws)
 
-    def _some(self, most: int) -> Iterator[tuple[Mapping[str, NDArray[np.float32]], Sequences]]:
-        """Scores and targets of users evenly spread over the part, up to so many scores of each model."""
+    def sample(self, most: int) -> Iterable[Chunk]:
+        """Users evenly spread over the part, up to so many scores of each model; all users where these are no more."""
         starts = self._starts
         every = max(1, -(-len(starts) * CHUNK // most))
-        chunks = self._chunks() if every == 1 else self._compute(starts[::every])
-        return ((scores, targets) for _, targets, scores in chunks)
+        return self._chunks() if every == 1 else self._compute(starts[::every])
 
-    def _chunks(self) -> Iterable[_Chunk]:
+    def _chunks(self) -> Iterable[Chunk]:
         """All users' scores in chunks; those of a small part are kept for the next call."""
         if len(self._part.users) * len(self._items.users) > KEPT:
             return self._compute(self._starts)
@@ -129,7 +130,7 @@ class Ranking:
         """Where each chunk of users begins."""
         return range(0, len(self._part.users), max(1, CHUNK // len(self._items.users)))
 
-    def _compute(self, starts: range) -> Iterator[_Chunk]:
+    def _compute(self, starts: range) -> Iterator[Chunk]:
         size = self._starts.step
         for start in starts:
             history = self._part.history.rows(start, start + size)

@@ -126,9 +126,7 @@ def test_in_four_bits_it_is_transformers_own_model_and_peft_loads_an_adapter_int
 
 def test_four_bits_want_a_package(tiny_base: Base, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", {}.get)
-    with pytest.raises(
-        ConfigError, match=r"nf4 needs bitsandbytes on every .*: pip install 'pareto-search\[nf4\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"nf4 needs bitsandbytes on every .*: pip install 'pareto-search\[nf4\]'"):
         Encoder(tiny_base, toy.texts, max_tokens=16, layers=2, nf4=True)
 
 
