@@ -42,6 +42,7 @@ from pareto_search.workers.train import BATCH, ID_DROPOUT, LISTS, TOWER_BATCHES,
 
 GENES: Genes = {
     "scalarisation": "weighted_sum",
+    "adapter": "lora",
     "rank": 8,
     "alpha": 16.0,
     "dropout": 0.1,

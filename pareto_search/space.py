@@ -37,6 +37,7 @@ class Gene:
         log: whether a real gene is searched on a log scale.
         optional: whether a log gene may also be fixed at 0, which leaves out what it scales.
         fitted: whether a serving gene takes its likeliest value for each checkpoint, unless a config asks for others.
+        default: what it is unless a config asks for others; None for a gene that varies.
         choices: the values of a choice gene.
     """
 
@@ -48,6 +49,7 @@ class Gene:
     log: bool = False
     optional: bool = False
     fitted: bool = False
+    default: GeneValue | None = None
     choices: tuple[GeneValue, ...] = ()
     least: float = 0.0
     most: float = math.inf
@@ -144,7 +146,8 @@ class SearchSpace:
         for gene in genes:
             if gene.name in fitted:
                 continue
-            outcome = gene.narrowed(wishes[gene.name]) if gene.name in wishes else gene
+            usual = gene if gene.default is None else gene.default
+            outcome = gene.narrowed(wishes[gene.name]) if gene.name in wishes else usual
             if isinstance(outcome, Gene):
                 varied.append(outcome)
             else:
@@ -203,6 +206,7 @@ def default_genes(objectives: Sequence[Objective], blended: Collection[str]) -> 
     weights = [Gene(f"weight.{name}", "real", low=10**-2.5, high=2.0, log=True, optional=True) for name in lists]
     training = [
         Gene("scalarisation", "choice", choices=("weighted_sum", "tchebycheff")),
+        Gene("adapter", "choice", choices=("lora", "rslora", "dora"), default="lora"),
         Gene("rank", "choice", choices=(4, 8, 16, 32)),
         Gene("alpha", "real", low=4.0, high=64.0, log=True),
         Gene("dropout", "real", low=0.0, high=0.2, most=0.9),

@@ -104,6 +104,7 @@ def genes() -> dict[str, Any]:
         "weight.novelty@5": 0.01,
         "weight.credibility@5": 0.01,
         "scalarisation": "weighted_sum",
+        "adapter": "lora",
         "rank": 4,
         "alpha": 16.0,
         "dropout": 0.1,
@@ -212,10 +213,12 @@ def make_run(
     toy: Dataset,
     objectives: tuple[Objective, ...],
     genes: dict[str, Any],
-) -> Callable[[Any], Path]:
+) -> Callable[..., Path]:
     """Makes a run folder whose one checkpoint has an adapter far from zero, and two entries: `c0000-s02` re-ranks and
-    blends in EASE, and is diverse; `c0000-s00` is the checkpoint alone, and accurate."""
-    return lambda workload: _run(tmp_path_factory.mktemp("toy") / "run", workload, toy, objectives, genes)
+    blends in EASE, and is diverse; `c0000-s00` is the checkpoint alone, and accurate. Genes can be given others."""
+    return lambda workload, **others: _run(
+        tmp_path_factory.mktemp("toy") / "run", workload, toy, objectives, genes | others
+    )
 
 
 def _run(

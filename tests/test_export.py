@@ -164,6 +164,18 @@ def test_a_merged_model_pools_as_its_base_did(
     assert least_cosine(theirs.encoder.frozen.numpy(), expected) >= 0.99999
 
 
+@pytest.mark.parametrize("adapter", ["rslora", "dora"])
+def test_an_adapter_of_another_form_is_merged_too(
+    make_run: Callable[..., Path], tiny_base: Any, workload: Any, toy: Dataset, tmp_path: Path, adapter: str
+) -> None:
+    run = make_run(workload, adapter=adapter, targets="all")
+    export(run, NAME, toy, tmp_path / "merged", "merged")
+    ours, theirs = Serving(entry.of_run(run, NAME), toy), Serving(entry.of_folder(tmp_path / "merged"), toy)
+    expected = plain.text_vectors(str(tiny_base.folder), str(run / "checkpoints" / "c0000"), toy.texts)
+    assert least_cosine(theirs.encoder.frozen.numpy(), expected) >= 0.99999
+    assert least_cosine(ours.encoder.frozen.numpy(), expected) < 0.999
+
+
 @pytest.mark.parametrize("form", ["adapter", "merged", "sentence-transformers", "onnx"])
 def test_what_was_trained_in_four_bits_is_exported_as_it_was_trained(
     make_run: Callable[[Any], Path], workload: Any, toy: Dataset, tmp_path: Path, form: str

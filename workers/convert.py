@@ -29,7 +29,7 @@ from pareto_search.executor import Files
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.encoder import POOLINGS, Encoder, Pooling
 from pareto_search.workers.evaluate import score
-from pareto_search.workers.lora import loaded, parts
+from pareto_search.workers.lora import MAGNITUDE, dense, loaded, parts
 from pareto_search.workers.recommend import Serving
 from pareto_search.workers.recommender import TowerScorer
 
@@ -165,7 +165,7 @@ _FORMS: Mapping[str, Callable[[Serving, Path], Measures]] = {
 
 @torch.no_grad()
 def _merge(encoder: Encoder, files: Files) -> Any:
-    """A copy of the base model with (alpha / rank)·B·A added to the maps that a checkpoint's adapter corrects.
+    """A copy of the base model whose maps are what a checkpoint's adapter makes of them.
 
     What was kept in 4 bits becomes what products made of it, for which the adapter was trained, and not what it was
     before that.
@@ -177,8 +177,11 @@ def _merge(encoder: Encoder, files: Files) -> Any:
     scale, tensors = parts(files)
     for name in {n.partition(".lora_")[0] for n in tensors}:
         linear = model.get_submodule(name.removeprefix("base_model.model."))
-        added = scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
-        linear.weight += added.T if isinstance(linear, Conv1D) else added
+        b, a = scale * tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]
+        whole = dense(linear) + b @ a
+        if f"{name}.{MAGNITUDE}" in tensors:
+            whole *= (tensors[f"{name}.{MAGNITUDE}"] / whole.norm(dim=1))[:, None]
+        linear.weight.copy_(whole.T if isinstance(linear, Conv1D) else whole)
     return model
 
 

@@ -1,6 +1,7 @@
 """LoRA for one candidate, put into the resident base model and taken out again; to and from PEFT's file format.
 
-LoRA: Hu et al., ICLR 2022. A linear map W gains (alpha / rank)·B·A with A (rank, in), B (out, rank); B starts at zero.
+LoRA: Hu et al., ICLR 2022. A linear map W gains s·B·A with A (rank, in), B (out, rank); B starts at zero, and the scale
+s is alpha / rank.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
+from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -20,7 +22,12 @@ from pareto_search.workers.dropout import dropout
 from pareto_search.workers.encoder import Encoder
 
 Targets = Literal["query_value", "attention", "all"]
+Form = Literal["lora", "rslora", "dora"]
+"""LoRA as it is; with s = alpha / √rank, so that a larger rank learns no more slowly (rsLoRA: Kalajdzievski,
+arXiv:2312.03732); or with the lengths of a map's rows learned apart from directions (DoRA: Liu et al., ICML 2024).
+"""
 
+MAGNITUDE = "lora_magnitude_vector"
 FUSED = ("Wqkv", "qkv", "qkv_proj", "query_key_value", "c_attn")
 """Query, key and value in one map, as ModernBERT and GPT-2 have them: whoever wants one of them gets all."""
 QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v", *FUSED)
@@ -39,30 +46,51 @@ class LoraShape:
     dropout: float
     targets: Targets
     layers: int
+    form: Form = "lora"
+
+    @property
+    def scale(self) -> float:
+        """What the product of the factors is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.form == "rslora" else self.rank)
 
 
 class LoraLinear(nn.Module):
     """A frozen linear map with a low-rank correction; adapters are float32, products in the base's dtype.
 
+    Attributes:
+        magnitude: `(out,)` the lengths that the rows of W + s·B·A are brought to; None for those that they have.
+
     Args:
         linear: one of `LINEAR`.
     """
 
-    def __init__(
-        self, linear: Any, rank: int, scale: float, drop: float, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, linear: Any, shape: LoraShape, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.linear, self.scale, self.drop, self.generator = linear, scale, drop, generator
+        self.linear, self.scale, self.drop, self.generator = linear, shape.scale, shape.dropout, generator
         device = linear.weight.device
         into, out = (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
-        self.A = nn.Parameter(torch.empty(rank, into, device=device))
-        self.B = nn.Parameter(torch.zeros(out, rank, device=device))
+        self.A = nn.Parameter(torch.empty(shape.rank, into, device=device))
+        self.B = nn.Parameter(torch.zeros(out, shape.rank, device=device))
         nn.init.kaiming_uniform_(self.A, a=5**0.5, generator=generator)  # PEFT's own start
+        self.magnitude = nn.Parameter(self.lengths()) if shape.form == "dora" else None
 
     def forward(self, x: Tensor) -> Tensor:
         low = nn.functional.linear(dropout(x, self.drop, self.training, self.generator), self.A.to(x.dtype))
         correction: Tensor = nn.functional.linear(low, (self.B * self.scale).to(x.dtype))
-        return self.linear(x) + correction
+        corrected: Tensor = self.linear(x) + correction
+        return (
+            corrected if self.magnitude is None else stretched(self.linear, corrected, self.magnitude / self.lengths())
+        )
+
+    @torch.no_grad()
+    def lengths(self) -> Tensor:
+        """Those `(out,)` of the rows of W + s·B·A; to training they are constants, as the paper has it."""
+        return lengths(self.linear, self.scale * self.B, self.A)
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What training moves, by PEFT's names."""
+        named = {"lora_A.weight": self.A, "lora_B.weight": self.B}
+        return named if self.magnitude is None else {**named, MAGNITUDE: self.magnitude}
 
 
 class Adapter(nn.Module):
@@ -80,7 +108,7 @@ class Adapter(nn.Module):
 
     def weights(self) -> list[nn.Parameter]:
         """What training moves."""
-        return [p for _, m in self.named() for p in (m.A, m.B)]
+        return [p for _, m in self.named() for p in m.weights().values()]
 
     def files(self, base: str, revision: str | None) -> dict[str, bytes]:
         """The adapter as PEFT writes it: `adapter_config.json` and `adapter_model.safetensors`."""
@@ -90,15 +118,18 @@ class Adapter(nn.Module):
             lora_dropout=self.shape.dropout,
             target_modules=sorted(name for name, _ in self.named()),
             fan_in_fan_out=any(isinstance(module.linear, Conv1D) for _, module in self.named()),
+            use_rslora=self.shape.form == "rslora",
+            use_dora=self.shape.form == "dora",
             base_model_name_or_path=base,
             revision=revision,
             task_type="FEATURE_EXTRACTION",
             inference_mode=True,
         ).to_dict()
-        tensors: dict[str, Tensor] = {}
-        for name, module in self.named():
-            tensors[f"base_model.model.{name}.lora_A.weight"] = module.A.detach().cpu().contiguous()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = module.B.detach().cpu().contiguous()
+        tensors = {
+            f"base_model.model.{name}.{what}": weight.detach().cpu().contiguous()
+            for name, module in self.named()
+            for what, weight in module.weights().items()
+        }
         text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
         return {"adapter_config.json": text.encode(), "adapter_model.safetensors": save(tensors)}
 
@@ -122,9 +153,7 @@ def fresh(
     if not places or (names is not None and len(places) < len(names)):
         wish = f"targets '{shape.targets}'" if names is None else f"the adapter's {len(names)} targets"
         raise CheckpointError(f"base model '{encoder.base.id}' has no linear maps for {wish}")
-    scale = shape.alpha / shape.rank
-    corrections = {n: LoraLinear(linear, shape.rank, scale, shape.dropout, generator) for n, linear in places.items()}
-    return Adapter(shape, corrections)
+    return Adapter(shape, {name: LoraLinear(linear, shape, generator) for name, linear in places.items()})
 
 
 @contextmanager
@@ -160,12 +189,13 @@ def loaded(encoder: Encoder, files: Mapping[str, bytes]) -> Iterator[Adapter]:
     """
     config = json.loads(files["adapter_config.json"])
     tensors = load(files["adapter_model.safetensors"])
-    shape = LoraShape(config["r"], config["lora_alpha"], 0.0, "all", adapted_layers(files, len(encoder.blocks)))
+    layers, form = adapted_layers(files, len(encoder.blocks)), _form(config)
+    shape = LoraShape(config["r"], config["lora_alpha"], 0.0, "all", layers, form)
     with attached(encoder, shape, config["target_modules"]) as adapter:
         try:
             for name, module in adapter.named():
-                module.A.data.copy_(tensors[f"base_model.model.{name}.lora_A.weight"])
-                module.B.data.copy_(tensors[f"base_model.model.{name}.lora_B.weight"])
+                for what, weight in module.weights().items():
+                    weight.data.copy_(tensors[f"base_model.model.{name}.{what}"])
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the adapter does not fit base model '{encoder.base.id}': {error}") from error
         yield adapter.eval()
@@ -176,6 +206,7 @@ def inherit(adapter: Adapter, files: Mapping[str, bytes]) -> None:
     """Starts an adapter as the map that a checkpoint's adapter is, wherever both have a place.
 
     A smaller rank takes the nearest map of that rank; a larger one keeps its own random directions beside the parent's.
+    Where only the parent has magnitudes, they are left behind; where only the child has, they are those of the map.
     """
     scale, tensors = parts(files)
     for name, module in adapter.named():
@@ -186,12 +217,33 @@ def inherit(adapter: Adapter, files: Mapping[str, bytes]) -> None:
         b, a = truncated(tensors[f"{place}.lora_B.weight"], tensors[f"{place}.lora_A.weight"], rank)
         module.A[: len(a)] = a.to(module.A.device)
         module.B[:, : len(a)] = (b * (scale / module.scale)).to(module.B.device)  # bit for bit where both are the same
+        if module.magnitude is not None:
+            own = tensors.get(f"{place}.{MAGNITUDE}")
+            module.magnitude.copy_(module.lengths() if own is None else own)
 
 
 def parts(files: Mapping[str, bytes]) -> tuple[float, dict[str, Tensor]]:
-    """An adapter's scale (alpha / rank), and its tensors by PEFT's names."""
+    """An adapter's scale s, and its tensors by PEFT's names."""
     config = json.loads(files["adapter_config.json"])
-    return config["lora_alpha"] / config["r"], load(files["adapter_model.safetensors"])
+    shape = LoraShape(config["r"], config["lora_alpha"], 0.0, "all", 0, _form(config))
+    return shape.scale, load(files["adapter_model.safetensors"])
+
+
+def dense(linear: Any) -> Tensor:
+    """W `(out, in)` of a linear map in float32, however it is kept."""
+    weight = dequantize_module_weight(linear).float()
+    return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def lengths(linear: Any, b: Tensor, a: Tensor) -> Tensor:
+    """Those `(out,)` of the rows of W + b·a, on b's device."""
+    return torch.addmm(dense(linear).to(b.device), b, a).norm(dim=1)
+
+
+def stretched(linear: Any, products: Tensor, share: Tensor) -> Tensor:
+    """A linear map's products `(..., out)` with each row of the map as many times as long; its bias stays as it is."""
+    bias = 0.0 if linear.bias is None else linear.bias * (1.0 - share)
+    return (products * share + bias).to(products.dtype)
 
 
 def truncated(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -220,6 +272,13 @@ def is_target(name: str, targets: str) -> bool:
     """Whether targets mean the linear map of that name within a block."""
     wanted = {"query_value": QUERY_VALUE, "attention": ATTENTION}.get(targets)
     return wanted is None or any(f".{name}".endswith(f".{child}") for child in wanted)
+
+
+def _form(config: Mapping[str, Any]) -> Form:
+    """That of an adapter with this PEFT config."""
+    if config.get("use_dora"):
+        return "dora"
+    return "rslora" if config.get("use_rslora") else "lora"
 
 
 def _places(encoder: Encoder, shape: LoraShape) -> dict[str, nn.Module]:

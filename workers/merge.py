@@ -1,7 +1,8 @@
 """Merging: checkpoints interpolated in their weights, without training (rewarded soups: Ramé et al., NeurIPS 2023).
 
 Fine-tunings of one warm start lie close enough for their average to be a model too. Adapters are averaged as the maps
-that they are: Σ wᵢ·sᵢ·BᵢAᵢ is the product of the concatenated factors, which the average of the factors is not.
+that they are: Σ wᵢ·sᵢ·BᵢAᵢ is the product of the concatenated factors, which the average of the factors is not. With
+magnitudes, which make each map Dᵢ(W + sᵢBᵢAᵢ) with a diagonal Dᵢ, it is D(W + Σ wᵢ·D⁻¹Dᵢ·sᵢ·BᵢAᵢ) with D = Σ wᵢDᵢ.
 """
 
 import json
@@ -13,12 +14,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pareto_search.executor import Files
-from pareto_search.workers.lora import parts, truncated
+from pareto_search.workers.encoder import Encoder
+from pareto_search.workers.lora import MAGNITUDE, lengths, parts, truncated
 from pareto_search.workers.recommender import Shape
 
 
 def merge(
-    checkpoints: Sequence[Files], weights: Sequence[float], rank: int, notes: Mapping[str, object]
+    checkpoints: Sequence[Files], weights: Sequence[float], rank: int, notes: Mapping[str, object], encoder: Encoder
 ) -> dict[str, bytes]:
     """The weighted average of checkpoints of one base model and one shape of tower.
 
@@ -30,23 +32,37 @@ def merge(
         rank: what the merged adapter has at most. The average is exact where the ranks together do not exceed it, and
             the nearest of that rank otherwise (Eckart & Young, 1936).
         notes: written into `recommender.json`.
+        encoder: of the base model.
     """
-    return _adapter(checkpoints, weights, rank) | _recommender(checkpoints, weights, notes)
+    return _adapter(checkpoints, weights, rank, encoder) | _recommender(checkpoints, weights, notes)
 
 
-def _adapter(checkpoints: Sequence[Files], weights: Sequence[float], rank: int) -> dict[str, bytes]:
+def _adapter(checkpoints: Sequence[Files], weights: Sequence[float], rank: int, encoder: Encoder) -> dict[str, bytes]:
     adapters = [parts(c) for c in checkpoints]
     places = sorted({name.rpartition(".lora_")[0] for _, tensors in adapters for name in tensors})
+    has_magnitudes = any(name.endswith(MAGNITUDE) for _, tensors in adapters for name in tensors)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
+    magnitudes: dict[str, Tensor] = {}
     for place in places:
-        mine = [
-            (weight * scale * tensors[f"{place}.lora_B.weight"], tensors[f"{place}.lora_A.weight"])
-            for weight, (scale, tensors) in zip(weights, adapters, strict=True)
-            if f"{place}.lora_A.weight" in tensors
-        ]
-        factors[place] = truncated(torch.cat([b for b, _ in mine], 1), torch.cat([a for _, a in mine], 0), rank)
+        linear = encoder.model.get_submodule(place.removeprefix("base_model.model."))
+        mine: list[tuple[Tensor, Tensor]] = []
+        stretches: list[Tensor] = []  # the diagonals of wᵢDᵢ
+        total = torch.zeros(())
+        for weight, (scale, tensors) in zip(weights, adapters, strict=True):
+            stretch = torch.tensor(weight)
+            if f"{place}.lora_A.weight" in tensors:
+                b, a = scale * tensors[f"{place}.lora_B.weight"], tensors[f"{place}.lora_A.weight"]
+                if f"{place}.{MAGNITUDE}" in tensors:
+                    stretch = weight * tensors[f"{place}.{MAGNITUDE}"] / lengths(linear, b, a)
+                mine.append((b, a))
+                stretches.append(stretch)
+            total = total + stretch
+        bs = [(s / total)[..., None] * b for s, (b, _) in zip(stretches, mine, strict=True)]
+        factors[place] = truncated(torch.cat(bs, 1), torch.cat([a for _, a in mine], 0), rank)
+        if has_magnitudes:
+            magnitudes[f"{place}.{MAGNITUDE}"] = (total * lengths(linear, *factors[place])).contiguous()
     widest = max(a.shape[0] for _, a in factors.values())
-    merged: dict[str, Tensor] = {}
+    merged = magnitudes
     for place, (b, a) in factors.items():
         missing = widest - a.shape[0]  # PEFT has one rank for all places
         merged[f"{place}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).contiguous()
@@ -54,6 +70,8 @@ def _adapter(checkpoints: Sequence[Files], weights: Sequence[float], rank: int) 
     config = json.loads(checkpoints[0]["adapter_config.json"]) | {
         "r": widest,
         "lora_alpha": float(widest),  # the scale is in the factors
+        "use_rslora": False,
+        "use_dora": has_magnitudes,
         "target_modules": [place.removeprefix("base_model.model.") for place in places],
     }
     text = json.dumps(config, indent=2, sort_keys=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pareto_search.workers.dropout import JointDropout, kept
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import LoraLinear, placed
+from pareto_search.workers.lora import LoraLinear, placed, stretched
 from pareto_search.workers.train import EncoderStep, FineTuning, encoder_pass
 
 
@@ -99,7 +99,8 @@ class Stack(nn.Module):
     """A frozen linear map with the corrections of several candidates, the rows of each together.
 
     A `(p, rank, in)` and B `(p, out, rank)` have the widest rank, with zeros where a candidate has less, or none at
-    all: these add nothing to its product, and the gradient that they get goes nowhere.
+    all: these add nothing to its product, and the gradient that they get goes nowhere. Rows without a magnitude have
+    their own lengths.
 
     Args:
         slots: each candidate's correction here, or None; at least one has one.
@@ -121,11 +122,17 @@ class Stack(nn.Module):
         self._dropout = JointDropout(drops, [None if m is None else m.generator for m in slots], device)
         scales = [0.0 if m is None else m.scale / kept(m.drop) for m in slots]
         self._scale = torch.tensor(scales, device=device)[:, None, None]
+        self.magnitude: nn.Parameter | None = None
+        if any(m.magnitude is not None for m in mine):
+            self._lengths = torch.ones(len(slots), len(mine[0].B), device=device)
+            self.magnitude = nn.Parameter(torch.ones_like(self._lengths))
         with torch.no_grad():
             for place, module in enumerate(slots):
                 if module is not None:
                     self.A[place, : len(module.A)] = module.A
                     self.B[place, :, : len(module.A)] = module.B
+                if self.magnitude is not None and module is not None and module.magnitude is not None:
+                    self.magnitude[place], self._lengths[place] = module.magnitude, module.lengths()
 
     def forward(self, x: Tensor) -> Tensor:
         """From `(p · m, ..., in)` to `(p · m, ..., out)`."""
@@ -134,7 +141,11 @@ class Stack(nn.Module):
         low = self._dropout(mine, [each * count for count in self.rows]) @ self.A.to(x.dtype).mT
         correction = low @ (self.B * self._scale).to(x.dtype).mT
         out: Tensor = self.linear(x)
-        return out + correction.view(out.shape)
+        corrected = out + correction.view(out.shape)
+        if self.magnitude is None:
+            return corrected
+        share = (self.magnitude / self._lengths)[:, None]
+        return stretched(self.linear, corrected.view(correction.shape), share).view(out.shape)
 
     def hand_out(self) -> None:
         """Gives each candidate's own parameters their gradient."""
@@ -144,3 +155,8 @@ class Stack(nn.Module):
             if module is not None:
                 rank = len(module.A)
                 module.A.grad, module.B.grad = a[:rank].clone(), b[:, :rank].contiguous()
+        if self.magnitude is not None:
+            assert self.magnitude.grad is not None
+            for module, gradient in zip(self._slots, self.magnitude.grad, strict=True):
+                if module is not None and module.magnitude is not None:
+                    module.magnitude.grad = gradient.clone()

@@ -22,7 +22,7 @@ from pareto_search.recsys.ranking import KEPT, Ranking
 from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import Adapter, LoraShape, Targets, fresh, inherit, placed
+from pareto_search.workers.lora import Adapter, Form, LoraShape, Targets, fresh, inherit, placed
 from pareto_search.workers.losses import (
     Histories,
     ItemTensors,
@@ -310,6 +310,7 @@ def _shape(genes: Genes, encoder: Encoder) -> LoraShape:
         dropout=float(genes["dropout"]),
         targets=cast(Targets, genes["targets"]),
         layers=min(int(genes["layers"]), encoder.layers),
+        form=cast(Form, genes["adapter"]),
     )
 
 

@@ -328,7 +328,7 @@ class Worker:
             return files | self._task.start.files(self._notes({"candidate": candidate.id}))
         share = float(candidate.genes["share"])
         notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "merges": candidate.parents})
-        return merge(sources, (share, 1.0 - share), self.load.rank, notes)
+        return merge(sources, (share, 1.0 - share), self.load.rank, notes, self.encoder)
 
     def _fused(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
         """Those of the parents side by side whose average foretells validation best."""

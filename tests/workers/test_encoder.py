@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,7 +32,7 @@ from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers import encoder as module
 from pareto_search.workers.base import MINILM_SHA256, Base, locate
 from pareto_search.workers.encoder import Encoder, precision
-from pareto_search.workers.lora import LoraShape, Targets, attached
+from pareto_search.workers.lora import Form, LoraShape, Targets, attached
 
 SIZE = {"vocab_size": 40, "max_position_embeddings": 32, "pad_token_id": 0, "initializer_range": 0.3}
 BERT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -80,10 +81,12 @@ def test_peft_loads_an_adapter_of_every_family_and_computes_the_same_vectors(
 ) -> None:
     ours = Encoder(base, toy.texts, max_tokens=16, layers=2)
     found: dict[str, set[str]] = {}
-    for targets in get_args(Targets):
-        with attached(ours, LoraShape(4, 16.0, 0.0, targets, 2)) as adapter, torch.no_grad():
+    for targets, form in product(get_args(Targets), get_args(Form)):
+        with attached(ours, LoraShape(4, 16.0, 0.0, targets, 2, form)) as adapter, torch.no_grad():
             for _, module in adapter.named():
-                module.B.normal_(std=0.3)
+                module.B.normal_(std=0.1)
+                if module.magnitude is not None:
+                    module.magnitude.mul_(torch.rand(len(module.magnitude)) + 0.5)
             vectors = ours.catalogue(2)
             found[targets] = {name for name, _ in adapter.named()}
             for name, content in adapter.files(base.id, None).items():
@@ -94,8 +97,9 @@ def test_peft_loads_an_adapter_of_every_family_and_computes_the_same_vectors(
     assert found["query_value"] < found["attention"] < found["all"]
 
 
+@pytest.mark.parametrize("form", ["lora", "dora"])
 def test_in_four_bits_it_is_transformers_own_model_and_peft_loads_an_adapter_into_that(
-    base: Base, toy: Dataset, tmp_path: Path
+    base: Base, toy: Dataset, tmp_path: Path, form: Form
 ) -> None:
     def four_bits() -> Any:
         how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -110,7 +114,7 @@ def test_in_four_bits_it_is_transformers_own_model_and_peft_loads_an_adapter_int
     ours = Encoder(base, toy.texts, max_tokens=16, layers=2, nf4=True)
     assert torch.allclose(ours.frozen, plain(base, toy.texts, 16, model=four_bits()), atol=1e-5)
     assert not torch.allclose(ours.frozen, plain(base, toy.texts, 16), atol=1e-2)
-    with attached(ours, LoraShape(4, 16.0, 0.0, "all", 2)) as adapter:
+    with attached(ours, LoraShape(4, 16.0, 0.0, "all", 2, form)) as adapter:
         for _, module in adapter.named():
             torch.nn.init.normal_(module.B, std=0.3)
         vectors = ours.encode(next(ours.chunks(np.arange(len(toy.texts)))), 2)

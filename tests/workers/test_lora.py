@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from pareto_search.errors import CheckpointError
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.base import Base
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import Adapter, LoraShape, attached, inherit, loaded, truncated
+from pareto_search.workers.lora import Adapter, Form, LoraShape, attached, inherit, loaded, truncated
 
 SHAPE = LoraShape(rank=4, alpha=16.0, dropout=0.0, targets="query_value", layers=2)
 SELF = "attention.self"
@@ -28,6 +28,8 @@ def stir(adapter: Adapter) -> None:
     with torch.no_grad():
         for _, module in adapter.named():
             module.B.normal_(std=0.3)
+            if module.magnitude is not None:
+                module.magnitude.mul_(torch.rand(len(module.magnitude)) + 0.5)
 
 
 def state(encoder: Encoder) -> dict[str, torch.Tensor]:
@@ -198,6 +200,33 @@ def test_a_larger_rank_has_directions_of_its_own_to_learn_along(encoder: Encoder
         for _, module in adapter.named():
             assert not module.B[:, 4:].any()
             assert (module.A[4:].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"), [("dora", "dora"), ("dora", "lora"), ("rslora", "lora"), ("lora", "rslora")]
+)
+def test_an_heir_of_another_form_is_the_same_map(encoder: Encoder, mine: Form, theirs: Form) -> None:
+    files, _, vectors = parent(encoder, replace(SHAPE, form=theirs))
+    with attached(encoder, replace(SHAPE, rank=6, form=mine)) as adapter:
+        inherit(adapter.eval(), files)
+        assert torch.allclose(encoder.catalogue(2), vectors, atol=1e-5)
+
+
+def test_an_heir_without_magnitudes_leaves_them_behind(encoder: Encoder) -> None:
+    files, theirs, _ = parent(encoder, replace(SHAPE, form="dora"))
+    with attached(encoder, SHAPE) as adapter:
+        inherit(adapter, files)
+        assert all(torch.allclose(found, theirs[name], atol=1e-6) for name, found in maps(adapter).items())
+
+
+def test_at_its_start_every_form_is_the_base_model(encoder: Encoder) -> None:
+    for form in get_args(Form):
+        with attached(encoder, replace(SHAPE, targets="all", form=form)):
+            assert torch.allclose(encoder.catalogue(2), encoder.frozen, atol=1e-5)
+
+
+def test_the_scale_of_each_form() -> None:
+    assert {form: replace(SHAPE, form=form).scale for form in get_args(Form)} == {"lora": 4, "rslora": 8, "dora": 4}
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -43,7 +43,8 @@ def several(genes: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {**genes, "dropout": 0.0, "rank": 2, "layers": 1, "adapter_lr": 1e-3},
         {**genes, "dropout": 0.3, "rank": 8, "layers": 3, "targets": "all", "weight_decay": 0.2, "tower_lr": 1e-3},
-        {**genes, "dropout": 0.1, "rank": 4, "targets": "attention", "alpha": 11.0, "id_embeddings": False},
+        {**genes, "dropout": 0.1, "rank": 4, "targets": "attention", "alpha": 11.0, "id_embeddings": False}
+        | {"adapter": "dora"},
         {**genes, "dropout": 0.2, "rank": 6, "layers": 1, "scalarisation": "tchebycheff", "temperature": 1.3},
     ]
 
@@ -122,6 +123,7 @@ def test_one_encoder_step_gives_each_the_gradient_of_its_own_items(
         LoraShape(4, 16.0, 0.0, "query_value", 1),
         LoraShape(7, 11.0, 0.0, "all", 3),
         LoraShape(2, 2.0, 0.0, "attention", 2),
+        LoraShape(3, 6.0, 0.0, "all", 2, "dora"),
     ]
     generator = torch.Generator().manual_seed(0)
     found, steps = [], []
@@ -134,7 +136,7 @@ def test_one_encoder_step_gives_each_the_gradient_of_its_own_items(
         gradient[place::4] *= 10  # another part of the catalogue for each
         steps.append(EncoderStep(torch.zeros(400, 32), gradient, adapter))
         found.append((gradient.clone(), steps[-1].turn(many)))
-    assert len({tuple(turn.tolist()) for _, turn in found}) == 3
+    assert len({tuple(turn.tolist()) for _, turn in found}) == 4
     encoder_step(many, steps)
     for step, (gradient, turn) in zip(steps, found, strict=True):
         layers = step.adapter.shape.layers

@@ -286,6 +286,7 @@ OTHERS = {
     "weight.novelty@5": 0.5,
     "weight.credibility@5": 0.5,
     "scalarisation": "tchebycheff",
+    "adapter": "dora",
     "rank": 8,
     "alpha": 32.0,
     "dropout": 0.2,
