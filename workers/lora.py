@@ -108,7 +108,15 @@ class Adapter(nn.Module):
 
     def weights(self) -> list[nn.Parameter]:
         """What training moves."""
-        return [p for _, m in self.named() for p in m.weights().values()]
+        return [*self.factors(), *self.magnitudes()]
+
+    def factors(self) -> list[nn.Parameter]:
+        """A and B of each place; where these are zero, the base model is as it was."""
+        return [p for _, m in self.named() for p in (m.A, m.B)]
+
+    def magnitudes(self) -> list[nn.Parameter]:
+        """The others, which have no business at zero."""
+        return [m.magnitude for _, m in self.named() if m.magnitude is not None]
 
     def files(self, base: str, revision: str | None) -> dict[str, bytes]:
         """The adapter as PEFT writes it: `adapter_config.json` and `adapter_model.safetensors`."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -181,7 +181,8 @@ class FineTuning:
         decay = float(genes["weight_decay"])
         parameters = list(self.model.parameters())
         self._tower = _Optimiser(parameters, float(genes["tower_lr"]), decay, steps * TOWER_BATCHES)
-        self._lora = _Optimiser(adapter.weights(), float(genes["adapter_lr"]), decay, steps)
+        factors, magnitudes = adapter.factors(), adapter.magnitudes()
+        self._lora = _Optimiser(factors, float(genes["adapter_lr"]), decay, steps, kept=magnitudes)
         self._moved = source is not None
         if source is not None:
             inherit(adapter, source)
@@ -328,11 +329,23 @@ def _start(
 
 
 class _Optimiser:
-    """AdamW with gradient clipping and a learning rate that rises over a tenth of the steps and then falls to zero."""
+    """AdamW with gradient clipping and a learning rate that rises over a tenth of the steps and then falls to zero.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, decay: float, steps: int) -> None:
-        self._parameters, self._lr, self._steps = parameters, lr, steps
-        self._adamw = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+    Args:
+        kept: parameters beside the others that do not decay.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        lr: float,
+        decay: float,
+        steps: int,
+        kept: Sequence[nn.Parameter] = (),
+    ) -> None:
+        self._parameters, self._lr, self._steps = [*parameters, *kept], lr, steps
+        groups: list[dict[str, Any]] = [{"params": parameters}, {"params": kept, "weight_decay": 0.0}]
+        self._adamw = torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=True)
         self._done = 0
 
     def step(self) -> None:
@@ -340,7 +353,8 @@ class _Optimiser:
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         rise = max(1, self._steps // 10)
         fall = (self._steps - self._done) / max(1, self._steps - rise)
-        self._adamw.param_groups[0]["lr"] = self._lr * min((self._done + 1) / rise, fall, 1.0)
+        for group in self._adamw.param_groups:
+            group["lr"] = self._lr * min((self._done + 1) / rise, fall, 1.0)
         self._adamw.step()
         self._adamw.zero_grad()
         self._done += 1

@@ -313,6 +313,19 @@ def test_all_training_genes_are_tried_here(genes: dict[str, Any], objectives: Se
     assert set(OTHERS) == names == set(genes)
 
 
+def test_factors_decay_and_magnitudes_do_not(task: Task, genes: dict[str, Any]) -> None:
+    with fine_tune(task, genes | {"adapter": "dora", "weight_decay": 0.2}, steps=3, seed=0) as tuning:
+        adapter = tuning.adapter
+        before = [p.detach().clone() for p in adapter.weights()]
+        for parameter in adapter.weights():
+            parameter.grad = torch.zeros_like(parameter)
+        tuning._lora.step()
+        for old, parameter in zip(before, adapter.weights(), strict=True):
+            is_magnitude = any(parameter is m for m in adapter.magnitudes())
+            assert torch.allclose(parameter, old * (1.0 if is_magnitude else 1 - 0.2 * 1e-2))
+        assert len(adapter.magnitudes()) == len(adapter.factors()) / 2 == 4
+
+
 def test_without_id_embeddings_the_file_has_none(task: Task, genes: dict[str, Any]) -> None:
     scorer, _ = tuned(task, {**genes, "id_embeddings": False})
     assert not scorer.model.shape.item_embeddings
@@ -372,6 +385,14 @@ def test_paused_at_each_rung_and_continued_elsewhere_it_ends_as_if_it_had_never_
 ) -> None:
     genes = {**genes, **AWKWARD, "scalarisation": scalarisation, "id_embeddings": id_embeddings}
     assert differing(straight(some_task, genes), paused(some_task, genes)) == []
+
+
+@pytest.mark.parametrize("adapter", ["rslora", "dora"])
+def test_adapters_of_every_form_go_on_as_if_they_had_never_stopped(
+    task: Task, genes: dict[str, Any], adapter: str
+) -> None:
+    genes = {**genes, **AWKWARD, "adapter": adapter}
+    assert differing(straight(task, genes), paused(task, genes)) == []
 
 
 def test_where_the_adapter_does_not_learn_a_pause_changes_nothing_either(task: Task, genes: dict[str, Any]) -> None:
