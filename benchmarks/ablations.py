@@ -87,7 +87,7 @@ def searched(config: SearchConfig, run: Path) -> dict[str, Any]:
     return {
         "validation": front["hypervolume"]["validation"],
         "test": front["hypervolume"]["test"],
-        "busy share": sum(a.seconds or 0.0 for a in attempts) / span / config.workers.count,
+        "busy share": sum(a.seconds or 0.0 for a in attempts) / span / config.workers.count / config.workers.pack,
         "begun": begun,
         "trained": sum(kind == "trained" for kind, _ in ended),
         "merged": sum(kind == "merged" for kind, _ in ended),

@@ -25,6 +25,14 @@ from transformers import AutoModel
 
 encoder = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder)
 # a text vector is {pooled}, at unit length""",
+    "adapter, nf4": """import torch
+from peft import PeftModel
+from transformers import AutoModel, BitsAndBytesConfig
+
+nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+model = AutoModel.from_pretrained(base, dtype=torch.bfloat16, quantization_config=nf4)
+encoder = PeftModel.from_pretrained(model, folder)
+# a text vector is {pooled}, at unit length""",
     "merged": """from transformers import AutoModel, AutoTokenizer
 
 encoder, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -60,7 +68,8 @@ def card(
     """
     found, notes = find_entry(front, entry.name), entry.notes
     base, split = notes["base"], notes["split"]
-    loading = _LOAD[form].format(length=notes["max_item_tokens"], pooled=_POOLED[notes["pooling"]])
+    way = "adapter, nf4" if form == "adapter" and notes["dtype"] == "nf4" else form
+    loading = _LOAD[way].format(length=notes["max_item_tokens"], pooled=_POOLED[notes["pooling"]])
     made = f"```python\n{loading}\n```"
     if entry.fuses:
         shares = ", ".join(f"{weight:.3g} of {name}" for name, weight in entry.fuses.items())

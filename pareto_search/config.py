@@ -169,7 +169,7 @@ class ModelSection(_Section):
     Attributes:
         base: `minilm`, a local folder or a hub id.
         dtype: of the base model; `auto` is bfloat16 where the hardware multiplies it faster. With `nf4` its linear maps
-            are kept in 4 bits, and what they multiply is as with `auto`.
+            are kept in 4 bits, and all else is bfloat16.
         history: how many of a user's last items the tower reads.
         tower: what makes a user of these items.
         towers: how many towers share the text vectors; they differ by chance, and a score is the mean of theirs. Each
@@ -240,7 +240,7 @@ class OptimiserSection(_Section):
             only that where absent.
         patience: a fine-tuning looks at validation each tenth of `steps`, ends after so many looks at which its loss
             there was no lower than ever before, and goes back to where it was lowest; None for all steps. It wants the
-            full rung alone.
+            full rung alone. A lineage is counted with the steps that were allowed.
         inheritance: whether a child starts from its first parent's weights, and not from the warm start.
         merging: whether front members are also averaged, which costs no training.
         fusions: how often the scores of some front members are averaged too, each time as one checkpoint more, which

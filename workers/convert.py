@@ -173,7 +173,7 @@ def _merge(encoder: Encoder, files: Files) -> Any:
     model = deepcopy(encoder.model)
     if encoder.kept == "nf4":
         with _quiet():
-            model = model.dequantize(dtype=encoder.dtype)
+            model = _turned_back(encoder.model, model.dequantize(dtype=encoder.dtype))
     scale, tensors = parts(files)
     for name in {n.partition(".lora_")[0] for n in tensors}:
         linear = model.get_submodule(name.removeprefix("base_model.model."))
@@ -182,6 +182,19 @@ def _merge(encoder: Encoder, files: Files) -> Any:
         if f"{name}.{MAGNITUDE}" in tensors:
             whole *= (tensors[f"{name}.{MAGNITUDE}"] / whole.norm(dim=1))[:, None]
         linear.weight.copy_(whole.T if isinstance(linear, Conv1D) else whole)
+    return model
+
+
+def _turned_back(quantised: Any, model: Any) -> Any:
+    """A model that was in 4 bits, with the maps that GPT-2 has the other way round as it has them."""
+    for name, module in quantised.named_modules():
+        was: Any = getattr(module, "source_cls", None)
+        if was is Conv1D:
+            linear = model.get_submodule(name)
+            turned = was(linear.out_features, linear.in_features)
+            turned.weight.copy_(linear.weight.T)
+            turned.bias.copy_(linear.bias)
+            model.set_submodule(name, turned)
     return model
 
 

@@ -35,9 +35,11 @@ CACHED = 2**30
 
 
 def precision(wish: Precision, device: str) -> torch.dtype:
-    """The dtype of products: bfloat16 where the hardware multiplies it faster, unless the config insists."""
-    if wish in ("bfloat16", "float32"):
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wish]
+    """The dtype of products: bfloat16 where the hardware multiplies it faster, unless the config insists. With weights
+    in 4 bits it is always bfloat16, so that a checkpoint means the same wherever it is loaded.
+    """
+    if wish != "auto":
+        return torch.float32 if wish == "float32" else torch.bfloat16
     fast = torch.cuda.is_bf16_supported() if device != "cpu" else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 
@@ -241,18 +243,21 @@ def _load(base: Base, dtype: torch.dtype, nf4: bool, device: str) -> Any:
         options["attn_implementation"] = "eager"
     try:
         model = AutoModel.from_pretrained(base.folder, use_safetensors=True, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"base model '{base.id}' cannot be loaded: {str(error).splitlines()[0]}") from error
     model.config.use_cache = False  # of keys and values, which decoders would keep from one call to the next
     model.eval().requires_grad_(False)
     if not nf4:
         return model.to(device)
     for module in model.modules():
-        # It would repack a weight for inference on a CPU, from which there is no way back to a gradient.
-        module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # It would repack a weight for inference on a CPU, from which there is no way back to a gradient.
+            module.support_avx512bf16_for_cpu = False
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+        else:
+            parameter.quant_state.dtype = dtype  # else gradients, lengths and exports would be of rounded weights
     return model
 
 

@@ -11,13 +11,16 @@ from pareto_search.recsys.ranking import Ranking
 from pareto_search.workers.train import FineTuning
 
 LOOKS = 10
-"""How often it looks on its way to the last step, about, beside the look at where it starts."""
+"""How often it looks on its way to the last step, at most, beside the look at where it starts."""
 
 
 def patiently(tuning: FineTuning, steps: int, patience: int, ranking: Callable[[Scorer], Ranking]) -> Iterator[int]:
     """To which step a fine-tuning is to be advanced, time after time; at the end it is what it was at the best of them.
 
+    Each of these is a pause, after which all items are encoded and the batches drawn afresh; see `FineTuning`.
+
     Args:
+        tuning: one that has not begun.
         steps: the last one.
         patience: it ends after so many looks without a gain.
         ranking: of the validation part with a scorer.
@@ -26,9 +29,9 @@ def patiently(tuning: FineTuning, steps: int, patience: int, ranking: Callable[[
         DivergedError: the loss is not finite.
     """
     least, best, waited = math.inf, tuning.snapshot(), 0
-    every = max(1, steps // LOOKS)
-    for step in (tuning.done, *range(tuning.done + every, steps, every), steps):
-        if step > tuning.done:
+    every = -(-steps // LOOKS)
+    for step in (0, *range(every, steps, every), steps):
+        if step:
             yield step
         loss = tuning.loss_on(ranking(tuning.scorer()))
         if loss < least:

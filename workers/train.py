@@ -47,7 +47,6 @@ SAMPLED = 4096
 """How many items such a sample has."""
 ENCODED = 6144
 """How many items an encoder step takes, at most."""
-ACCURACY = "accuracy"
 OPTIMISER = "optimiser.safetensors"
 """The file that makes a state of a checkpoint."""
 
@@ -154,7 +153,8 @@ class FineTuning:
 
     A step is a few tower batches against cached text vectors, whose gradient is collected (gradient caching: Gao et
     al., RepL4NLP 2021), then one pass of the encoder over the items with the largest collected gradient. The others
-    keep their vectors and their gradient until it is their turn, or until the next rung, where all are encoded afresh.
+    keep their vectors and their gradient until it is their turn, or until the next pause, after which all are encoded
+    afresh.
 
     Attributes:
         done: the steps taken so far, on all workers together.
@@ -184,6 +184,7 @@ class FineTuning:
         factors, magnitudes = adapter.factors(), adapter.magnitudes()
         self._lora = _Optimiser(factors, float(genes["adapter_lr"]), decay, steps, kept=magnitudes)
         self._moved = source is not None
+        self._encoded: Tensor | None = None  # the text vectors, from when it was last looked at
         if source is not None:
             inherit(adapter, source)
             if OPTIMISER in source:
@@ -211,7 +212,8 @@ class FineTuning:
         """
         self._generator.manual_seed(self._seed + self.done)
         self._loss.shuffle(self._seed + self.done, self.done * TOWER_BATCHES)
-        text = self._text()
+        text = self._text() if self._encoded is None else self._encoded
+        self._encoded = None
         gradient = torch.zeros_like(text)
         self.adapter.train()
         self.model.train()
@@ -233,11 +235,13 @@ class FineTuning:
     def scorer(self) -> TowerScorer:
         """The recommender as it is now."""
         with placed(self._task.encoder, dict(self.adapter.named())):
-            return TowerScorer.of(self.model, self._text())
+            self._encoded = self._text()
+        return TowerScorer.of(self.model, self._encoded)
 
     @torch.no_grad()
     def loss_on(self, ranking: Ranking) -> float:
-        """The candidate's loss over a part, of which each user counts as one; of many users over some.
+        """The candidate's loss over a part as lists are made of it, without what was seen or is not offered; each user
+        counts as one, and of many some.
 
         Args:
             ranking: of the part, with the `scorer` of now.
@@ -245,9 +249,9 @@ class FineTuning:
         Raises:
             DivergedError: it is not finite.
         """
-        task, users = self._task, 0
+        task, users, accuracy = self._task, 0, torch.zeros((), device=self._task.encoder.device)
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=task.encoder.device))
-        for history, targets, scores in ranking.sample(KEPT):
+        for history, targets, scores in ranking.some(KEPT):
             logits = torch.from_numpy(scores["model"]).to(task.encoder.device)
             row, wanted = (x.to(logits.device) for x in _pairs(targets))
             nats = (logits.logsumexp(1)[row] - logits[row, wanted]) / torch.bincount(row)[row]
@@ -255,10 +259,9 @@ class FineTuning:
             histories = Histories(owner, item, len(logits), task.items.features)
             for name, value in list_values(logits, task.items, histories, task.objectives).items():
                 sums[name] += value * len(logits)
-            sums[ACCURACY] += nats.sum()
+            accuracy += nats.sum()
             users += len(logits)
-        values = {name: total / users for name, total in sums.items()}
-        loss = float(self._scalarise_part(values.pop(ACCURACY), values))
+        loss = float(self._scalarise_part(accuracy / users, {name: total / users for name, total in sums.items()}))
         if not math.isfinite(loss):
             raise DivergedError(f"the loss on validation is not finite after step {self.done} of {self._steps}")
         return loss
@@ -270,7 +273,7 @@ class FineTuning:
     @torch.no_grad()
     def restore(self, snapshot: tuple[int, list[Tensor]]) -> None:
         """Goes back to a snapshot, from which it is not to go on."""
-        self.done, weights = snapshot
+        (self.done, weights), self._encoded = snapshot, None
         for mine, kept in zip(self._moving(), weights, strict=True):
             mine.copy_(kept)
 

@@ -244,7 +244,8 @@ class Worker:
         return Result(evaluations, files, time.perf_counter() - began)
 
     def retrained(self, candidate: Candidate, steps: int, settings: Sequence[Genes]) -> list[tuple[Values, Scores]]:
-        """A control: the candidate trained from the warm start for so many steps, on validation and test.
+        """A control: the candidate trained from the warm start for so many steps, or as far as patience lasts, on
+        validation and test.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -295,7 +296,7 @@ class Worker:
         load, candidate = self.load, attempt.candidate
         notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": tuning.done})
         files = tuning.adapter.files(load.base, load.revision) | tuning.model.files(notes)
-        return files if attempt.steps in (None, load.rungs[-1]) else files | tuning.state()
+        return files if (attempt.steps or load.rungs[-1]) == load.rungs[-1] else files | tuning.state()
 
     def _evaluated(self, attempt: Attempt, model: Scorer) -> tuple[Evaluation, ...]:
         """The model's evaluations on validation."""

@@ -100,7 +100,7 @@ class Ranking:
         Users count up to `KEPT` scores.
         """
         space = space.without(set(BLENDED) - self._scorers.keys())
-        scored = ((scores, targets) for _, targets, scores in self.sample(KEPT))
+        scored = ((scores, targets) for _, targets, scores in self.some(KEPT))
         return space.at(likeliest(scored, space.fitted, space.fixed))
 
     def selected(self, draws: int) -> dict[str, float]:
@@ -108,10 +108,10 @@ class Ranking:
 
         Users count up to `KEPT` scores of all models together.
         """
-        scored = ((scores, targets) for _, targets, scores in self.sample(KEPT // len(self._scorers)))
+        scored = ((scores, targets) for _, targets, scores in self.some(KEPT // len(self._scorers)))
         return select(scored, draws)
 
-    def sample(self, most: int) -> Iterable[Chunk]:
+    def some(self, most: int) -> Iterable[Chunk]:
         """Users evenly spread over the part, up to so many scores of each model; all users where these are no more."""
         starts = self._starts
         every = max(1, -(-len(starts) * CHUNK // most))

@@ -22,8 +22,8 @@ from pareto_search.workers.worker import PackWorker, Worker, Workload
 class Scripted:
     """A fine-tuning whose loss at each look is known beforehand."""
 
-    def __init__(self, losses: Sequence[float], done: int = 0) -> None:
-        self._losses, self.done, self.restored = iter(losses), done, -1
+    def __init__(self, losses: Sequence[float]) -> None:
+        self._losses, self.done, self.restored = iter(losses), 0, -1
 
     def loss_on(self, _: object) -> float:
         return next(self._losses)
@@ -45,7 +45,7 @@ class Scripted:
         (10, 1, [5, 4, 6], [1, 2], 1),
         (10, 2, [5, 6, 7], [1, 2], 0),  # nothing was better than the start
         (4, 2, [5, 4, 3, 2, 1], [1, 2, 3, 4], 4),  # fewer steps than looks
-        (25, 20, [9, 8, 7, 6, 5, 4, 3, 4, 5, 6, 7, 8, 9, 9], [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25], 12),
+        (25, 20, [9, 8, 7, 6, 5, 4, 3, 4, 5, 6], [3, 6, 9, 12, 15, 18, 21, 24, 25], 18),
     ],
     ids=str,
 )
@@ -129,8 +129,8 @@ def test_what_only_harms_is_undone(worker: Worker, genes: dict[str, Any]) -> Non
 
 
 def test_what_ends_early_is_a_checkpoint_of_the_full_rung(worker: Worker, genes: dict[str, Any]) -> None:
-    result = run(worker, genes | {"tower_lr": 0.08, "adapter_lr": 0.02})
-    assert 0 < steps_of(result) < 20
+    result = run(worker, genes | {"tower_lr": 0.5, "adapter_lr": 0.5})
+    assert steps_of(result) == 0
     assert OPTIMISER not in result.files
     assert {e.steps for e in result.evaluations} == {20}
     assert len(result.evaluations) > 1  # the inner search followed
@@ -148,7 +148,7 @@ def test_in_a_pack_it_ends_as_alone(worker: Worker, genes: dict[str, Any]) -> No
         return await asyncio.gather(*(pack.run_beside(a) for a in attempts))
 
     found = asyncio.run(beside())
-    assert [steps_of(result) for result in found] == [6, 0]
+    assert steps_of(found[0]) > steps_of(found[1]) == 0
     for number, (result, own) in enumerate(zip(found, several, strict=True)):
         alone = solo.run(Attempt(Candidate(f"c{number:04}", own)))
         assert steps_of(alone) == steps_of(result)
