@@ -8,7 +8,7 @@ import httpx
 import pytest
 from conftest import Shared
 from postgres import server
-from running import eventually
+from running import eventually, title
 from serving import begun, ended, finished, material, runners, serving
 
 from pareto_search.errors import AbsentError
@@ -48,9 +48,9 @@ def test_a_killed_service_finds_what_goes_on_and_what_has_ended(small: Material,
         assert client.get(f"/v1/searches/{waiting}").json()["state"] == "queued"
         begun(client, long)
         service.kill()
-        assert any(long in " ".join(r.cmdline()) for r in runners(root))
+        assert any(long in title(r) for r in runners(root))
         # The short one ends while nobody looks.
-        eventually(lambda: not any(short in " ".join(r.cmdline()) for r in runners(root)))
+        eventually(lambda: not any(short in title(r) for r in runners(root)))
 
         with serving(root, *options, "--searches", "2") as again, again.client() as other:
             listed = other.get("/v1/searches").json()["searches"]
@@ -60,7 +60,7 @@ def test_a_killed_service_finds_what_goes_on_and_what_has_ended(small: Material,
             eventually(lambda: other.get(f"/v1/searches/{waiting}").json()["state"] in ("running", "finished"))
             assert other.post(f"/v1/searches/{long}/cancel").status_code == 200
             assert ended(other, long)["state"] == "cancelled"
-            assert not any(long in " ".join(r.cmdline()) for r in runners(root))
+            assert not any(long in title(r) for r in runners(root))
             assert other.post(f"/v1/searches/{long}/resume").status_code == 409
             assert other.get(f"/v1/searches/{long}/front").json()["final"] is False
 
