@@ -182,7 +182,7 @@ class FineTuning:
         parameters = list(self.model.parameters())
         self._tower = _Optimiser(parameters, float(genes["tower_lr"]), decay, steps * TOWER_BATCHES)
         factors, magnitudes = adapter.factors(), adapter.magnitudes()
-        self._lora = _Optimiser(factors, float(genes["adapter_lr"]), decay, steps, kept=magnitudes)
+        self._lora = _Optimiser(factors, float(genes["adapter_lr"]), decay, steps, steady=magnitudes)
         self._moved = source is not None
         self._encoded: Tensor | None = None  # the text vectors, from when it was last looked at
         if source is not None:
@@ -335,7 +335,7 @@ class _Optimiser:
     """AdamW with gradient clipping and a learning rate that rises over a tenth of the steps and then falls to zero.
 
     Args:
-        kept: parameters beside the others that do not decay.
+        steady: parameters beside the others that do not decay.
     """
 
     def __init__(
@@ -344,10 +344,10 @@ class _Optimiser:
         lr: float,
         decay: float,
         steps: int,
-        kept: Sequence[nn.Parameter] = (),
+        steady: Sequence[nn.Parameter] = (),
     ) -> None:
-        self._parameters, self._lr, self._steps = [*parameters, *kept], lr, steps
-        groups: list[dict[str, Any]] = [{"params": parameters}, {"params": kept, "weight_decay": 0.0}]
+        self._parameters, self._lr, self._steps = [*parameters, *steady], lr, steps
+        groups: list[dict[str, Any]] = [{"params": parameters}, {"params": steady, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=True)
         self._done = 0
 

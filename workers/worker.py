@@ -281,7 +281,7 @@ class Worker:
         return {"steps": self.load.rungs[-1], "seed": seed, "source": next(iter(sources), None)}
 
     def _rungs(self, attempt: Attempt) -> list[int]:
-        """Where a fine-tuning pauses, the attempt's own rung last."""
+        """Where a fine-tuning pauses, the attempt's own rung last: the full one unless it says otherwise."""
         return [rung for rung in self.load.rungs if rung <= (attempt.steps or self.load.rungs[-1])]
 
     def _stops(self, tuning: FineTuning, rungs: Sequence[int]) -> Iterator[int]:
@@ -296,7 +296,7 @@ class Worker:
         load, candidate = self.load, attempt.candidate
         notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": tuning.done})
         files = tuning.adapter.files(load.base, load.revision) | tuning.model.files(notes)
-        return files if (attempt.steps or load.rungs[-1]) == load.rungs[-1] else files | tuning.state()
+        return files if self._rungs(attempt)[-1] == load.rungs[-1] else files | tuning.state()
 
     def _evaluated(self, attempt: Attempt, model: Scorer) -> tuple[Evaluation, ...]:
         """The model's evaluations on validation."""

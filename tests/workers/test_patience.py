@@ -73,7 +73,7 @@ def equipped(worker: Worker) -> Worker:
 
 
 @pytest.mark.parametrize("scalarisation", ["weighted_sum", "tchebycheff"])
-def test_the_loss_on_a_part_is_the_one_that_it_is_trained_for(
+def test_the_loss_on_a_part_is_the_scalarised_one_of_what_nobody_had_seen(
     worker: Worker, genes: dict[str, Any], objectives: Sequence[Objective], scalarisation: str
 ) -> None:
     weights = {o.name: 0.1 * (i + 1) for i, o in enumerate(objectives) if not o.name.startswith("ndcg")}
@@ -117,23 +117,18 @@ def steps_of(result: Result) -> int:
     return steps
 
 
-def test_what_only_harms_is_undone(worker: Worker, genes: dict[str, Any]) -> None:
+def test_what_only_harms_is_undone_and_is_a_checkpoint_of_the_full_rung(worker: Worker, genes: dict[str, Any]) -> None:
     harmful = genes | {"tower_lr": 0.5, "adapter_lr": 0.5, "temperature": 1.0}
     result = run(worker, harmful)
     assert steps_of(result) == 0
+    assert OPTIMISER not in result.files
+    assert {e.steps for e in result.evaluations} == {20}
+    assert len(result.evaluations) > 1  # the inner search followed
     history = worker.load.split.validation.history
     found = scorer(result.files, worker.encoder).scores(history)
     assert found == pytest.approx(worker._warm.scores(history), abs=1e-4)
     unwatched = equipped(Worker(replace(worker.load, patience=None)))
     assert not np.allclose(scorer(run(unwatched, harmful).files, worker.encoder).scores(history), found, atol=0.1)
-
-
-def test_what_ends_early_is_a_checkpoint_of_the_full_rung(worker: Worker, genes: dict[str, Any]) -> None:
-    result = run(worker, genes | {"tower_lr": 0.5, "adapter_lr": 0.5})
-    assert steps_of(result) == 0
-    assert OPTIMISER not in result.files
-    assert {e.steps for e in result.evaluations} == {20}
-    assert len(result.evaluations) > 1  # the inner search followed
 
 
 def test_in_a_pack_it_ends_as_alone(worker: Worker, genes: dict[str, Any]) -> None:
