@@ -36,7 +36,7 @@ from pareto_search.workers.base import MINILM, locate
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.encoder import TOKENS, Encoder, precision
 from pareto_search.workers.lora import LoraShape, attached
-from pareto_search.workers.losses import CHUNK, Histories, ItemTensors, cross_entropy, list_values
+from pareto_search.workers.losses import Histories, ItemTensors, chunk, cross_entropy, list_values
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
 from pareto_search.workers.train import BATCH, ID_DROPOUT, LISTS, TOWER_BATCHES, Task, fine_tune, train_tower
 
@@ -157,7 +157,7 @@ class Recorder(Encoder):
         """
         config, dtype = self.model.config, self.dtype
         h, inner = int(config.hidden_size), int(config.intermediate_size)
-        lengths = self._lengths[np.concatenate(self.encoded)]
+        lengths = self.lengths[np.concatenate(self.encoded)]
         m = min(int(lengths.sum()), TOKENS)
         times, pairs = float(lengths.sum()) / m, float(np.square(lengths).sum())
         yield from linear(m, h, h, dtype, 4 * layers * times, inputs=train)
@@ -219,7 +219,8 @@ class Bench:
         lengths = np.concatenate([b.lengths.numpy() for b in batches])
         projected, tower = projection_products(shape, n, train=True), tower_products(shape, lengths, dtype, train=True)
         positions = sum(int((b.targets >= 0).sum()) for b in batches)
-        softmax = linear(CHUNK, shape.width, shape.n_items, dtype, positions / CHUNK, inputs=True, weights=True)
+        m = min(positions, chunk(shape.n_items, self.encoder.device))
+        softmax = linear(m, shape.width, shape.n_items, dtype, positions / m, inputs=True, weights=True)
         return {
             "encoder": tuple(self.encoder.products(layers, train=True)),
             "tower": (*projected, *tower),

@@ -28,6 +28,8 @@ from pareto_search.workers.train import TOWER_BATCHES, FineTuning, fine_tune
 LAYERS = 2
 RANKS, DROPOUTS = (4, 8, 16, 32), (0.0, 0.1, 0.2)
 RATES = (3e-4, 1e-3, 3e-3)
+PROFILED = 2
+"""Steps: of a longer training the profiler's own work would count."""
 
 
 def candidates(bench: Bench, count: int) -> Iterator[tuple[int, Genes]]:
@@ -77,16 +79,16 @@ def measured(bench: Bench, pack: int, count: int, steps: int, device: str) -> di
         "pack": pack,
         "candidates_per_hour": 3600 * count / seconds,
         "share_of_limit": limit / seconds,
-        "busy_share": seconds / wall if device == "cpu" else kernels(bench, pack, steps),
+        "busy_share": seconds / wall if device == "cpu" else kernels(bench, pack),
     }
 
 
-def kernels(bench: Bench, pack: int, steps: int) -> float:
-    """The share of the time in which a kernel runs, of a training that is profiled."""
+def kernels(bench: Bench, pack: int) -> float:
+    """The share of the time in which a kernel runs, of a short training that is profiled."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         began = clock("cuda")
-        train(bench, pack, pack, steps)
+        train(bench, pack, pack, PROFILED)
         wall = clock("cuda") - began
     return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / wall
 

@@ -1,8 +1,9 @@
 """The base model over one catalogue: tokens and frozen prefixes are computed once, then only the top blocks run.
 
-Items are encoded in batches of equal token length: there is no padding, hence no mask, and a pooled vector is a plain
-mean or one of the states. The hidden states that enter the top blocks do not depend on any adapter, so they are cached
-for every depth at which a candidate may start, or at least for the lowest one.
+On a CPU items are encoded in batches of equal token length: there is no padding, hence no mask. On a GPU, where a small
+model takes as long to start its kernels as to run them, they are padded to one of a few widths. The hidden states that
+enter the top blocks do not depend on any adapter, so they are cached for every depth at which a candidate may start, or
+at least for the lowest one.
 """
 
 import json
@@ -21,6 +22,7 @@ from transformers.utils import logging
 
 from pareto_search.errors import CheckpointError, ConfigError
 from pareto_search.workers.base import Base
+from pareto_search.workers.bucket import Bucket, arguments
 
 Precision = Literal["auto", "bfloat16", "float32", "nf4"]
 Pooling = Literal["mean", "first", "last"]
@@ -30,6 +32,8 @@ POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "cls": "first", "lasttoken": 
 
 TOKENS = 4096
 """The largest batch in tokens: activations stay bounded whatever the size of the catalogue."""
+WIDTHS = {"cpu": 1, "cuda": 8}
+"""Texts are padded to a multiple of so many tokens."""
 CACHED = 2**30
 """How many bytes of hidden states are kept, at most, beside those of the lowest depth."""
 
@@ -54,12 +58,15 @@ class Encoder:
         layers: how many of the top blocks a candidate may adapt, at most.
         kept: the precision in which the weights of the base model's linear maps are kept.
         pooling: how a text vector comes from the last hidden states; that of the base model, unless it is given.
+        lengths: `(n_items,)` how many tokens each text has.
         frozen: `(n_items, t)` float32, the vectors of the base model as it is.
 
     Args:
         dtype: of products, and of the weights but for those that `nf4` keeps in 4 bits.
         nf4: whether the linear maps are kept in 4-bit NormalFloat, from which each product makes them anew (QLoRA,
             Dettmers et al., NeurIPS 2023).
+        widths: texts are padded to a multiple of so many tokens, but no further than the longest; by default as suits
+            the device.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class Encoder:
         nf4: bool = False,
         device: str = "cpu",
         pooling: Pooling | None = None,
+        widths: int | None = None,
     ) -> None:
         self.base, self.dtype, self.device = base, dtype, device
         self.kept = "nf4" if nf4 else str(dtype).removeprefix("torch.")
@@ -85,35 +93,36 @@ class Encoder:
         self.pooling = pooling or _pooling(base, self.model)
         if self.pooling not in get_args(Pooling):
             raise CheckpointError(f"a checkpoint pools by '{pooling}'; another release has written it, and can read it")
-        tokens = _tokenise(base, texts, max_tokens)
-        lengths = np.array([len(t) for t in tokens])
-        self._row = np.empty(len(texts), np.int64)  # an item's row among the items of its length
-        self._lengths = lengths
-        lowest, size = len(self.blocks) - self.layers, int(lengths.sum()) * self.width * dtype.itemsize
+        tokens, lengths = _tokenise(base, texts, max_tokens)
+        self.lengths = lengths
+        multiple = widths or WIDTHS[device]
+        self._row = np.empty(len(texts), np.int64)  # an item's row in its bucket
+        self._widths = np.minimum(-(-lengths // multiple) * multiple, lengths.max())
+        lowest, size = len(self.blocks) - self.layers, int(self._widths.sum()) * self.width * dtype.itemsize
         self._depths = range(lowest, min(len(self.blocks), lowest + 1 + CACHED // size))
-        self._hidden: dict[tuple[int, int], Tensor] = {}  # (length, depth) -> (items, length, width)
-        self._extra: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._buckets: dict[int, Bucket] = {}
         self.frozen = torch.empty(len(texts), self.width)
-        for length in np.unique(lengths):
-            members = np.flatnonzero(lengths == length)
+        for width in np.unique(self._widths):
+            members = np.flatnonzero(self._widths == width)
             self._row[members] = np.arange(len(members))
-            ids = torch.tensor([tokens[i] for i in members], device=device)
-            self.frozen[torch.from_numpy(members)] = self._cache(int(length), ids).cpu()
+            bucket, vectors = self._cache(tokens[members, :width], lengths[members])
+            self._buckets[int(width)] = bucket
+            self.frozen[torch.from_numpy(members)] = vectors.cpu()
         self._check()
 
     def chunks(self, items: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Cuts `(m,)` item indices into batches of one token length, each at most `TOKENS` tokens."""
-        lengths = self._lengths[items]
-        for length in np.unique(lengths):
-            members = items[lengths == length]
-            size = max(1, TOKENS // int(length))
+        """Cuts `(m,)` item indices into batches of one width, each at most `TOKENS` tokens."""
+        widths = self._widths[items]
+        for width in np.unique(widths):
+            members = items[widths == width]
+            size = max(1, TOKENS // int(width))
             for start in range(0, len(members), size):
                 yield members[start : start + size]
 
     def foremost(self, worth: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """About `count` of the items, ascending: of each length those that are worth most.
+        """About `count` of the items, ascending: of each width those that are worth most.
 
-        How many of a length there are is rounded to halves of its share, so that a few batch sizes recur: oneDNN takes
+        How many of a width there are is rounded to halves of its share, so that a few batch sizes recur: oneDNN takes
         half a millisecond and half a megabyte for every shape of a product that it has not seen.
 
         Args:
@@ -123,20 +132,20 @@ class Encoder:
         first = np.zeros(len(worth), bool)
         first[order[:count]] = True
         chosen: list[NDArray[np.int64]] = []
-        for length in np.unique(self._lengths):
-            members = order[self._lengths[order] == length]
+        for width in np.unique(self._widths):
+            members = order[self._widths[order] == width]
             unit = math.ceil(len(members) * count / len(worth) / 2)
             chosen.append(members[: round(first[members].sum() / unit) * unit])
         return np.sort(np.concatenate(chosen))
 
     def chunks_together(self, several: Sequence[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], ...]]:
-        """Cuts each of several selections into its `chunks`, and yields those of one token length together.
+        """Cuts each of several selections into its `chunks`, and yields those of one width together.
 
         Yields:
-            One chunk a selection, empty where it has no more of that length.
+            One chunk a selection, empty where it has no more of that width.
         """
-        for length in np.unique(self._lengths):
-            mine = [self.chunks(items[self._lengths[items] == length]) for items in several]
+        for width in np.unique(self._widths):
+            mine = [self.chunks(items[self._widths[items] == width]) for items in several]
             yield from zip_longest(*mine, fillvalue=np.empty(0, np.int64))
 
     def encode(self, items: NDArray[np.int64], layers: int) -> Tensor:
@@ -147,7 +156,7 @@ class Encoder:
         return self.encode_together([items], [layers])[0]
 
     def encode_together(self, chunks: Sequence[NDArray[np.int64]], layers: Sequence[int]) -> Tensor:
-        """Pooled vectors `(p, m, t)` float32 of several chunks of one token length, the rows of each together.
+        """Pooled vectors `(p, m, t)` float32 of several chunks of one width, the rows of each together.
 
         Each chunk joins those before it at the block where its own top `layers` begin.
 
@@ -155,20 +164,22 @@ class Encoder:
             chunks: the longest has m items; the others are filled up with whatever comes first.
             layers: of each chunk, descending.
         """
-        length, size = next(int(self._lengths[c[0]]) for c in chunks if len(c)), max(map(len, chunks))
+        bucket, size = self._buckets[next(int(self._widths[c[0]]) for c in chunks if len(c))], max(map(len, chunks))
         depths = [self.depth(n) for n in layers]
-        rows = np.zeros((len(chunks), size), np.int64)
-        for mine, chunk in zip(rows, chunks, strict=True):
+        filled = np.zeros((len(chunks), size), np.int64)
+        for mine, chunk in zip(filled, chunks, strict=True):
             mine[: len(chunk)] = self._row[chunk]
+        rows = torch.from_numpy(filled.ravel()).to(self.device)
         hidden: Tensor | None = None
+        there = 0  # how many rows have joined
         for index in range(depths[0], len(self.blocks)):
             if index in depths:
-                joining = rows[depths.index(index) : depths.index(index) + depths.count(index)]
-                prefix = self._hidden[length, index].index_select(0, torch.from_numpy(joining.ravel()).to(self.device))
+                before, there = there, there + depths.count(index) * size
+                prefix = bucket.hidden[index].index_select(0, rows[before:there])
                 hidden = prefix if hidden is None else torch.cat([hidden, prefix])
-            arguments, options = self._extra[length, index]
-            hidden = _output(self.blocks[index](hidden, *arguments, **options))
-        return pool(self._final(hidden), self.pooling).view(len(chunks), size, -1)
+            others, options = bucket.beside(index, rows[:there])
+            hidden = _output(self.blocks[index](hidden, *others, **options))
+        return pool(self._final(hidden), self.pooling, bucket.counted(rows)).view(len(chunks), size, -1)
 
     def depth(self, layers: int) -> int:
         """The block with which the top `layers` begin, or the highest below it whose prefix is cached."""
@@ -177,15 +188,15 @@ class Encoder:
     @torch.no_grad()
     def catalogue(self, layers: int) -> Tensor:
         """Pooled vectors `(n_items, t)` float32 of all items, on the encoder's device."""
-        vectors = torch.empty(len(self._lengths), self.width, device=self.device)
-        for chunk in self.chunks(np.arange(len(self._lengths))):
+        vectors = torch.empty(len(self._widths), self.width, device=self.device)
+        for chunk in self.chunks(np.arange(len(self._widths))):
             vectors[torch.from_numpy(chunk).to(self.device)] = self.encode(chunk, layers)
         return vectors
 
     @torch.no_grad()
     def _check(self) -> None:
         """Refuses a model that does more than its blocks and a final norm: from a prefix it would be another model."""
-        some = next(self.chunks(np.arange(len(self._lengths))))
+        some = next(self.chunks(np.arange(len(self._widths))))
         again = self.encode(some, self.layers).cpu()
         if not bool(((again * self.frozen[torch.from_numpy(some)]).sum(1) > 0.99).all()):
             raise CheckpointError(
@@ -194,42 +205,72 @@ class Encoder:
             )
 
     @torch.no_grad()
-    def _cache(self, length: int, ids: Tensor) -> Tensor:
-        """Runs the whole model over texts of one length and keeps what enters each of the top blocks."""
-        top = range(self._depths[0], len(self.blocks))
-        for depth in self._depths:
-            self._hidden[length, depth] = torch.empty(*ids.shape, self.width, dtype=self.dtype, device=self.device)
+    def _cache(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[Bucket, Tensor]:
+        """Runs the whole model over texts of one width and keeps what enters each of the top blocks.
+
+        Args:
+            tokens: `(items, width)`, of each as many as it is long.
+
+        Returns:
+            The bucket, and pooled vectors `(items, t)`.
+        """
+        width = tokens.shape[1]
+        ids, counts = torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
+        mask = (torch.arange(width, device=self.device) < counts[:, None]).long() if lengths.min() < width else None
+        _, first, kinds = np.unique(lengths, return_index=True, return_inverse=True)
+        top = {d: self.blocks[d] for d in range(self._depths[0], len(self.blocks))}
+        hidden = {d: torch.empty(*ids.shape, self.width, dtype=self.dtype, device=self.device) for d in self._depths}
+        bucket = Bucket(
+            None if mask is None else counts,
+            torch.from_numpy(kinds).to(self.device),
+            hidden,
+            arguments(self.model, top, ids[first], None if mask is None else mask[first]),
+        )
         start = 0
 
         def keep(depth: int) -> Any:
-            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                self._extra.setdefault((length, depth), (args[1:], kwargs))
-                if depth in self._depths:
-                    self._hidden[length, depth][start : start + len(args[0])] = args[0]
+            def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+                hidden[depth][start : start + len(args[0])] = args[0]
 
             return hook
 
-        hooks = [self.blocks[d].register_forward_pre_hook(keep(d), with_kwargs=True) for d in top]
+        hooks = [self.blocks[d].register_forward_pre_hook(keep(d)) for d in self._depths]
         pooled: list[Tensor] = []
-        size = max(1, TOKENS // length)
+        size = max(1, TOKENS // width)
         try:
-            self.model(input_ids=ids[:1])  # leaves arguments of batch size 1, which broadcast over any batch
             for start in range(0, len(ids), size):
-                hidden = self.model(input_ids=ids[start : start + size]).last_hidden_state
-                pooled.append(pool(hidden, self.pooling))
+                some = slice(start, start + size)
+                states = self.model(input_ids=ids[some], attention_mask=None if mask is None else mask[some])
+                counted = None if mask is None else counts[some]
+                pooled.append(pool(states.last_hidden_state, self.pooling, counted))
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.cat(pooled)
+        return bucket, torch.cat(pooled)
 
 
-def pool(hidden: Tensor, pooling: Pooling) -> Tensor:
-    """Text vectors `(m, t)` float32 from hidden states `(m, length, t)` without padding."""
-    pooled = hidden.float().mean(1) if pooling == "mean" else hidden[:, 0 if pooling == "first" else -1].float()
+def pool(hidden: Tensor, pooling: Pooling, lengths: Tensor | None = None) -> Tensor:
+    """Text vectors `(m, t)` float32 from hidden states `(m, width, t)`.
+
+    Args:
+        lengths: `(m,)` how many of the states count; None for all.
+    """
+    if pooling == "first":
+        pooled = hidden[:, 0].float()
+    elif lengths is None:
+        pooled = hidden.float().mean(1) if pooling == "mean" else hidden[:, -1].float()
+    elif pooling == "mean":
+        counts = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+        pooled = torch.where(counts[:, :, None], hidden.float(), 0.0).sum(1) / lengths[:, None]
+    else:
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1].float()
     return nn.functional.normalize(pooled, dim=1)
 
 
 def _load(base: Base, dtype: torch.dtype, nf4: bool, device: str) -> Any:
+    if device == "cuda":
+        # Where cuDNN has an attention, torch prefers it, which prepares itself for a fifth of a second for each shape.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     options: dict[str, Any] = {"dtype": dtype}
     if nf4:
         if find_spec("bitsandbytes") is None:
@@ -314,11 +355,16 @@ def _final(model: Any, prefix: str) -> nn.Module:
     return next((norm for norm in norms if isinstance(norm, nn.Module)), nn.Identity())
 
 
-def _tokenise(base: Base, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+def _tokenise(base: Base, texts: Sequence[str], max_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens `(items, longest)`, padded on the right, and how many of each count."""
     tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
     ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
     # A decoder's tokenizer makes nothing of an empty text.
-    return [own or [tokenizer.eos_token_id or 0] for own in ids]
+    ids = [own or [tokenizer.eos_token_id or 0] for own in ids]
+    lengths = np.array([len(own) for own in ids])
+    tokens = np.full((len(ids), lengths.max()), tokenizer.pad_token_id or 0, np.int64)
+    tokens[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(ids)
+    return tokens, lengths
 
 
 def _output(result: Any) -> Tensor:

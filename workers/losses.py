@@ -22,14 +22,21 @@ Scalarisation = Literal["weighted_sum", "tchebycheff"]
 
 SMOOTHING = 0.1
 CHUNK = 256
-"""How many positions a softmax takes at once."""
+"""How many positions a softmax takes at once, so that on a CPU their logits stay in its cache."""
+LOGITS = 2**26
+"""How many logits it may hold on a GPU, where each chunk costs the start of a dozen kernels."""
+
+
+def chunk(n_items: int, device: str) -> int:
+    """How many positions a softmax over so many items takes at once."""
+    return CHUNK if device == "cpu" else max(CHUNK, LOGITS // n_items)
 
 
 class FullSoftmax(torch.autograd.Function):
     """Mean cross-entropy of a softmax over the whole catalogue, without ever holding all logits.
 
-    Logits of a chunk of positions fit the processor's cache; their gradient is taken while they are there. Products run
-    in bfloat16 where the states are bfloat16, sums in float32.
+    The gradient of a chunk's logits is taken while they are there, on a CPU in the processor's cache. Products run in
+    bfloat16 where the states are bfloat16, sums in float32.
     """
 
     @staticmethod
@@ -39,8 +46,9 @@ class FullSoftmax(torch.autograd.Function):
         total = torch.zeros((), device=states.device)
         d_states = torch.empty_like(states)
         d_vectors, d_bias = torch.zeros_like(vectors), torch.zeros_like(bias)
-        for start in range(0, len(targets), CHUNK):
-            rows, wanted = states[start : start + CHUNK], targets[start : start + CHUNK, None]
+        size = chunk(len(vectors), states.device.type)
+        for start in range(0, len(targets), size):
+            rows, wanted = states[start : start + size], targets[start : start + size, None]
             logits = torch.mm(rows, low.T).float().add_(bias)
             error = logits.softmax(1)
             # The largest share is 1 / Σ e^(s - largest s), so this is the sum of log Σ e^s.
@@ -48,7 +56,7 @@ class FullSoftmax(torch.autograd.Function):
             error.scatter_add_(1, wanted, torch.full((len(wanted), 1), -1.0, device=error.device))
             d_bias += error.sum(0)
             error = error.to(states.dtype)
-            torch.mm(error, low, out=d_states[start : start + CHUNK])
+            torch.mm(error, low, out=d_states[start : start + size])
             d_vectors += torch.mm(error.T, rows)
         ctx.save_for_backward(d_states, d_vectors, d_bias)
         ctx.count = len(targets)

@@ -186,10 +186,28 @@ def test_an_empty_text_has_a_vector_where_the_tokenizer_makes_nothing_of_it(
     assert torch.allclose(ours.frozen[1:], Encoder(base, toy.texts, max_tokens=16, layers=1).frozen, atol=1e-5)
 
 
-def test_every_depth_of_the_cached_prefix_leads_to_the_same_vectors(base: Base, toy: Dataset) -> None:
-    ours = Encoder(base, toy.texts, max_tokens=16, layers=3)
+@pytest.mark.parametrize("widths", [1, 4])
+def test_every_depth_of_the_cached_prefix_leads_to_the_same_vectors(base: Base, toy: Dataset, widths: int) -> None:
+    ours = Encoder(base, toy.texts, max_tokens=16, layers=3, widths=widths)
     for layers in (1, 2, 3):
         assert torch.allclose(ours.catalogue(layers), ours.frozen, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", get_args(module.Pooling))
+def test_padded_to_a_few_widths_texts_have_the_same_vectors(base: Base, toy: Dataset, pooling: module.Pooling) -> None:
+    exact, padded = (Encoder(base, toy.texts, max_tokens=16, layers=3, widths=w, pooling=pooling) for w in (1, 4))
+    assert torch.allclose(padded.frozen, exact.frozen, atol=1e-5)
+    assert len(list(padded.chunks(np.arange(20)))) < len(list(exact.chunks(np.arange(20))))
+
+
+def test_rows_of_several_candidates_that_join_at_their_depth_have_the_lengths_of_their_own_texts(
+    base: Base, toy: Dataset
+) -> None:
+    ours = Encoder(base, toy.texts, max_tokens=16, layers=3, widths=16)
+    chunks = [np.array([5, 0, 9]), np.array([1, 12]), np.array([7, 3, 2, 0])]
+    vectors = ours.encode_together(chunks, [3, 2, 1])
+    for mine, chunk in zip(vectors, chunks, strict=True):
+        assert torch.allclose(mine[: len(chunk)], ours.frozen[chunk], atol=1e-5)
 
 
 @pytest.mark.parametrize("depths", [1, 2, 3])
@@ -199,7 +217,7 @@ def test_where_upper_depths_are_not_cached_the_blocks_between_are_run(
     tokens = sum(map(len, AutoTokenizer.from_pretrained(tiny_base.folder)(list(toy.texts))["input_ids"]))
     monkeypatch.setattr(module, "CACHED", (depths - 1) * tokens * 32 * 4)
     ours = Encoder(tiny_base, toy.texts, max_tokens=16, layers=3)
-    assert {depth for _, depth in ours._hidden} == set(range(depths))
+    assert all(bucket.hidden.keys() == set(range(depths)) for bucket in ours._buckets.values())
     for layers in (1, 2, 3):
         assert torch.allclose(ours.catalogue(layers), encoder.frozen, atol=1e-5)
 

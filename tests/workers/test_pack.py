@@ -113,12 +113,13 @@ def test_who_trains_beside_it_changes_nothing_that_chance_decides(task: Task, se
     assert torch.equal(*draws)
 
 
+@pytest.mark.parametrize("widths", [1, 8])
 def test_one_encoder_step_gives_each_the_gradient_of_its_own_items(
-    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, widths: int
 ) -> None:
     monkeypatch.setattr(encoder_module, "TOKENS", 400)  # several chunks of a length, of different sizes
     texts = [f"{i} red" if i % 3 else "red" for i in range(400)]
-    many = Encoder(tiny_base, texts, max_tokens=16, layers=3)
+    many = Encoder(tiny_base, texts, max_tokens=16, layers=3, widths=widths)
     shapes = [
         LoraShape(4, 16.0, 0.0, "query_value", 1),
         LoraShape(7, 11.0, 0.0, "all", 3),
