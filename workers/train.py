@@ -251,11 +251,11 @@ class FineTuning:
         """
         task, users, accuracy = self._task, 0, torch.zeros((), device=self._task.encoder.device)
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=task.encoder.device))
-        for history, targets, scores in ranking.some(KEPT):
-            logits = torch.from_numpy(scores["model"]).to(task.encoder.device)
-            row, wanted = (x.to(logits.device) for x in _pairs(targets))
+        for chunk in ranking.some(KEPT):
+            logits = torch.from_numpy(chunk.scores["model"]).to(task.encoder.device)
+            row, wanted = (x.to(logits.device) for x in _pairs(chunk.targets))
             nats = (logits.logsumexp(1)[row] - logits[row, wanted]) / torch.bincount(row)[row]
-            owner, item = (x.to(logits.device) for x in _pairs(history))
+            owner, item = (x.to(logits.device) for x in _pairs(chunk.history))
             histories = Histories(owner, item, len(logits), task.items.features)
             for name, value in list_values(logits, task.items, histories, task.objectives).items():
                 sums[name] += value * len(logits)

@@ -18,6 +18,7 @@ from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.metrics import PerUser
 from pareto_search.recsys.ranking import Ranking, search_settings
+from pareto_search.recsys.rerank import Reranker
 from pareto_search.recsys.split import SAME_MOMENT, Part, Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import TEXT, SearchSpace
@@ -30,6 +31,7 @@ from pareto_search.workers.merge import merge
 from pareto_search.workers.pack import Pack
 from pareto_search.workers.patience import patiently
 from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer, joined
+from pareto_search.workers.reranker import DeviceReranker
 from pareto_search.workers.train import FineTuning, Task, fine_tune, train_tower
 
 DRAWS = 8
@@ -121,6 +123,7 @@ class Worker:
         )
         features = self.encoder.frozen.numpy() if load.categories is None else category_features(load.categories)
         self.items = ItemStatistics.of(load.split.train, load.split.n_items, features, load.split.offered)
+        self._reranker = Reranker(self.items) if device == "cpu" else DeviceReranker(self.items, device)
         self.known: Sequence[Genes] = ()
         self.components: dict[str, Scorer] = {}
 
@@ -366,7 +369,7 @@ class Worker:
         )
 
     def _ranking(self, part: Part, model: Scorer, blend: Sequence[str]) -> Ranking:
-        return Ranking(part, self.items, {"model": model} | {n: self.components[n] for n in blend})
+        return Ranking(part, self.items, {"model": model} | {n: self.components[n] for n in blend}, self._reranker)
 
     def _baseline(self, name: str) -> Scorer:
         train, n_items = self.load.split.train, self.load.split.n_items

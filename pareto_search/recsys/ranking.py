@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.ensemble import select
 from pareto_search.recsys.likelihood import likeliest
 from pareto_search.recsys.metrics import Ranked, Tally, parse_metric
-from pareto_search.recsys.rerank import blend, probabilities, relevance, rerank
+from pareto_search.recsys.rerank import Reranker, blend, relevance, rerank
 from pareto_search.recsys.split import Part, Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import BLENDED, SearchSpace
@@ -33,8 +34,19 @@ STEP = 0.6
 """How far a proposal goes, at most, from one good setting towards another."""
 ELITE = 32
 
-Chunk = tuple[Sequences, Sequences, dict[str, NDArray[np.float32]]]
-"""The history and the targets of some users, and the scores of each model."""
+
+class Chunk(NamedTuple):
+    """Some users.
+
+    Attributes:
+        scores: of each model.
+        taken: the same, where the re-ranking takes place.
+    """
+
+    history: Sequences
+    targets: Sequences
+    scores: Mapping[str, NDArray[np.float32]]
+    taken: Mapping[str, Any]
 
 
 class Ranking:
@@ -42,10 +54,14 @@ class Ranking:
 
     Args:
         scorers: `model`, and a component under each name that is a serving gene; or, to be `selected` from, any models.
+        reranker: of these items; by default one that works here.
     """
 
-    def __init__(self, part: Part, items: ItemStatistics, scorers: Mapping[str, Scorer]) -> None:
+    def __init__(
+        self, part: Part, items: ItemStatistics, scorers: Mapping[str, Scorer], reranker: Reranker | None = None
+    ) -> None:
         self._part, self._items, self._scorers = part, items, scorers
+        self._reranker = reranker or Reranker(items)
         self._kept: list[Chunk] | None = None
         self._costs: dict[tuple[str, tuple[str, ...]], float] = {}
 
@@ -53,12 +69,11 @@ class Ranking:
         """The metrics of each setting, without the costs; the scores are computed once for all of them."""
         names = [name for name in metrics if not parse_metric(name).metric.is_cost]
         tallies = [Tally(names, self._items, self._part.groups) for _ in settings]
-        for history, targets, scores in self._chunks():
-            for setting, tally in zip(settings, tallies, strict=True):
-                blended = blend(scores, setting)
-                lists = rerank(blended, self._items, setting, tally.length)
-                sure = probabilities(blended, lists, setting) if tally.wants_probabilities else None
-                tally.add(Ranked.of(lists, targets, history, sure))
+        for chunk in self._chunks() if settings else ():
+            length, sure = tallies[0].length, tallies[0].wants_probabilities
+            shown = self._reranker.shown(chunk.taken, settings, length, sure=sure)
+            for tally, (lists, probable) in zip(tallies, shown, strict=True):
+                tally.add(Ranked.of(lists, chunk.targets, chunk.history, probable))
         return tallies
 
     def costs(self, setting: Genes, metrics: Sequence[str]) -> dict[str, float]:
@@ -100,7 +115,7 @@ class Ranking:
         Users count up to `KEPT` scores.
         """
         space = space.without(set(BLENDED) - self._scorers.keys())
-        scored = ((scores, targets) for _, targets, scores in self.some(KEPT))
+        scored = ((chunk.scores, chunk.targets) for chunk in self.some(KEPT))
         return space.at(likeliest(scored, space.fitted, space.fixed))
 
     def selected(self, draws: int) -> dict[str, float]:
@@ -108,7 +123,7 @@ class Ranking:
 
         Users count up to `KEPT` scores of all models together.
         """
-        scored = ((scores, targets) for _, targets, scores in self.some(KEPT // len(self._scorers)))
+        scored = ((chunk.scores, chunk.targets) for chunk in self.some(KEPT // len(self._scorers)))
         return select(scored, draws)
 
     def some(self, most: int) -> Iterable[Chunk]:
@@ -137,7 +152,8 @@ class Ranking:
             targets = self._part.targets.rows(start, start + size)
             barred = self._items.barred(history)
             barred[np.repeat(np.arange(len(barred)), np.diff(targets.indptr)), targets.items] = False  # bought again
-            yield history, targets, {name: relevance(s, history, barred) for name, s in self._scorers.items()}
+            scores = {name: relevance(s, history, barred) for name, s in self._scorers.items()}
+            yield Chunk(history, targets, scores, self._reranker.take(scores))
 
 
 def search_settings(

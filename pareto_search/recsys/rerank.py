@@ -8,7 +8,8 @@ where that costs least. (Trading relevance and diversity by expected utility: Ag
 all users solves the trade-off of their averages, by Lagrange's multipliers.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,36 @@ from pareto_search.recsys.statistics import ItemStatistics
 
 Floats = NDArray[np.float32]
 
+Shown = tuple[NDArray[np.int32], Floats | None]
+"""Lists `(m, k)`, and how probable it is of each item that it is the next one, where that is asked for."""
+
 POOL = 200
 """How many items per user the greedy choice has before it."""
+
+
+class Reranker:
+    """Makes the lists of some users under many settings."""
+
+    def __init__(self, items: ItemStatistics) -> None:
+        self._items = items
+
+    def take(self, scores: Mapping[str, Floats]) -> Mapping[str, Any]:
+        """The scores of each model, as `blend` takes them, where they are needed."""
+        return scores
+
+    def shown(
+        self, scores: Mapping[str, Any], settings: Sequence[Genes], k: int, *, sure: bool = False
+    ) -> Iterator[Shown]:
+        """What each setting shows to the users.
+
+        Args:
+            scores: what `take` gave.
+            sure: whether probabilities are asked for.
+        """
+        for setting in settings:
+            blended = blend(scores, setting)
+            lists = rerank(blended, self._items, setting, k)
+            yield lists, probabilities(blended, lists, setting) if sure else None
 
 
 def relevance(scorer: Scorer, history: Sequences, seen: NDArray[np.bool_]) -> Floats:

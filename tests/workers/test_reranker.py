@@ -1,0 +1,76 @@
+"""Re-ranking on a device against the one in NumPy."""
+
+import numpy as np
+import pytest
+
+from pareto_search.recsys.rerank import Reranker
+from pareto_search.recsys.statistics import ItemStatistics
+from pareto_search.workers import reranker as module
+from pareto_search.workers.reranker import DeviceReranker
+
+USERS, N_ITEMS = 30, 150  # fewer than the pool, of which both then have all
+SETTINGS = [
+    {},
+    {"ease": 0.7},
+    {"diversity": 0.02, "sharpness": 1.5},
+    {"novelty": 0.05, "credibility": 0.03, "ease": 0.2},
+    {"diversity": 0.01, "novelty": 0.02, "credibility": 0.01, "sharpness": 0.6, "ease": 1.3},
+    {"diversity": 50.0},
+]
+
+
+def items(n_items: int, rated: bool = True) -> ItemStatistics:
+    rng = np.random.default_rng(0)
+    features = np.abs(rng.normal(size=(n_items, 5)))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    novelty, credibility = rng.random((2, n_items)).astype(np.float32)
+    return ItemStatistics(
+        np.zeros(n_items, np.int64), novelty, credibility if rated else None, features.astype(np.float32)
+    )
+
+
+def scores(n_items: int) -> dict[str, np.ndarray]:
+    """With items that must not be shown: nearly all to the first user, all to the second."""
+    rng = np.random.default_rng(1)
+    barred = rng.random((USERS, n_items)) < 0.1
+    barred[0, 4:] = barred[1] = True
+    return {
+        name: np.where(barred, -np.inf, 3 * rng.normal(size=barred.shape)).astype(np.float32)
+        for name in ("model", "ease")
+    }
+
+
+@pytest.mark.parametrize("rated", [True, False])
+@pytest.mark.parametrize("numbers", [1, 10**9])
+def test_each_setting_shows_what_it_shows_alone(monkeypatch: pytest.MonkeyPatch, numbers: int, rated: bool) -> None:
+    monkeypatch.setattr(module, "NUMBERS", numbers)
+    some = items(N_ITEMS, rated)
+    here, there = Reranker(some), DeviceReranker(some, "cpu")
+    mine = list(here.shown(here.take(scores(N_ITEMS)), SETTINGS, 10, sure=True))
+    theirs = list(there.shown(there.take(scores(N_ITEMS)), SETTINGS, 10, sure=True))
+    assert len(theirs) == len(SETTINGS)
+    for (ours, probable), (lists, sure) in zip(mine, theirs, strict=True):
+        assert lists.dtype == np.int32
+        shown = np.arange(USERS) > 1  # what must not be shown has no order
+        assert lists[shown].tolist() == ours[shown].tolist()
+        assert lists[0, :4].tolist() == ours[0, :4].tolist()
+        assert all(len(set(row)) == 10 for row in lists.tolist())
+        assert sure is not None
+        assert probable is not None
+        np.testing.assert_allclose(sure[shown], probable[shown], rtol=1e-4, atol=1e-7)
+        assert not sure[1].any()
+
+
+def test_of_a_large_catalogue_the_pool_is_the_same() -> None:
+    some = items(3000)
+    here, there = Reranker(some), DeviceReranker(some, "cpu")
+    mine = here.shown(here.take(scores(3000)), SETTINGS[:5], 10)
+    theirs = there.shown(there.take(scores(3000)), SETTINGS[:5], 10)
+    for (ours, _), (lists, _) in zip(mine, theirs, strict=True):
+        assert lists[2:].tolist() == ours[2:].tolist()
+
+
+def test_a_list_is_no_longer_than_the_catalogue() -> None:
+    there = DeviceReranker(items(6), "cpu")
+    for lists, _ in there.shown(there.take(scores(6)), SETTINGS, 10):
+        assert np.sort(lists[2:]).tolist() == [list(range(6))] * (USERS - 2)

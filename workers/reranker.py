@@ -1,0 +1,96 @@
+"""Re-ranking on a GPU: what `recsys.rerank` does with one setting after another, done with many at once.
+
+There it would take longer than the training: a processor's core needs some 50 ms a setting and thousand users, most of
+it for the greedy choice.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pareto_search.candidate import Genes
+from pareto_search.recsys.rerank import POOL, Floats, Reranker, Shown
+from pareto_search.recsys.statistics import ItemStatistics
+
+NUMBERS = 2**26
+"""How many numbers the largest of the tensors may hold."""
+HIDDEN = -1e9
+"""What an item is worth that must not be shown: less than all else, but more than one that is in the list already."""
+
+
+class DeviceReranker(Reranker):
+    """A `Reranker` whose scores lie on a device; it differs by rounding."""
+
+    def __init__(self, items: ItemStatistics, device: str) -> None:
+        super().__init__(items)
+        self._device = device
+        self._features, self._novelty = (torch.from_numpy(x).to(device) for x in (items.features, items.novelty))
+        credibility = items.novelty * 0 if items.credibility is None else items.credibility
+        self._credibility = torch.from_numpy(credibility).to(device)
+
+    def take(self, scores: Mapping[str, Floats]) -> Mapping[str, Tensor]:
+        return {name: torch.from_numpy(s).to(self._device) for name, s in scores.items()}
+
+    def shown(
+        self, scores: Mapping[str, Tensor], settings: Sequence[Genes], k: int, *, sure: bool = False
+    ) -> Iterator[Shown]:
+        m, n = scores["model"].shape
+        size = max(1, NUMBERS // max(m * n, 2 * m * POOL * self._features.shape[1], 1))
+        for start in range(0, len(settings), size):
+            yield from self._together(scores, settings[start : start + size], k, sure)
+
+    @torch.no_grad()
+    def _together(self, scores: Mapping[str, Tensor], settings: Sequence[Genes], k: int, sure: bool) -> Iterator[Shown]:
+        def weights(name: str, default: float = 0.0) -> Tensor:
+            """`(s, 1, 1)`."""
+            return torch.tensor([[[float(s.get(name, default))]] for s in settings], device=self._device)
+
+        total = scores["model"].expand(len(settings), -1, -1)
+        for name in scores.keys() - {"model"}:
+            weight = weights(name)
+            total = total + torch.where(weight != 0, weight * scores[name], 0.0)  # 0 · -inf is no number
+        hit = (weights("sharpness", 1.0) * total).softmax(-1).nan_to_num_(0.0)  # of a user to whom nothing can be shown
+        k = min(k, total.shape[-1])
+        plain = weights("diversity") + weights("novelty") + weights("credibility") == 0
+        lists = total.topk(k).indices
+        if not bool(plain.all()):
+            bonus = weights("novelty") * self._novelty + weights("credibility") * self._credibility
+            lists = torch.where(plain, lists, self._greedy(total, hit, bonus, weights("diversity"), k))
+        lists = lists.gather(-1, total.gather(-1, lists).argsort(dim=-1, descending=True, stable=True))
+        probable = hit.gather(-1, lists).cpu().numpy() if sure else [None] * len(settings)
+        yield from zip(lists.cpu().numpy().astype(np.int32), probable, strict=True)
+
+    def _greedy(self, scores: Tensor, hit: Tensor, bonus: Tensor, diversity: Tensor, k: int) -> Tensor:
+        """The items `(s, m, k)` that are worth most together; see `rerank.choose`.
+
+        Args:
+            scores, hit: `(s, m, n)`.
+            bonus: `(s, 1, n)`.
+            diversity: `(s, 1, 1)`.
+        """
+        worth = torch.where(scores == -torch.inf, -torch.inf, hit + bonus)
+        size = min(max(POOL, k), worth.shape[-1])
+        least = _least(worth, size)
+        worth, pool = worth.topk(min(2 * size, worth.shape[-1]))
+        hit = hit.gather(-1, pool)
+        other = torch.where(worth == -torch.inf, HIDDEN, bonus.expand_as(scores).gather(-1, pool))
+        other[..., size:].masked_fill_(worth[..., size:] < least, -torch.inf)
+        features = self._features[pool]
+        chosen: list[Tensor] = []
+        for place in range(k):
+            best = (hit / np.log2(place + 2) + other).argmax(-1, keepdim=True)
+            chosen.append(pool.gather(-1, best))
+            newest = self._features[chosen[-1]]
+            other = other - diversity * (features @ newest.mT).squeeze(-1)
+            other.scatter_(-1, best, -torch.inf)
+        return torch.cat(chosen, -1)
+
+
+def _least(worth: Tensor, size: int) -> Tensor:
+    """What an item `(..., 1)` must be worth to be in the pool; see `rerank._pool`."""
+    blocks = min(4 * size, worth.shape[-1])
+    length = worth.shape[-1] // blocks
+    maxima = worth[..., : length * blocks].reshape(*worth.shape[:-1], length, blocks).amax(-2)
+    return maxima.topk(size).values[..., -1:]
