@@ -83,7 +83,8 @@ class Schedule:
         promotable = self._rungs.promotable()
         if promotable is not None and fits("trained", promotable.steps):
             return "promote"
-        if self._may_merge() and fits("merged", self._budget.steps):
+        # The warm start costs one evaluation, and without it a search that had too little time would end with nothing.
+        if self._may_merge() and (not self.candidates or fits("merged", self._budget.steps)):
             return "merge"
         room = not self._exhausted and self._began["trained"] < self._budget.candidates
         if room and fits("trained", self._budget.rungs[0]):

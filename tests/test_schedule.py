@@ -94,6 +94,15 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Values | None]]:
     return told
 
 
+def test_without_time_there_is_nothing_to_do_but_to_evaluate_the_warm_start() -> None:
+    assert schedule(merging=False).option(never) is None
+    begun = schedule()
+    assert begun.option(never) == "merge"
+    leg = decided(begun, "merge")
+    assert begun.candidates[leg.candidate] == Candidate("m0000", {}, (), "merged")
+    assert begun.option(never) is None
+
+
 @pytest.mark.parametrize("rungs", [[40], [10, 20, 40]])
 def test_where_merging_is_on_the_warm_start_is_evaluated_first(rungs: list[int]) -> None:
     fresh = schedule(rungs=rungs)
@@ -108,10 +117,6 @@ def test_a_candidate_begins_with_the_first_rung(rungs: list[int]) -> None:
     fresh = schedule(rungs=rungs, merging=False)
     assert fresh.option(always) == "ask"
     assert decided(fresh, "ask") == Leg("c0001", rungs[0])
-
-
-def test_without_time_there_is_nothing_to_do() -> None:
-    assert schedule().option(never) is None
 
 
 def test_the_budget_counts_the_candidates_that_are_asked_for() -> None:
