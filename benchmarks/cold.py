@@ -36,7 +36,8 @@ from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.recommender import Recommender
-from pareto_search.workers.train import Task, fine_tune
+from pareto_search.workers.task import Task
+from pareto_search.workers.train import fine_tune
 from pareto_search.workers.worker import Worker
 
 SHARE = 0.2

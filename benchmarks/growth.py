@@ -29,7 +29,8 @@ from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, precision
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
-from pareto_search.workers.train import Task, fine_tune
+from pareto_search.workers.task import Task
+from pareto_search.workers.train import fine_tune
 
 PER_ITEM, PER_USER = 10, 50
 """How many interactions an item has, and a user."""

@@ -34,11 +34,13 @@ from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import SearchSpace, default_genes
 from pareto_search.workers.base import MINILM, locate
 from pareto_search.workers.batches import Batch, Batches
+from pareto_search.workers.candidate_loss import BATCH, ID_DROPOUT, LISTS
 from pareto_search.workers.encoder import TOKENS, Encoder, precision
 from pareto_search.workers.lora import LoraShape, attached
 from pareto_search.workers.losses import Histories, ItemTensors, chunk, cross_entropy, list_values
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
-from pareto_search.workers.train import BATCH, ID_DROPOUT, LISTS, TOWER_BATCHES, Task, fine_tune, train_tower
+from pareto_search.workers.task import Task
+from pareto_search.workers.train import TOWER_BATCHES, fine_tune, train_tower
 
 GENES: Genes = {
     "scalarisation": "weighted_sum",

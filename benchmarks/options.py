@@ -35,7 +35,8 @@ from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.patience import patiently
 from pareto_search.workers.recommender import Recommender
-from pareto_search.workers.train import Task, fine_tune
+from pareto_search.workers.task import Task
+from pareto_search.workers.train import fine_tune
 from pareto_search.workers.worker import Worker
 
 METRIC = "ndcg@10"

@@ -1,4 +1,4 @@
-"""A sample of a large catalogue that stands for the whole of it in the losses of a batch."""
+"""The items that the losses of a batch range over: the catalogue, or a sample of a large one that stands for it."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batch
+from pareto_search.workers.recommender import Shape, Tower
+
+FULL_SOFTMAX = 20_000
+"""Items up to which the losses see the whole catalogue; of a larger one they see a sample."""
+SAMPLED = 4096
+"""How many items such a sample has."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +108,44 @@ class Scope:
     def columns(self, items: Tensor) -> Tensor:
         """Where some items are in what the list losses range over, the sample or the catalogue; -1 if nowhere."""
         return items if self.rows is None else self._column[items]
+
+
+class Scopes:
+    """Which items each batch's losses range over.
+
+    An item that nobody has met in training is not among them where it has a text: that it was never next says nothing
+    of it, but would teach the tower to keep away from texts like its own.
+
+    Attributes:
+        hidden: `(n_items,)` -inf for what is not offered, which lists cannot have; 0 for the rest, or for everything
+            where nothing that is offered was met.
+    """
+
+    def __init__(
+        self, train: Sequences, shape: Shape, seed: int, device: str, offered: NDArray[np.bool_] | None = None
+    ) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._counts = torch.from_numpy(np.bincount(train.items, minlength=shape.n_items)).to(device)
+        weights = 1.0 + self._counts.double()
+        if shape.text_width:
+            weights *= self._counts > 0
+        self._barred = torch.zeros(shape.n_items, device=device).masked_fill_(weights == 0, -torch.inf)
+        self.hidden = torch.zeros_like(self._barred)
+        if offered is not None and offered[train.items].any():
+            self.hidden[torch.from_numpy(~offered).to(device)] = -torch.inf
+        self._sampler: Sampler | None = None
+        if shape.n_items > FULL_SOFTMAX:
+            # Mikolov et al., NeurIPS 2013, for the power.
+            self._sampler = Sampler(weights.cpu().numpy() ** 0.75, SAMPLED, device)
+
+    def of(self, batch: Batch) -> Scope:
+        drawn = None if self._sampler is None else self._sampler.draw(self._rng)
+        return Scope(batch, drawn, self._barred)
+
+    @torch.no_grad()
+    def settle(self, tower: Tower) -> None:
+        """Gives the items that the losses left out what can be said of them: the bias of the rarest others, no ID."""
+        left_out = self._barred < 0
+        tower.item_bias[left_out] = tower.item_bias[self._counts == self._counts[~left_out].min()].mean()
+        if tower.shape.item_embeddings:
+            tower.item_embedding[left_out] = 0.0

@@ -32,7 +32,8 @@ from pareto_search.workers.pack import Pack
 from pareto_search.workers.patience import patiently
 from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer, joined
 from pareto_search.workers.reranker import DeviceReranker
-from pareto_search.workers.train import FineTuning, Task, fine_tune, train_tower
+from pareto_search.workers.task import Task
+from pareto_search.workers.train import FineTuning, fine_tune, train_tower
 
 DRAWS = 8
 """How many members a fusion draws, the same ones perhaps several times."""

@@ -31,11 +31,12 @@ from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.base import locate
 from pareto_search.workers.batches import Batches
+from pareto_search.workers.candidate_loss import BATCH, ID_DROPOUT, LISTS
 from pareto_search.workers.evaluate import similarity
 from pareto_search.workers.lora import is_target
 from pareto_search.workers.losses import Histories, ItemTensors, Scalarisation, Scalariser, list_values
 from pareto_search.workers.recommender import Recommender, TowerScorer
-from pareto_search.workers.train import BATCH, ID_DROPOUT, LISTS, TOWER_BATCHES, DivergedError
+from pareto_search.workers.train import TOWER_BATCHES, DivergedError
 from pareto_search.workers.worker import Worker, Workload
 
 TEXTS = 64

@@ -16,14 +16,15 @@ from pareto_search.recsys.split import Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers import encoder as encoder_module
 from pareto_search.workers import pack as module
-from pareto_search.workers import train
+from pareto_search.workers import sample
 from pareto_search.workers.base import Base
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraShape, attached, fresh
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.pack import Pack, encoder_step
 from pareto_search.workers.recommender import Shape
-from pareto_search.workers.train import DivergedError, EncoderStep, FineTuning, Task, fine_tune, train_tower
+from pareto_search.workers.task import Task
+from pareto_search.workers.train import DivergedError, EncoderStep, FineTuning, fine_tune, train_tower
 
 SHAPE = Shape(n_items=20, width=16, history=6, tower="attention", text_width=32, item_embeddings=True)
 STEPS = 4
@@ -268,8 +269,8 @@ def test_what_goes_wrong_with_all_of_them_is_told_to_each(
 def test_of_a_large_catalogue_each_takes_its_own_sample(
     task: Task, several: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "FULL_SOFTMAX", 0)
-    monkeypatch.setattr(train, "SAMPLED", 8)
+    monkeypatch.setattr(sample, "FULL_SOFTMAX", 0)
+    monkeypatch.setattr(sample, "SAMPLED", 8)
     tunings = [begun(task, genes, seed) for seed, genes in enumerate(several[:2])]
     together(Pack(task.encoder), tunings)
     for seed, tuning in enumerate(tunings):

@@ -17,14 +17,16 @@ from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Sequences, Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import default_genes
-from pareto_search.workers import train
+from pareto_search.workers import candidate_loss, sample, train
 from pareto_search.workers.base import Base
 from pareto_search.workers.batches import Batches
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraShape, attached
 from pareto_search.workers.losses import ItemTensors, list_values
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined
-from pareto_search.workers.train import OPTIMISER, DivergedError, EncoderStep, FineTuning, Task, fine_tune, train_tower
+from pareto_search.workers.sample import Scopes
+from pareto_search.workers.task import Task
+from pareto_search.workers.train import OPTIMISER, DivergedError, EncoderStep, FineTuning, fine_tune, train_tower
 
 SHAPE = Shape(n_items=20, width=16, history=6, tower="attention", text_width=32, item_embeddings=True)
 
@@ -136,7 +138,8 @@ def test_only_a_tower_that_reads_gaps_is_shown_other_orders_of_ties(
             told.append(ties)
             super().__init__(*args, ties=ties, **kwargs)
 
-    monkeypatch.setattr(train, "Batches", Spy)
+    for where in (train, candidate_loss):
+        monkeypatch.setattr(where, "Batches", Spy)
     start = train_tower(replace(SHAPE, gaps=gaps), task.encoder.frozen, task.train, epochs=1, seed=0)
     assert told == [gaps]
     FineTuning(replace(task, start=start), genes, steps=1, seed=0, source=None)
@@ -210,7 +213,7 @@ def test_the_list_objectives_see_only_what_a_user_had_not_seen(
         masks.update(tuple(row.nonzero().flatten().tolist()) for row in logits.isneginf())
         return list_values(logits, *rest)
 
-    monkeypatch.setattr(train, "list_values", spy)
+    monkeypatch.setattr(candidate_loss, "list_values", spy)
     tuned(task, genes, steps=1)
     histories = [task.train.of(user).tolist() for user in range(30)]
     assert masks == {tuple(sorted(h[:n])) for h in histories for n in range(1, len(h))}
@@ -218,8 +221,8 @@ def test_the_list_objectives_see_only_what_a_user_had_not_seen(
 
 def sampled(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Makes every catalogue a large one."""
-    monkeypatch.setattr(train, "FULL_SOFTMAX", 0)
-    monkeypatch.setattr(train, "SAMPLED", size)
+    monkeypatch.setattr(sample, "FULL_SOFTMAX", 0)
+    monkeypatch.setattr(sample, "SAMPLED", size)
 
 
 def test_a_sample_of_the_whole_catalogue_trains_alike(
@@ -541,8 +544,8 @@ def test_items_that_nobody_has_met_are_no_negatives(
     encoder: Encoder, toy_split: Split, monkeypatch: pytest.MonkeyPatch, sampled: bool
 ) -> None:
     if sampled:
-        monkeypatch.setattr(train, "FULL_SOFTMAX", 10)
-        monkeypatch.setattr(train, "SAMPLED", 8)
+        monkeypatch.setattr(sample, "FULL_SOFTMAX", 10)
+        monkeypatch.setattr(sample, "SAMPLED", 8)
     shape = replace(SHAPE, n_items=22)
     frozen = torch.cat([encoder.frozen, encoder.frozen[:1] * torch.tensor([[1.0], [-1.0]])])
     counts = np.bincount(toy_split.train.items, minlength=22)
@@ -582,7 +585,7 @@ def test_users_to_whom_nothing_is_left_are_no_reason_to_diverge(task: Task, gene
 
 def test_lists_in_training_are_of_what_is_offered(toy_split: Split) -> None:
     offered = np.arange(20) < 5
-    hidden = train._Scopes(toy_split.train, SHAPE, 0, "cpu", offered).hidden
+    hidden = Scopes(toy_split.train, SHAPE, 0, "cpu", offered).hidden
     assert hidden.tolist() == [0.0] * 5 + [-math.inf] * 15
     unmet = replace(toy_split.train, items=np.where(toy_split.train.items < 5, 7, toy_split.train.items))
-    assert train._Scopes(unmet, SHAPE, 0, "cpu", offered).hidden.tolist() == [0.0] * 20
+    assert Scopes(unmet, SHAPE, 0, "cpu", offered).hidden.tolist() == [0.0] * 20
