@@ -79,6 +79,7 @@ OPTIONS: Mapping[str, Option] = {
     "fine-tuned": Option(genes={"adapter_lr": 3e-3}),
     "fine-tuned, a tenth of the rate": Option(genes={"adapter_lr": 3e-4}),
     "fine-tuned with DoRA": Option(genes={"adapter_lr": 3e-3, "adapter": "dora"}),
+    "fine-tuned, whole maps": Option(genes={"adapter_lr": 3e-3, "adapter": "full"}),
     "fine-tuned, stopped early": Option(genes={"adapter_lr": 3e-3}, patience=2),
     "fine-tuned, encoder frozen": Option(genes={"adapter_lr": 0.0}),
     "fine-tuned, no ID embeddings": Option(genes={"adapter_lr": 3e-3, "id_embeddings": False}),

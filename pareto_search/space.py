@@ -206,7 +206,7 @@ def default_genes(objectives: Sequence[Objective], blended: Collection[str]) -> 
     weights = [Gene(f"weight.{name}", "real", low=10**-2.5, high=2.0, log=True, optional=True) for name in lists]
     training = [
         Gene("scalarisation", "choice", choices=("weighted_sum", "tchebycheff")),
-        Gene("adapter", "choice", choices=("lora", "rslora", "dora"), default="lora"),
+        Gene("adapter", "choice", choices=("lora", "rslora", "dora", "full"), default="lora"),
         Gene("rank", "choice", choices=(4, 8, 16, 32)),
         Gene("alpha", "real", low=4.0, high=64.0, log=True),
         Gene("dropout", "real", low=0.0, high=0.2, most=0.9),

@@ -164,7 +164,7 @@ def test_a_merged_model_pools_as_its_base_did(
     assert least_cosine(theirs.encoder.frozen.numpy(), expected) >= 0.99999
 
 
-@pytest.mark.parametrize("adapter", ["rslora", "dora"])
+@pytest.mark.parametrize("adapter", ["rslora", "dora", "full"])
 def test_an_adapter_of_another_form_is_merged_too(
     make_run: Callable[..., Path], tiny_base: Any, workload: Any, toy: Dataset, tmp_path: Path, adapter: str
 ) -> None:

@@ -22,10 +22,13 @@ from pareto_search.workers.dropout import dropout
 from pareto_search.workers.encoder import Encoder
 
 Targets = Literal["query_value", "attention", "all"]
-Form = Literal["lora", "rslora", "dora"]
+Form = Literal["lora", "rslora", "dora", "full"]
 """LoRA as it is; with s = alpha / √rank, so that a larger rank learns no more slowly (rsLoRA: Kalajdzievski,
-arXiv:2312.03732); or with the lengths of a map's rows learned apart from directions (DoRA: Liu et al., ICML 2024).
+arXiv:2312.03732); with the lengths of a map's rows learned apart from directions (DoRA: Liu et al., ICML 2024); or the
+whole map, as plain fine-tuning has it: one factor is the identity, and the other one all of the change.
 """
+FULL_RATE = 0.1
+"""What suits a whole map of a learning rate that suits its factors (Schulman et al., LoRA Without Regret, 2025)."""
 
 MAGNITUDE = "lora_magnitude_vector"
 FUSED = ("Wqkv", "qkv", "qkv_proj", "query_key_value", "c_attn")
@@ -51,6 +54,8 @@ class LoraShape:
     @property
     def scale(self) -> float:
         """What the product of the factors is multiplied by."""
+        if self.form == "full":
+            return 1.0
         return self.alpha / (self.rank**0.5 if self.form == "rslora" else self.rank)
 
 
@@ -58,6 +63,7 @@ class LoraLinear(nn.Module):
     """A frozen linear map with a low-rank correction; adapters are float32, products in the base's dtype.
 
     Attributes:
+        A, B: `(rank, in)` and `(out, rank)`; of a `whole` map one is the identity, which does not learn.
         magnitude: `(out,)` the lengths that the rows of W + s·B·A are brought to; None for those that they have.
 
     Args:
@@ -69,14 +75,22 @@ class LoraLinear(nn.Module):
         self.linear, self.scale, self.drop, self.generator = linear, shape.scale, shape.dropout, generator
         device = linear.weight.device
         into, out = (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
-        self.A = nn.Parameter(torch.empty(shape.rank, into, device=device))
-        self.B = nn.Parameter(torch.zeros(out, shape.rank, device=device))
-        nn.init.kaiming_uniform_(self.A, a=5**0.5, generator=generator)  # PEFT's own start
+        rank = min(into, out) if shape.form == "full" else shape.rank
+        self.A = nn.Parameter(torch.zeros(rank, into, device=device))
+        self.B = nn.Parameter(torch.zeros(out, rank, device=device))
+        if shape.form == "full":
+            square = self.A if into <= out else self.B
+            nn.init.eye_(square.requires_grad_(False))
+        else:
+            nn.init.kaiming_uniform_(self.A, a=5**0.5, generator=generator)  # PEFT's own start
         self.magnitude = nn.Parameter(self.lengths()) if shape.form == "dora" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        low = nn.functional.linear(dropout(x, self.drop, self.training, self.generator), self.A.to(x.dtype))
-        correction: Tensor = nn.functional.linear(low, (self.B * self.scale).to(x.dtype))
+        correction = dropout(x, self.drop, self.training, self.generator)
+        if self.A.requires_grad:
+            correction = nn.functional.linear(correction, self.A.to(x.dtype))
+        if self.B.requires_grad:
+            correction = nn.functional.linear(correction, (self.B * self.scale).to(x.dtype))
         corrected: Tensor = self.linear(x) + correction
         return (
             corrected if self.magnitude is None else stretched(self.linear, corrected, self.magnitude / self.lengths())
@@ -87,8 +101,23 @@ class LoraLinear(nn.Module):
         """Those `(out,)` of the rows of W + s·B·A; to training they are constants, as the paper has it."""
         return lengths(self.linear, self.scale * self.B, self.A)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the correction may be any map."""
+        return not (self.A.requires_grad and self.B.requires_grad)
+
+    @torch.no_grad()
+    def become(self, b: Tensor, a: Tensor) -> None:
+        """Takes the correction s·b·a, or the nearest of its rank; of a higher rank than b's it keeps its own A."""
+        if self.whole:
+            (self.A if self.A.requires_grad else self.B).copy_(b @ a)
+            return
+        b, a = truncated(b, a, len(self.A))
+        self.A[: len(a)] = a
+        self.B[:, : len(a)] = b
+
     def weights(self) -> dict[str, nn.Parameter]:
-        """What training moves, by PEFT's names."""
+        """All of it, by PEFT's names."""
         named = {"lora_A.weight": self.A, "lora_B.weight": self.B}
         return named if self.magnitude is None else {**named, MAGNITUDE: self.magnitude}
 
@@ -111,8 +140,8 @@ class Adapter(nn.Module):
         return [*self.factors(), *self.magnitudes()]
 
     def factors(self) -> list[nn.Parameter]:
-        """A and B of each place; where these are zero, the base model is as it was."""
-        return [p for _, m in self.named() for p in (m.A, m.B)]
+        """A and B of each place, as far as they learn; where these are zero, the base model is as it was."""
+        return [p for _, m in self.named() for p in (m.A, m.B) if p.requires_grad]
 
     def magnitudes(self) -> list[nn.Parameter]:
         """The others, which have no business at zero."""
@@ -120,9 +149,10 @@ class Adapter(nn.Module):
 
     def files(self, base: str, revision: str | None) -> dict[str, bytes]:
         """The adapter as PEFT writes it: `adapter_config.json` and `adapter_model.safetensors`."""
+        rank = max(len(module.A) for _, module in self.named())
         config = LoraConfig(
-            r=self.shape.rank,
-            lora_alpha=self.shape.alpha,
+            r=rank,
+            lora_alpha=rank if self.shape.form == "full" else self.shape.alpha,
             lora_dropout=self.shape.dropout,
             target_modules=sorted(name for name, _ in self.named()),
             fan_in_fan_out=any(isinstance(module.linear, Conv1D) for _, module in self.named()),
@@ -136,7 +166,7 @@ class Adapter(nn.Module):
         tensors = {
             f"base_model.model.{name}.{what}": weight.detach().cpu().contiguous()
             for name, module in self.named()
-            for what, weight in module.weights().items()
+            for what, weight in {**module.weights(), **padded(module.B, module.A, rank)}.items()
         }
         text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
         return {"adapter_config.json": text.encode(), "adapter_model.safetensors": save(tensors)}
@@ -221,10 +251,8 @@ def inherit(adapter: Adapter, files: Mapping[str, bytes]) -> None:
         place = f"base_model.model.{name}"
         if f"{place}.lora_A.weight" not in tensors:
             continue
-        rank = len(module.A)
-        b, a = truncated(tensors[f"{place}.lora_B.weight"], tensors[f"{place}.lora_A.weight"], rank)
-        module.A[: len(a)] = a.to(module.A.device)
-        module.B[:, : len(a)] = (b * (scale / module.scale)).to(module.B.device)  # bit for bit where both are the same
+        b, a = (tensors[f"{place}.lora_{factor}.weight"].to(module.A.device) for factor in "BA")
+        module.become(b * (scale / module.scale), a)  # bit for bit where both scales are the same
         if module.magnitude is not None:
             own = tensors.get(f"{place}.{MAGNITUDE}")
             module.magnitude.copy_(module.lengths() if own is None else own)
@@ -267,6 +295,15 @@ def truncated(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, v = torch.linalg.svd(r_out @ r_in.T, full_matrices=False)  # a map may be narrower than the rank
     root = s[:rank].sqrt()
     return q_out @ u[:, :rank] * root, (q_in @ v[:rank].T * root).T
+
+
+def padded(b: Tensor, a: Tensor, rank: int) -> dict[str, Tensor]:
+    """The same map by factors of this rank, by PEFT's names: it has one rank for all places."""
+    missing = rank - len(a)
+    return {
+        "lora_A.weight": nn.functional.pad(a, (0, 0, 0, missing)),
+        "lora_B.weight": nn.functional.pad(b, (0, missing)),
+    }
 
 
 def adapted_layers(files: Mapping[str, bytes], depth: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pareto_search.executor import Files
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import MAGNITUDE, lengths, parts, truncated
+from pareto_search.workers.lora import MAGNITUDE, lengths, padded, parts, truncated
 from pareto_search.workers.recommender import Shape
 
 
@@ -29,8 +29,9 @@ def merge(
 
     Args:
         weights: one a checkpoint; they sum to 1.
-        rank: what the merged adapter has at most. The average is exact where the ranks together do not exceed it, and
-            the nearest of that rank otherwise (Eckart & Young, 1936).
+        rank: what the merged adapter has at most, but where one of the checkpoints has the whole map. The average is
+            exact where the ranks together do not exceed it, and the nearest of that rank otherwise (Eckart & Young,
+            1936).
         notes: written into `recommender.json`.
         encoder: of the base model.
     """
@@ -58,15 +59,14 @@ def _adapter(checkpoints: Sequence[Files], weights: Sequence[float], rank: int, 
                 stretches.append(stretch)
             total = total + stretch
         bs = [(s / total)[..., None] * b for s, (b, _) in zip(stretches, mine, strict=True)]
-        factors[place] = truncated(torch.cat(bs, 1), torch.cat([a for _, a in mine], 0), rank)
+        whole = max((len(a) for b, a in mine if len(a) >= min(len(b), a.shape[1])), default=0)
+        factors[place] = truncated(torch.cat(bs, 1), torch.cat([a for _, a in mine], 0), max(rank, whole))
         if has_magnitudes:
             magnitudes[f"{place}.{MAGNITUDE}"] = (total * lengths(linear, *factors[place])).contiguous()
     widest = max(a.shape[0] for _, a in factors.values())
     merged = magnitudes
     for place, (b, a) in factors.items():
-        missing = widest - a.shape[0]  # PEFT has one rank for all places
-        merged[f"{place}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).contiguous()
-        merged[f"{place}.lora_B.weight"] = torch.nn.functional.pad(b, (0, missing)).contiguous()
+        merged |= {f"{place}.{what}": weight.contiguous() for what, weight in padded(b, a, widest).items()}
     config = json.loads(checkpoints[0]["adapter_config.json"]) | {
         "r": widest,
         "lora_alpha": float(widest),  # the scale is in the factors

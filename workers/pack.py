@@ -154,7 +154,9 @@ class Stack(nn.Module):
         for module, a, b in zip(self._slots, self.A.grad, self.B.grad, strict=True):
             if module is not None:
                 rank = len(module.A)
-                module.A.grad, module.B.grad = a[:rank].clone(), b[:, :rank].contiguous()
+                for mine, gradient in ((module.A, a[:rank].clone()), (module.B, b[:, :rank].contiguous())):
+                    if mine.requires_grad:
+                        mine.grad = gradient
         if self.magnitude is not None:
             assert self.magnitude.grad is not None
             for module, gradient in zip(self._slots, self.magnitude.grad, strict=True):

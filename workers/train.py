@@ -22,7 +22,7 @@ from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batches
 from pareto_search.workers.candidate_loss import BATCH, CandidateLoss, forward
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import Adapter, Form, LoraShape, Targets, fresh, inherit, placed
+from pareto_search.workers.lora import FULL_RATE, Adapter, Form, LoraShape, Targets, fresh, inherit, placed
 from pareto_search.workers.losses import Histories, list_values
 from pareto_search.workers.optimiser import Optimiser
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
@@ -156,7 +156,8 @@ class FineTuning:
         parameters = list(self.model.parameters())
         self._tower = Optimiser(parameters, float(genes["tower_lr"]), decay, steps * TOWER_BATCHES)
         factors, magnitudes = adapter.factors(), adapter.magnitudes()
-        self._lora = Optimiser(factors, float(genes["adapter_lr"]), decay, steps, steady=magnitudes)
+        rate = float(genes["adapter_lr"]) * (FULL_RATE if adapter.shape.form == "full" else 1.0)
+        self._lora = Optimiser(factors, rate, decay, steps, steady=magnitudes)
         self._moved = source is not None
         self._encoded: Tensor | None = None  # the text vectors, from when it was last looked at
         if source is not None:

@@ -203,7 +203,8 @@ def test_a_larger_rank_has_directions_of_its_own_to_learn_along(encoder: Encoder
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs"), [("dora", "dora"), ("dora", "lora"), ("rslora", "lora"), ("lora", "rslora")]
+    ("mine", "theirs"),
+    [("dora", "dora"), ("dora", "lora"), ("rslora", "lora"), ("lora", "rslora"), ("full", "lora"), ("full", "full")],
 )
 def test_an_heir_of_another_form_is_the_same_map(encoder: Encoder, mine: Form, theirs: Form) -> None:
     files, _, vectors = parent(encoder, replace(SHAPE, form=theirs))
@@ -225,8 +226,45 @@ def test_at_its_start_every_form_is_the_base_model(encoder: Encoder) -> None:
             assert torch.allclose(encoder.catalogue(2), encoder.frozen, atol=1e-5)
 
 
+def test_a_whole_map_learns_as_the_map_itself_would(encoder: Encoder) -> None:
+    shape = replace(SHAPE, targets="all", form="full", layers=1)
+    items = next(iter(encoder.chunks(torch.arange(20).numpy())))
+    places = {}
+    with attached(encoder, shape) as adapter:
+        encoder.encode(items, 1)[:, 0].sum().backward()
+        for name, module in adapter.named():
+            assert module.whole
+            [own] = [p for p in (module.A, module.B) if p.requires_grad]
+            assert own.shape == module.linear.weight.shape
+            places[name] = own.grad
+        assert adapter.weights() == adapter.factors()
+        assert len(adapter.weights()) == len(places) == 6
+    for name, ours in places.items():
+        weight = encoder.model.get_submodule(name).weight.requires_grad_()
+        encoder.encode(items, 1)[:, 0].sum().backward()
+        assert torch.allclose(ours, weight.grad, atol=1e-6)
+        weight.requires_grad_(False).grad = None
+
+
+def test_of_a_whole_map_an_heir_of_some_rank_is_the_nearest(encoder: Encoder) -> None:
+    shape = replace(SHAPE, targets="all", form="full")
+    with attached(encoder, shape) as adapter:
+        torch.manual_seed(1)
+        for _, module in adapter.named():
+            module.become(torch.randn(len(module.B), 9), torch.randn(9, module.A.shape[1]))
+        files, theirs, vectors = adapter.files("tiny", None), maps(adapter), encoder.catalogue(2)
+    with loaded(encoder, files):
+        assert torch.allclose(encoder.catalogue(2), vectors, atol=1e-5)
+    with attached(encoder, replace(SHAPE, targets="all")) as adapter:
+        inherit(adapter, files)
+        for name, found in maps(adapter).items():
+            u, s, vh = torch.linalg.svd(theirs[name], full_matrices=False)
+            assert torch.allclose(found, u[:, :4] * s[:4] @ vh[:4], atol=1e-3)
+
+
 def test_the_scale_of_each_form() -> None:
-    assert {form: replace(SHAPE, form=form).scale for form in get_args(Form)} == {"lora": 4, "rslora": 8, "dora": 4}
+    scales = {form: replace(SHAPE, form=form).scale for form in get_args(Form)}
+    assert scales == {"lora": 4, "rslora": 8, "dora": 4, "full": 1}
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -122,6 +122,8 @@ FORMS = {
     "one": (replace(NARROW, form="dora"), replace(NARROW, form="rslora")),
     "one, of other everything": (WIDE, replace(NARROW, form="dora")),
     "neither": (replace(NARROW, form="rslora"), NARROW),
+    "neither, whole maps": (replace(WIDE, form="full"), NARROW),
+    "one, and whole maps": (replace(WIDE, form="full"), replace(NARROW, form="dora")),
 }
 
 
@@ -146,7 +148,7 @@ def test_adapters_of_every_form_are_averaged_as_the_maps_that_they_make(encoder:
     both = [checkpoint(encoder, shape, seed) for seed, shape in enumerate(FORMS[pair])]
     merged = merge(both, WEIGHTS, 16, {}, encoder)
     config = json.loads(merged["adapter_config.json"])
-    assert config["use_dora"] == (pair != "neither")
+    assert config["use_dora"] == (not pair.startswith("neither"))
     one, two = (whole(encoder, files, config["target_modules"]) for files in both)
     expected = {place: 0.3 * one[place] + 0.7 * two[place] for place in one}
     found = whole(encoder, merged, config["target_modules"])

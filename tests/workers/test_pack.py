@@ -46,7 +46,8 @@ def several(genes: dict[str, Any]) -> list[dict[str, Any]]:
         {**genes, "dropout": 0.3, "rank": 8, "layers": 3, "targets": "all", "weight_decay": 0.2, "tower_lr": 1e-3},
         {**genes, "dropout": 0.1, "rank": 4, "targets": "attention", "alpha": 11.0, "id_embeddings": False}
         | {"adapter": "dora"},
-        {**genes, "dropout": 0.2, "rank": 6, "layers": 1, "scalarisation": "tchebycheff", "temperature": 1.3},
+        {**genes, "dropout": 0.2, "layers": 1, "scalarisation": "tchebycheff", "temperature": 1.3}
+        | {"adapter": "full", "targets": "all"},
     ]
 
 

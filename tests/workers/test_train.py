@@ -316,6 +316,19 @@ def test_all_training_genes_are_tried_here(genes: dict[str, Any], objectives: Se
     assert set(OTHERS) == names == set(genes)
 
 
+def test_a_whole_map_learns_at_a_tenth_of_the_rate(task: Task, genes: dict[str, Any]) -> None:
+    # Whatever a gradient is, AdamW's first step is as long as the rate.
+    longest = {}
+    for form in ("lora", "full"):
+        with fine_tune(task, genes | {"adapter": form, "weight_decay": 0.0}, steps=1, seed=0) as tuning:
+            before = [p.detach().clone() for p in tuning.adapter.factors()]
+            tuning.advance(1)
+            pairs = zip(before, tuning.adapter.factors(), strict=True)
+            longest[form] = max(float((new - old).detach().abs().max()) for old, new in pairs)
+    assert longest["lora"] == pytest.approx(float(genes["adapter_lr"]), rel=0.01)
+    assert longest["full"] == pytest.approx(float(genes["adapter_lr"]) / 10, rel=0.01)
+
+
 def test_factors_decay_and_magnitudes_do_not(task: Task, genes: dict[str, Any]) -> None:
     with fine_tune(task, genes | {"adapter": "dora", "weight_decay": 0.2}, steps=3, seed=0) as tuning:
         adapter = tuning.adapter
@@ -390,7 +403,7 @@ def test_paused_at_each_rung_and_continued_elsewhere_it_ends_as_if_it_had_never_
     assert differing(straight(some_task, genes), paused(some_task, genes)) == []
 
 
-@pytest.mark.parametrize("adapter", ["rslora", "dora"])
+@pytest.mark.parametrize("adapter", ["rslora", "dora", "full"])
 def test_adapters_of_every_form_go_on_as_if_they_had_never_stopped(
     task: Task, genes: dict[str, Any], adapter: str
 ) -> None:
