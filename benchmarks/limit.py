@@ -221,7 +221,7 @@ class Bench:
         lengths = np.concatenate([b.lengths.numpy() for b in batches])
         projected, tower = projection_products(shape, n, train=True), tower_products(shape, lengths, dtype, train=True)
         positions = sum(int((b.targets >= 0).sum()) for b in batches)
-        m = min(positions, chunk(shape.n_items, self.encoder.device))
+        m = min(positions // n, chunk(shape.n_items, self.encoder.device))
         softmax = linear(m, shape.width, shape.n_items, dtype, positions / m, inputs=True, weights=True)
         return {
             "encoder": tuple(self.encoder.products(layers, train=True)),

@@ -10,7 +10,7 @@ every pack: the time of the matrix products, each at the rate of a solo step's s
 busy is the share of the time in which it or, by the profiler in a run of its own, some kernel of the GPU was at work.
 
 What packs are to be compared with are several workers on one GPU: `--processes` says how many train alone at the same
-time, so many candidates each.
+time, so many candidates each; there time is that of the clock.
 """
 
 import argparse
@@ -36,6 +36,8 @@ RANKS, DROPOUTS = (4, 8, 16, 32), (0.0, 0.1, 0.2)
 RATES = (3e-4, 1e-3, 3e-3)
 PROFILED = 2
 """Steps: of a longer training the profiler's own work would count."""
+LATE = 600
+"""Seconds after which a process that has not come is not waited for."""
 _barrier: Any = None
 """At which the processes wait for each other."""
 
@@ -120,7 +122,7 @@ def alone(job: tuple[int, int, str]) -> tuple[float, float]:
     bench = Bench(device)
     train(bench, 1, 1, steps)  # warm-up
     clock(device)
-    _barrier.wait()
+    _barrier.wait(LATE)  # where one has failed, the others would wait for ever
     began = time.monotonic()
     train(bench, 1, count, steps)
     clock(device)

@@ -83,7 +83,7 @@ class Schedule:
         promotable = self._rungs.promotable()
         if promotable is not None and fits("trained", promotable.steps):
             return "promote"
-        # The warm start costs one evaluation, and without it a search that had too little time would end with nothing.
+        # The first merger is the warm start, which costs one evaluation: with too little time there is at least that.
         if self._may_merge() and (not self.candidates or fits("merged", self._budget.steps)):
             return "merge"
         room = not self._exhausted and self._began["trained"] < self._budget.candidates

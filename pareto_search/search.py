@@ -240,7 +240,7 @@ class Search:
         record.heard(leg)
 
     def _fits(self, kind: Kind, steps: int) -> bool:
-        """Whether such a leg can end in time; one that cannot is not begun."""
+        """Whether such a leg can end in time; one that cannot is not begun, but for the warm start."""
         minutes = self.config.search.minutes
         return minutes is None or time.monotonic() - self._began + self._each(kind, steps) <= minutes * 60
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from pareto_search.errors import CheckpointError
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with beside the hidden states: position embeddings, a mask, and the like."""
 
@@ -55,6 +57,9 @@ def arguments(model: nn.Module, blocks: Mapping[int, nn.Module], ids: Tensor, ma
     Args:
         ids: `(lengths, width)` one text of each length, the shortest first.
         mask: which tokens count; None where all do.
+
+    Raises:
+        CheckpointError: something else than its first axis says which text it is of.
     """
     shortest = _heard(blocks, lambda: model(input_ids=ids[:1], attention_mask=None if mask is None else mask[:1]))
     if len(ids) == 1:
@@ -62,7 +67,13 @@ def arguments(model: nn.Module, blocks: Mapping[int, nn.Module], ids: Tensor, ma
     each = _heard(blocks, lambda: model(input_ids=ids, attention_mask=mask))
 
     def merged(one: Any, many: Any) -> Any:
-        return PerLength(many) if isinstance(many, Tensor) and many.shape != one.shape else many
+        if not isinstance(many, Tensor) or (isinstance(one, Tensor) and one.shape == many.shape):
+            return many
+        if isinstance(one, Tensor) and (len(one), len(many)) == (1, len(ids)) and one.shape[1:] == many.shape[1:]:
+            return PerLength(many)
+        raise CheckpointError(
+            f"the blocks of {type(model).__name__} are told of the texts in an unknown way; give another base model"
+        )
 
     found: dict[int, Any] = tree_map(merged, shortest, each)
     return found

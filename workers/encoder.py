@@ -34,6 +34,8 @@ TOKENS = 4096
 """The largest batch in tokens: activations stay bounded whatever the size of the catalogue."""
 WIDTHS = {"cpu": 1, "cuda": 8}
 """Texts are padded to a multiple of so many tokens."""
+CHECKED = 16
+"""How many lengths are looked at to see whether a model is what it is taken for."""
 CACHED = 2**30
 """How many bytes of hidden states are kept, at most, beside those of the lowest depth."""
 
@@ -49,7 +51,7 @@ def precision(wish: Precision, device: str) -> torch.dtype:
 
 
 class Encoder:
-    """A resident base model over a fixed list of texts.
+    """A resident base model over a fixed list of texts. On a GPU, cuDNN's attention is switched off in all the process.
 
     Attributes:
         base: which model it is.
@@ -196,9 +198,11 @@ class Encoder:
     @torch.no_grad()
     def _check(self) -> None:
         """Refuses a model that does more than its blocks and a final norm: from a prefix it would be another model."""
-        some = next(self.chunks(np.arange(len(self._widths))))
-        again = self.encode(some, self.layers).cpu()
-        if not bool(((again * self.frozen[torch.from_numpy(some)]).sum(1) > 0.99).all()):
+        each = np.unique(self.lengths, return_index=True)[1]  # a text of each length
+        some = each[np.linspace(0, len(each) - 1, min(len(each), CHECKED)).astype(int)]
+        again = torch.cat([self.encode(chunk, self.layers) for chunk in self.chunks(some)]).cpu()
+        before = self.frozen[torch.from_numpy(np.concatenate(list(self.chunks(some))))]
+        if not bool(((again * before).sum(1) > 0.99).all()):
             raise CheckpointError(
                 f"base model '{self.base.id}' ({type(self.model).__name__}) is of an unknown architecture: its last "
                 "blocks do not lead to its output; give another base model"

@@ -24,7 +24,7 @@ SMOOTHING = 0.1
 CHUNK = 256
 """How many positions a softmax takes at once, so that on a CPU their logits stay in its cache."""
 LOGITS = 2**26
-"""How many logits it may hold on a GPU, where each chunk costs the start of a dozen kernels."""
+"""About how many logits a chunk has on a GPU, where each costs the start of a dozen kernels."""
 
 
 def chunk(n_items: int, device: str) -> int:
@@ -33,7 +33,7 @@ def chunk(n_items: int, device: str) -> int:
 
 
 class FullSoftmax(torch.autograd.Function):
-    """Mean cross-entropy of a softmax over the whole catalogue, without ever holding all logits.
+    """Mean cross-entropy of a softmax over the whole catalogue, without holding more logits than a chunk has.
 
     The gradient of a chunk's logits is taken while they are there, on a CPU in the processor's cache. Products run in
     bfloat16 where the states are bfloat16, sums in float32.

@@ -1,7 +1,7 @@
 """Re-ranking on a GPU: what `recsys.rerank` does with one setting after another, done with many at once.
 
-There it would take longer than the training: a processor's core needs some 50 ms a setting and thousand users, most of
-it for the greedy choice.
+There it would take longer than the training: a core needs some 50 ms for a setting and a thousand users, most of it for
+the greedy choice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +14,18 @@ from pareto_search.candidate import Genes
 from pareto_search.recsys.rerank import POOL, Floats, Reranker, Shown
 from pareto_search.recsys.statistics import ItemStatistics
 
+WEIGHTS = ("diversity", "novelty", "credibility")
 NUMBERS = 2**26
-"""How many numbers the largest of the tensors may hold."""
+"""How many numbers each of its tensors may hold."""
 HIDDEN = -1e9
 """What an item is worth that must not be shown: less than all else, but more than one that is in the list already."""
 
 
 class DeviceReranker(Reranker):
-    """A `Reranker` whose scores lie on a device; it differs by rounding."""
+    """A `Reranker` whose scores lie on a device.
+
+    Its lists differ by rounding, and where hundreds of items are worth the same.
+    """
 
     def __init__(self, items: ItemStatistics, device: str) -> None:
         super().__init__(items)
@@ -36,8 +40,7 @@ class DeviceReranker(Reranker):
     def shown(
         self, scores: Mapping[str, Tensor], settings: Sequence[Genes], k: int, *, sure: bool = False
     ) -> Iterator[Shown]:
-        m, n = scores["model"].shape
-        size = max(1, NUMBERS // max(m * n, 2 * m * POOL * self._features.shape[1], 1))
+        size = max(1, NUMBERS // max(scores["model"].numel(), 1))
         for start in range(0, len(settings), size):
             yield from self._together(scores, settings[start : start + size], k, sure)
 
@@ -48,35 +51,45 @@ class DeviceReranker(Reranker):
             return torch.tensor([[[float(s.get(name, default))]] for s in settings], device=self._device)
 
         total = scores["model"].expand(len(settings), -1, -1)
-        for name in scores.keys() - {"model"}:
-            weight = weights(name)
-            total = total + torch.where(weight != 0, weight * scores[name], 0.0)  # 0 · -inf is no number
+        for name, own in scores.items():
+            if name != "model":
+                weight = weights(name)
+                total = total + torch.where(weight != 0, weight * own, 0.0)  # 0 · -inf is no number
         hit = (weights("sharpness", 1.0) * total).softmax(-1).nan_to_num_(0.0)  # of a user to whom nothing can be shown
         k = min(k, total.shape[-1])
-        plain = weights("diversity") + weights("novelty") + weights("credibility") == 0
-        lists = total.topk(k).indices
+        lists = torch.empty(*total.shape[:2], k, dtype=torch.int64, device=self._device)
+        bonus = weights("novelty") * self._novelty + weights("credibility") * self._credibility
+        diversity = weights("diversity")
+        plain = torch.tensor([not any(float(s.get(name, 0.0)) for name in WEIGHTS) for s in settings])
+        lists[plain] = _ranked(total[plain])[..., :k]
         if not bool(plain.all()):
-            bonus = weights("novelty") * self._novelty + weights("credibility") * self._credibility
-            lists = torch.where(plain, lists, self._greedy(total, hit, bonus, weights("diversity"), k))
-        lists = lists.gather(-1, total.gather(-1, lists).argsort(dim=-1, descending=True, stable=True))
+            lists[~plain] = self._greedy(k, *(x[~plain] for x in (total, hit, bonus, diversity)))
+        lists = lists.gather(-1, _ranked(total.gather(-1, lists)))
         probable = hit.gather(-1, lists).cpu().numpy() if sure else [None] * len(settings)
         yield from zip(lists.cpu().numpy().astype(np.int32), probable, strict=True)
 
-    def _greedy(self, scores: Tensor, hit: Tensor, bonus: Tensor, diversity: Tensor, k: int) -> Tensor:
-        """The items `(s, m, k)` that are worth most together; see `rerank.choose`.
+    def _greedy(self, k: int, scores: Tensor, hit: Tensor, bonus: Tensor, diversity: Tensor) -> Tensor:
+        """The items `(s, m, k)` that are worth most together, found for some users after others; see `rerank.choose`.
 
         Args:
             scores, hit: `(s, m, n)`.
             bonus: `(s, 1, n)`.
             diversity: `(s, 1, 1)`.
         """
+        users = max(1, NUMBERS // (len(scores) * 2 * max(POOL, k) * self._features.shape[1]))
+        if scores.shape[1] > users:
+            parts = [slice(start, start + users) for start in range(0, scores.shape[1], users)]
+            return torch.cat([self._greedy(k, scores[:, p], hit[:, p], bonus, diversity) for p in parts], 1)
         worth = torch.where(scores == -torch.inf, -torch.inf, hit + bonus)
         size = min(max(POOL, k), worth.shape[-1])
         least = _least(worth, size)
-        worth, pool = worth.topk(min(2 * size, worth.shape[-1]))
-        hit = hit.gather(-1, pool)
-        other = torch.where(worth == -torch.inf, HIDDEN, bonus.expand_as(scores).gather(-1, pool))
-        other[..., size:].masked_fill_(worth[..., size:] < least, -torch.inf)
+        best, pool = worth.topk(min(2 * size, worth.shape[-1]))
+        out = best < least
+        out[..., :size] = False  # where too few may be shown, others make up for them
+        pool, order = pool.sort(-1)  # of equal items the first one is chosen
+        best, out, hit = best.gather(-1, order), out.gather(-1, order), hit.gather(-1, pool)
+        other = torch.where(best == -torch.inf, HIDDEN, bonus.expand_as(scores).gather(-1, pool))
+        other.masked_fill_(out, -torch.inf)
         features = self._features[pool]
         chosen: list[Tensor] = []
         for place in range(k):
@@ -86,6 +99,11 @@ class DeviceReranker(Reranker):
             other = other - diversity * (features @ newest.mT).squeeze(-1)
             other.scatter_(-1, best, -torch.inf)
         return torch.cat(chosen, -1)
+
+
+def _ranked(scores: Tensor) -> Tensor:
+    """The places of scores `(..., n)` from the largest to the smallest; of equal ones the first comes first."""
+    return scores.argsort(dim=-1, descending=True, stable=True)
 
 
 def _least(worth: Tensor, size: int) -> Tensor:

@@ -227,7 +227,9 @@ class Worker:
     def validated(self, files: Files, settings: Sequence[Genes], components: Components) -> Sequence[Values]:
         """Another search's checkpoint on validation; see `test`."""
         scorers = self._scorers(files, settings, components)
-        return Ranking(self.load.split.validation, self.items, scorers).values(settings, self.load.metrics)
+        return Ranking(self.load.split.validation, self.items, scorers, self._reranker).values(
+            settings, self.load.metrics
+        )
 
     def run(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Result:
         """Trains a candidate to a rung, or merges or fuses its parents, and evaluates what comes out.
@@ -259,7 +261,9 @@ class Worker:
                 tuning.advance(stop)
             files = tuning.adapter.files(self.load.base, self.load.revision) | tuning.model.files(self._notes({}))
         scorers = self._scorers(files, settings)
-        validation = Ranking(self.load.split.validation, self.items, scorers).values(settings, self.load.metrics)
+        validation = Ranking(self.load.split.validation, self.items, scorers, self._reranker).values(
+            settings, self.load.metrics
+        )
         tested = score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
         return list(zip(validation, tested, strict=True))
 

@@ -40,13 +40,11 @@ class Chunk(NamedTuple):
 
     Attributes:
         scores: of each model.
-        taken: the same, where the re-ranking takes place.
     """
 
     history: Sequences
     targets: Sequences
     scores: Mapping[str, NDArray[np.float32]]
-    taken: Mapping[str, Any]
 
 
 class Ranking:
@@ -63,15 +61,16 @@ class Ranking:
         self._part, self._items, self._scorers = part, items, scorers
         self._reranker = reranker or Reranker(items)
         self._kept: list[Chunk] | None = None
+        self._taken: dict[int, Mapping[str, Any]] = {}
         self._costs: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def tallies(self, settings: Sequence[Genes], metrics: Sequence[str]) -> list[Tally]:
         """The metrics of each setting, without the costs; the scores are computed once for all of them."""
         names = [name for name in metrics if not parse_metric(name).metric.is_cost]
         tallies = [Tally(names, self._items, self._part.groups) for _ in settings]
-        for chunk in self._chunks() if settings else ():
+        for number, chunk in enumerate(self._chunks() if settings else ()):
             length, sure = tallies[0].length, tallies[0].wants_probabilities
-            shown = self._reranker.shown(chunk.taken, settings, length, sure=sure)
+            shown = self._reranker.shown(self._where_reranked(number, chunk), settings, length, sure=sure)
             for tally, (lists, probable) in zip(tallies, shown, strict=True):
                 tally.add(Ranked.of(lists, chunk.targets, chunk.history, probable))
         return tallies
@@ -140,6 +139,14 @@ class Ranking:
             self._kept = list(self._compute(self._starts))
         return self._kept
 
+    def _where_reranked(self, number: int, chunk: Chunk) -> Mapping[str, Any]:
+        """A chunk's scores as the reranker takes them, kept with those of a small part."""
+        if self._kept is None:
+            return self._reranker.take(chunk.scores)
+        if number not in self._taken:
+            self._taken[number] = self._reranker.take(chunk.scores)
+        return self._taken[number]
+
     @property
     def _starts(self) -> range:
         """Where each chunk of users begins."""
@@ -152,8 +159,7 @@ class Ranking:
             targets = self._part.targets.rows(start, start + size)
             barred = self._items.barred(history)
             barred[np.repeat(np.arange(len(barred)), np.diff(targets.indptr)), targets.items] = False  # bought again
-            scores = {name: relevance(s, history, barred) for name, s in self._scorers.items()}
-            yield Chunk(history, targets, scores, self._reranker.take(scores))
+            yield Chunk(history, targets, {n: relevance(s, history, barred) for n, s in self._scorers.items()})
 
 
 def search_settings(

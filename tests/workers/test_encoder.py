@@ -200,6 +200,22 @@ def test_padded_to_a_few_widths_texts_have_the_same_vectors(base: Base, toy: Dat
     assert len(list(padded.chunks(np.arange(20)))) < len(list(exact.chunks(np.arange(20))))
 
 
+def test_padded_texts_have_the_same_vectors_with_the_attention_of_a_gpu(
+    base: Base, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, load = Encoder(base, toy.texts, max_tokens=16, layers=3).frozen, AutoModel.from_pretrained
+
+    def loaded(*args: Any, attn_implementation: str, **options: Any) -> Any:
+        return load(*args, **options)
+
+    monkeypatch.setattr(module.AutoModel, "from_pretrained", loaded)
+    ours = Encoder(base, toy.texts, max_tokens=16, layers=3, widths=4)
+    assert ours.model.config._attn_implementation == ("eager" if "mpnet" in base.id else "sdpa")
+    assert torch.allclose(ours.frozen, expected, atol=1e-5)
+    for layers in (1, 3):
+        assert torch.allclose(ours.catalogue(layers), expected, atol=1e-5)
+
+
 def test_rows_of_several_candidates_that_join_at_their_depth_have_the_lengths_of_their_own_texts(
     base: Base, toy: Dataset
 ) -> None:

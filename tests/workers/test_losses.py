@@ -17,10 +17,13 @@ from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import SURROGATED
 from pareto_search.workers.losses import (
+    CHUNK,
+    LOGITS,
     SURROGATES,
     Histories,
     ItemTensors,
     Scalariser,
+    chunk,
     cross_entropy,
     list_values,
 )
@@ -213,3 +216,9 @@ def test_the_gradient_of_a_scalarisation_is_its_slope(kind: str) -> None:
     inputs = tuple(torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.4, 0.7, 0.3, 0.6))
     names = ("ild@10", "novelty@10", "gini@10")
     assert torch.autograd.gradcheck(lambda a, *v: scalarise(a, dict(zip(names, v, strict=True))), inputs)
+
+
+def test_on_a_gpu_a_softmax_takes_more_positions_at_once_but_not_more_than_it_can_hold() -> None:
+    assert chunk(1682, "cpu") == chunk(10**6, "cpu") == CHUNK
+    assert chunk(1682, "cuda") * 1682 <= LOGITS < (chunk(1682, "cuda") + 1) * 1682
+    assert chunk(10**6, "cuda") == CHUNK
