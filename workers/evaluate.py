@@ -1,5 +1,6 @@
 """From a checkpoint's files to a scorer, and from scorers to the scores of entries."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,13 @@ def tower_scorer(files: Files, encoder: Encoder) -> TowerScorer:
         return TowerScorer.of(model, encoder.frozen.to(encoder.device))
     with loaded(encoder, files) as adapter:
         size = sum(weights.numel() for weights in adapter.weights())
-        return TowerScorer.of(model, encoder.catalogue(adapter.shape.layers), size)
+        return TowerScorer.of(model, encoder.catalogue(adapter.shape.layers), size, training_of(files))
+
+
+def training_of(files: Files) -> dict[str, float]:
+    """The operations of the fine-tunings that a checkpoint's weights come from, by candidate."""
+    found: dict[str, float] = json.loads(files["recommender.json"]).get("training", {})
+    return found
 
 
 def component(files: Files, encoder: Encoder) -> Scorer:

@@ -10,7 +10,7 @@ NeurIPS 2017).
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -251,18 +251,22 @@ class TowerScorer:
     Attributes:
         vectors: of each tower, `(n_items, d)`.
         adapter: how many numbers the adapter of the encoder has, from which they come.
+        training: see `Scorer`.
     """
 
     model: Recommender
     vectors: Sequence[Tensor]
     adapter: int = 0
+    training: Mapping[str, float] = field(default_factory=dict)
     logits = True
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Recommender, text: Tensor | None, adapter: int = 0) -> "TowerScorer":
+    def of(
+        cls, model: Recommender, text: Tensor | None, adapter: int = 0, training: Mapping[str, float] | None = None
+    ) -> "TowerScorer":
         model.eval()
-        return cls(model, [tower.item_vectors(text) for tower in model.towers], adapter)
+        return cls(model, [tower.item_vectors(text) for tower in model.towers], adapter, training or {})
 
     @property
     def parameters(self) -> int:

@@ -24,6 +24,7 @@ from pareto_search.workers.candidate_loss import BATCH, CandidateLoss, forward
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import FULL_RATE, Adapter, Form, LoraShape, Targets, fresh, inherit, placed
 from pareto_search.workers.losses import Histories, list_values
+from pareto_search.workers.operations import of_encoding, of_tower_batch
 from pareto_search.workers.optimiser import Optimiser
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
 from pareto_search.workers.sample import Scopes
@@ -118,8 +119,7 @@ class EncoderStep:
 
     def turn(self, encoder: Encoder) -> NDArray[np.int64]:
         """Whose turn it is: the items with the largest gradient."""
-        count = min(len(self.text), max(256, min(len(self.text) // 3, ENCODED)))
-        return encoder.foremost(self.gradient.square().sum(1).cpu().numpy(), count)
+        return encoder.foremost(self.gradient.square().sum(1).cpu().numpy(), _encoded(len(self.text)))
 
 
 class FineTuning:
@@ -132,6 +132,7 @@ class FineTuning:
 
     Attributes:
         done: the steps taken so far, on all workers together.
+        taken: the same, with those that it has gone back from.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class FineTuning:
         adapter = fresh(task.encoder, _shape(genes, task.encoder), generator=self._generator)
         self.adapter = adapter.eval()  # until it is trained, what the encoder gives is without dropout
         self.model = _start(task.start, source, genes, self._generator)
-        self.done = 0
+        self.done = self.taken = 0
         self._loss = CandidateLoss(task, genes, self.model)
         self._scalarise_part = copy(self._loss.scalarise)  # from its own first loss on
         self._adapts = float(genes["adapter_lr"]) > 0  # without, the encoder stays as it is and costs nothing
@@ -206,6 +207,7 @@ class FineTuning:
         self.adapter.eval()
         self.model.eval()
         self.done, self._moved = to, True
+        self.taken = max(self.taken, to)
 
     def scorer(self) -> TowerScorer:
         """The recommender as it is now."""
@@ -241,6 +243,15 @@ class FineTuning:
             raise DivergedError(f"the loss on validation is not finite after step {self.done} of {self._steps}")
         return loss
 
+    @property
+    def operations(self) -> float:
+        """The floating-point operations of the steps taken, by formula."""
+        task, shape = self._task, self.model.shape
+        step = TOWER_BATCHES * of_tower_batch(task, shape)
+        if self._adapts:
+            step += of_encoding(task.encoder, self.adapter.shape.layers, _encoded(shape.n_items))
+        return self.taken * step
+
     def snapshot(self) -> tuple[int, list[Tensor]]:
         """The steps done, and a copy of what training moves."""
         return self.done, [p.detach().clone() for p in self._moving()]
@@ -270,10 +281,15 @@ class FineTuning:
         return {OPTIMISER: save(own | self._tower.state("tower") | self._lora.state("lora"))}
 
     def _resume(self, state: Mapping[str, Tensor]) -> None:
-        self.done = int(state["done"])
+        self.done = self.taken = int(state["done"])
         self._loss.scalarise.start = float(state["start"])
         self._tower.load("tower", state, self.done * TOWER_BATCHES)
         self._lora.load("lora", state, self.done)
+
+
+def _encoded(n_items: int) -> int:
+    """About how many items an encoder step takes."""
+    return min(n_items, max(256, min(n_items // 3, ENCODED)))
 
 
 def _pairs(some: Sequences) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,16 @@ from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import TEXT, SearchSpace
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, Precision, precision
-from pareto_search.workers.evaluate import Scores, blended, component, score, scorer, similarity_files, text_files
+from pareto_search.workers.evaluate import (
+    Scores,
+    blended,
+    component,
+    score,
+    scorer,
+    similarity_files,
+    text_files,
+    training_of,
+)
 from pareto_search.workers.lora import LoraShape, fresh
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.merge import merge
@@ -259,7 +269,8 @@ class Worker:
         with fine_tune(self._task, candidate.genes, steps=steps, seed=_seed(self.load.seed, candidate.id)) as tuning:
             for stop in self._stops(tuning, [steps]):
                 tuning.advance(stop)
-            files = tuning.adapter.files(self.load.base, self.load.revision) | tuning.model.files(self._notes({}))
+            notes = self._notes({"training": {candidate.id: tuning.operations}})
+            files = tuning.adapter.files(self.load.base, self.load.revision) | tuning.model.files(notes)
         scorers = self._scorers(files, settings)
         validation = Ranking(self.load.split.validation, self.items, scorers, self._reranker).values(
             settings, self.load.metrics
@@ -281,7 +292,7 @@ class Worker:
         with fine_tune(self._task, attempt.candidate.genes, **self._course(attempt, sources)) as tuning:
             for stop in self._stops(tuning, self._rungs(attempt)):
                 tuning.advance(stop)
-            return self._state(attempt, tuning)
+            return self._state(attempt, tuning, sources)
 
     def _course(self, attempt: Attempt, sources: Sequence[Files]) -> Course:
         """How an attempt's fine-tuning goes."""
@@ -299,10 +310,12 @@ class Worker:
         validation = self.load.split.validation
         return patiently(tuning, rungs[-1], self.load.patience, lambda model: self._ranking(validation, model, ()))
 
-    def _state(self, attempt: Attempt, tuning: FineTuning) -> dict[str, bytes]:
+    def _state(self, attempt: Attempt, tuning: FineTuning, sources: Sequence[Files]) -> dict[str, bytes]:
         """The files of a fine-tuning as it is now."""
         load, candidate = self.load, attempt.candidate
-        notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "steps": tuning.done})
+        training = _inherited(candidate, sources) | {candidate.id: tuning.operations}
+        own = {"candidate": candidate.id, "genes": dict(candidate.genes), "steps": tuning.done, "training": training}
+        notes = self._notes(own)
         files = tuning.adapter.files(load.base, load.revision) | tuning.model.files(notes)
         return files if self._rungs(attempt)[-1] == load.rungs[-1] else files | tuning.state()
 
@@ -336,7 +349,8 @@ class Worker:
             files = fresh(self.encoder, shape, generator=generator).files(self.load.base, self.load.revision)
             return files | self._task.start.files(self._notes({"candidate": candidate.id}))
         share = float(candidate.genes["share"])
-        notes = self._notes({"candidate": candidate.id, "genes": dict(candidate.genes), "merges": candidate.parents})
+        own = {"candidate": candidate.id, "genes": dict(candidate.genes), "merges": candidate.parents}
+        notes = self._notes({**own, "training": _inherited(candidate, sources)})
         return merge(sources, (share, 1.0 - share), self.load.rank, notes, self.encoder)
 
     def _fused(self, candidate: Candidate, sources: Sequence[Files]) -> dict[str, bytes]:
@@ -422,9 +436,22 @@ class PackWorker(Worker):
             tuning = FineTuning(self._task, candidate.genes, **self._course(attempt, sources))
             for stop in self._stops(tuning, self._rungs(attempt)):
                 await self._pack.advance(tuning, stop)
-            files = self._state(attempt, tuning)
+            files = self._state(attempt, tuning, sources)
         evaluations = await asyncio.to_thread(self._evaluated, attempt, scorer(files, self.encoder))
         return Result(evaluations, files, time.perf_counter() - began)
+
+
+def _inherited(candidate: Candidate, sources: Sequence[Files]) -> dict[str, float]:
+    """What was trained to make the sources of a candidate; see `Scorer.training`. What an older search trained is named
+    as it is here: `old/c0007`.
+    """
+    found: dict[str, float] = {}
+    for files in sources:
+        own = json.loads(files["recommender.json"])["candidate"]
+        name = next((parent for parent in candidate.parents if parent.rpartition("/")[2] == own), own)
+        folder = name.removesuffix(own)
+        found |= {folder + trained: operations for trained, operations in training_of(files).items()}
+    return found
 
 
 def _seed(seed: int, candidate: str) -> int:

@@ -3,8 +3,9 @@
 Each is fitted on the training part and scores the whole catalogue for users given by their histories.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ class Scorer(Protocol):
     Attributes:
         logits: whether the softmax of its scores is meant as probabilities.
         parameters: how many numbers it keeps.
+        training: the floating-point operations of the fine-tunings that it comes from, by candidate.
     """
 
     @property
@@ -28,6 +30,9 @@ class Scorer(Protocol):
 
     @property
     def parameters(self) -> int: ...
+
+    @property
+    def training(self) -> Mapping[str, float]: ...
 
     def scores(self, history: Sequences) -> Floats:
         """Scores `(m, n_items)`, higher is better, for the m users whose histories are given."""
@@ -49,6 +54,7 @@ class Popularity:
 
     users: NDArray[np.int64]
     logits = False
+    training: ClassVar[Mapping[str, float]] = {}
 
     @property
     def parameters(self) -> int:
@@ -68,6 +74,7 @@ class ItemSimilarity:
 
     weights: Floats
     logits = False
+    training: ClassVar[Mapping[str, float]] = {}
 
     @property
     def parameters(self) -> int:
@@ -128,6 +135,7 @@ class DecayedMean:
     decay: float = 0.8
     window: int = 50
     logits = False
+    training: ClassVar[Mapping[str, float]] = {}
 
     @property
     def parameters(self) -> int:

@@ -31,6 +31,10 @@ class Ensemble:
     def parameters(self) -> int:
         return sum(member.parameters for member in self.members)
 
+    @property
+    def training(self) -> Mapping[str, float]:
+        return {name: operations for member in self.members for name, operations in member.training.items()}
+
     def scores(self, history: Sequences) -> Floats:
         """The weighted mean of the members' scores, `(m, n_items)`."""
         pairs = zip(self.members, self.weights, strict=True)

@@ -240,6 +240,7 @@ METRICS: Mapping[str, Metric] = {
     "ece": Metric("minimise", of_bins=calibration_error),
     "parameters": Metric("minimise"),
     "latency": Metric("minimise"),
+    "training": Metric("minimise"),
 }
 
 

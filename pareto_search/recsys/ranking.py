@@ -79,9 +79,10 @@ class Ranking:
         """What a setting costs, as far as it is asked for.
 
         `parameters` counts the numbers that are kept beside the base model, with what the setting blends in. `latency`
-        is the milliseconds that the list of one user takes, the median over some.
+        is the milliseconds that the list of one user takes, the median over some. `training` counts the operations of
+        the fine-tunings that the weights come from, in 10^12.
         """
-        measures = {"parameters": self._parameters, "latency": self._latency}
+        measures = {"parameters": self._parameters, "latency": self._latency, "training": self._training}
         used = tuple(n for n in self._scorers if n == "model" or float(setting.get(n, 0.0)))
         for name in measures.keys() & set(metrics):
             # Once for what the setting uses: among many measurements of one thing the best would be luck.
@@ -91,6 +92,10 @@ class Ranking:
 
     def _parameters(self, used: Mapping[str, Scorer], _: Genes) -> float:
         return float(sum(scorer.parameters for scorer in used.values()))
+
+    def _training(self, used: Mapping[str, Scorer], _: Genes) -> float:
+        each = {name: operations for scorer in used.values() for name, operations in scorer.training.items()}
+        return sum(each.values()) / 1e12
 
     def _latency(self, used: Mapping[str, Scorer], setting: Genes) -> float:
         seconds = []

@@ -326,12 +326,12 @@ def test_a_gap_is_to_be_minimised_whatever_it_is_a_gap_of() -> None:
 
 
 def test_what_is_to_be_minimised() -> None:
-    wanted = ["calibration", "gini", "ece", "parameters", "latency"]
+    wanted = ["calibration", "gini", "ece", "parameters", "latency", "training"]
     assert [name for name, metric in METRICS.items() if metric.direction == "minimise"] == wanted
 
 
 def test_costs_have_no_cut_off() -> None:
-    assert [name for name, metric in METRICS.items() if metric.is_cost] == ["parameters", "latency"]
+    assert [name for name, metric in METRICS.items() if metric.is_cost] == ["parameters", "latency", "training"]
     assert parse_metric("latency").direction == "minimise"
 
 

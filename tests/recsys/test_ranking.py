@@ -28,7 +28,7 @@ class Fixed:
     """Scores users by their last item: item i is followed by i + 1, i + 2, …"""
 
     logits = True
-    parameters = 7
+    parameters, training = 7, {"c0001": 2e12, "c0003": 1e12}
 
     def scores(self, history: Sequences) -> np.ndarray:
         last = history.items[history.indptr[1:] - 1]
@@ -208,11 +208,13 @@ def test_probabilities_are_judged_as_the_setting_makes_them() -> None:
 
 def test_costs_count_what_a_setting_uses() -> None:
     class Large(Fixed):
-        parameters = 100
+        parameters, training = 100, {"c0001": 2e12, "c0002": 4e12}
 
     both = Ranking(part(), ITEMS, {"model": Fixed(), "ease": Large()})
     settings: list[Genes] = [{}, {"ease": 0.0}, {"ease": 0.5}]
-    assert [v["parameters"] for v in both.values(settings, ["hr@2", "parameters"])] == [7, 7, 107]
+    found = both.values(settings, ["hr@2", "parameters", "training"])
+    assert [v["parameters"] for v in found] == [7, 7, 107]
+    assert [v["training"] for v in found] == [3, 3, 7]  # what both come from is trained once
 
 
 def test_latency_is_that_of_what_a_setting_uses_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

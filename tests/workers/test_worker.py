@@ -497,6 +497,27 @@ def test_side_by_side_each_attempt_has_the_result_that_it_has_alone(
         assert {n: s["mean"] for n, s in scores.items()} == pytest.approx(dict(ours.evaluations[0].values), abs=1e-6)
 
 
+def test_what_training_costs_is_counted_with_what_it_began_from(
+    climber: Worker, climb: list[Result], parents: list[Result], genes: dict[str, Any]
+) -> None:
+    def operations(result: Result) -> dict[str, float]:
+        return json.loads(result.files["recommender.json"])["training"]
+
+    each = operations(climb[-1])["c0003"]
+    for rung, result in zip(RUNGS, climb, strict=True):
+        assert operations(result) == {"c0003": pytest.approx(each * rung / 6)}
+    both = operations(climber.run(Attempt(MERGED), [p.files for p in parents]))
+    assert both == operations(parents[0]) | operations(parents[1])
+    assert both["c0004"] > both["c0003"]  # it goes through more blocks
+    merged = climber.run(Attempt(MERGED), [p.files for p in parents])
+    child = Candidate("c0005", awkward(genes), ("old/c0003", "c0004"))
+    assert operations(climber.run(Attempt(child), [climb[-1].files])) == {"old/c0003": each, "c0005": each}
+    again = Candidate("m0002", {"share": 0.5}, ("m0001", "c0003"), "merged")
+    assert operations(climber.run(Attempt(again), [merged.files, climb[-1].files])) == both
+    model = Ranking(climber.load.split.validation, climber.items, {"model": scorer(merged.files, climber.encoder)})
+    assert model.costs({}, ["training"]) == {"training": pytest.approx(sum(both.values()) / 1e12)}
+
+
 def test_a_baseline_is_judged_by_what_it_costs_too(workload: Workload, result: Result) -> None:
     costs = Worker(replace(workload, metrics=("ndcg@5", "parameters", "latency", "ece@5")))
     assert costs.baseline("popularity")["parameters"] == 20
