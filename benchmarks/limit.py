@@ -1,10 +1,12 @@
 """Share of the limit: the time that a fine-tuning's matrix products need at the measured rate, over the time it takes.
 
-    python -m benchmarks.limit [--layers 1 2 3] [--steps 8] [--json FILE]
+    python -m benchmarks.limit [--layers 1 2 3] [--steps 8] [--uncached] [--json FILE]
 
 MovieLens-100K, the packaged MiniLM, one worker with one thread. Products are counted by formula, from the shapes that a
 step really has, and each is timed alone in the same run, at its own shape and dtype. Nothing else counts: the limit of
 dropout, norms, softmaxes, the optimiser, sorting and the adapter's own low-rank products is zero.
+
+`--uncached` does all of it once more without the cached prefix, from the lowest block on: what the cache is good for.
 """
 
 import argparse
@@ -13,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,6 +35,7 @@ from pareto_search.recsys.rerank import POOL
 from pareto_search.recsys.split import split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import SearchSpace, default_genes
+from pareto_search.workers import encoder
 from pareto_search.workers.base import MINILM, locate
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.candidate_loss import BATCH, ID_DROPOUT, LISTS
@@ -57,6 +61,8 @@ GENES: Genes = {
 }
 """A candidate, but for its layers and its objectives' weights."""
 WEIGHT = 0.05
+ALL = 1000
+"""Blocks, of however few there are."""
 SHOWN = 10
 """The greedy re-ranking takes so many items from the best `POOL`."""
 
@@ -193,7 +199,7 @@ def list_products(shape: Shape, features: int, times: int) -> Iterator[Product]:
 class Bench:
     """The work of one worker on MovieLens-100K."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", cached: bool = True) -> None:
         torch.set_num_threads(1)
         torch.manual_seed(0)
         data = load(source=MOVIELENS)
@@ -203,9 +209,9 @@ class Bench:
         self.split = split(data, "leave_last_out", 0)
         self.items = ItemStatistics.of(self.split.train, self.split.n_items, category_features(data.categories))
         dtype = precision(model.dtype, device)
-        self.encoder = Recorder(
-            locate(MINILM), data.texts, max_tokens=model.max_item_tokens, layers=3, dtype=dtype, device=device
-        )
+        options: dict[str, Any] = {"max_tokens": model.max_item_tokens, "dtype": dtype, "device": device}
+        with patch.object(encoder, "CACHED", encoder.CACHED if cached else 0):
+            self.encoder = Recorder(locate(MINILM), data.texts, layers=3 if cached else ALL, **options)
         width, gaps = self.encoder.width, model.time_gaps
         self.shape = Shape(self.split.n_items, model.width, model.history, model.tower, width, True, gaps)
         frozen = self.encoder.frozen.to(device)
@@ -340,14 +346,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--uncached", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    bench = Bench()
     found: dict[str, list[dict[str, Any]]] = {}
     print(f"{'':<24}{'GFLOP':>10}{'limit, s':>10}{'measured, s':>13}{'share':>8}{'GFLOP/s':>9}")
-    for layers in options.layers:
+    benches = {"": Bench(), **({", nothing cached": Bench(cached=False)} if options.uncached else {})}
+    for (how, bench), layers in product(benches.items(), options.layers):
         parts = [*bench.training(layers, options.steps), *bench.evaluation(layers)]
-        name = f"{layers} layers"
+        name = f"{layers} layers{how}"
         found[name] = [part.figures() for part in parts]
         print(name)
         for part in found[name]:
