@@ -9,7 +9,7 @@ from typing import Any
 
 from pareto_search.entry import Entry
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.results import Document, find_entry, readable
+from pareto_search.results import Document, find_entry, readable, with_interval
 
 PACKAGES = ("pareto-search", "torch", "transformers", "peft", "numpy", "safetensors")
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
@@ -122,9 +122,7 @@ def _origins(front: Document) -> Iterator[tuple[str, str]]:
 def _scores(front: Document, found: Document) -> Iterator[tuple[str, ...]]:
     for objective in front["objectives"]:
         name = objective["name"]
-        test = found["test"][name]
-        interval = f" [{readable(test['low'])}, {readable(test['high'])}]" if "low" in test else ""
-        values = (readable(found["validation"][name]), f"{readable(test['mean'])}{interval}")
+        values = (readable(found["validation"][name]), with_interval(found["test"][name]))
         yield name, objective["direction"], f"{objective['reference']:g}", *values
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from pareto_search.results import COMPARED, Document, readable
+from pareto_search.results import COMPARED, Document, readable, with_interval
 
 if TYPE_CHECKING:
     from pareto_search import search  # loads torch, for which --help need not wait
@@ -86,8 +86,7 @@ def show_front(front: Document) -> None:
 def show_scores(name: str, part: str, scores: Mapping[str, Mapping[str, float]]) -> None:
     """One entry's scores, each with its interval."""
     for metric, value in scores.items():
-        interval = f"  [{readable(value['low'])}, {readable(value['high'])}]" if "low" in value else ""
-        print(f"{name}  {part}  {metric}  {readable(value['mean'])}{interval}")
+        print(f"{name}  {part}  {metric}  {with_interval(value)}")
 
 
 def show_export(measures: Mapping[str, Any]) -> None:

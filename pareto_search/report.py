@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 from pareto_search.candidate import Evaluation
 from pareto_search.objective import Objective
 from pareto_search.plots import CONFIG, Front, Moment, count, pair, pairwise, parallel, shown, timeline
-from pareto_search.results import COMPARED, objectives_of, readable
+from pareto_search.results import COMPARED, objectives_of, readable, with_interval
 
 # The policy makes the promise of no network the browser's. Plotly's parallel axes compile their shaders with eval.
 _PAGE = """<!doctype html>
@@ -120,14 +120,10 @@ def _scores(front: Front) -> str:
 
 
 def _row(name: str, scored: Mapping[str, Any], objectives: Sequence[Objective]) -> str:
-    cells = []
-    for o in objectives:
-        test = scored["test"][o.name]
-        # A bootstrap over users is biased for coverage and Gini, so these have no interval.
-        interval = readable(test["mean"]) + (
-            f" [{readable(test['low'])}, {readable(test['high'])}]" if "low" in test else ""
-        )
-        cells.append(f"<td>{readable(scored['validation'][o.name])}<small>{interval}</small></td>")
+    cells = [
+        f"<td>{readable(scored['validation'][o.name])}<small>{with_interval(scored['test'][o.name])}</small></td>"
+        for o in objectives
+    ]
     serving = ", ".join(escape(f"{gene} {shown(value)}") for gene, value in scored.get("serving", {}).items())
     return f'<tr><th>{escape(name)}</th>{"".join(cells)}<td class="serving">{serving}</td></tr>'
 

@@ -49,6 +49,15 @@ def readable(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def with_interval(score: Mapping[str, float]) -> str:
+    """A test score as people read it: `0.1307 [0.1198, 0.1416]`.
+
+    Metrics of all lists together have no interval: for them a bootstrap over users is biased.
+    """
+    mean = readable(score["mean"])
+    return f"{mean} [{readable(score['low'])}, {readable(score['high'])}]" if "low" in score else mean
+
+
 def means(scores: Scores) -> dict[str, float]:
     """Test scores without their intervals."""
     return {name: score["mean"] for name, score in scores.items()}
