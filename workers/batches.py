@@ -87,6 +87,13 @@ class Batches:
         share = self._drawn / max(len(self._far), 1)
         return max(1, round(float(windows[self._near].sum() + share * windows[self._far].sum()) / self._size))
 
+    @property
+    def per_batch(self) -> float:
+        """About how many transitions a batch predicts."""
+        transitions = np.diff(self._train.indptr) - 1
+        share = self._drawn / max(len(self._far), 1)
+        return float(transitions[self._near].sum() + share * transitions[self._far].sum()) / self.per_epoch
+
     def __iter__(self) -> Iterator[Batch]:
         while True:
             users, starts, ends, fresh = self._windows()

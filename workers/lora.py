@@ -42,7 +42,7 @@ LINEAR = (nn.Linear, Conv1D)
 
 @dataclass(frozen=True)
 class LoraShape:
-    """The genes that give an adapter its form."""
+    """The genes that give an adapter its form; whole maps have neither rank nor alpha."""
 
     rank: int
     alpha: float
@@ -60,10 +60,12 @@ class LoraShape:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear map with a low-rank correction; adapters are float32, products in the base's dtype.
+    """A frozen linear map with a correction; adapters are float32, products in the base's dtype.
 
     Attributes:
-        A, B: `(rank, in)` and `(out, rank)`; of a `whole` map one is the identity, which does not learn.
+        A, B: `(rank, in)` and `(out, rank)`.
+        identity: which of them is the identity and does not learn, so that the correction may be any map: `A` or `B`;
+            None where it is of low rank.
         magnitude: `(out,)` the lengths that the rows of W + s·B·A are brought to; None for those that they have.
 
     Args:
@@ -75,21 +77,23 @@ class LoraLinear(nn.Module):
         self.linear, self.scale, self.drop, self.generator = linear, shape.scale, shape.dropout, generator
         device = linear.weight.device
         into, out = (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
-        rank = min(into, out) if shape.form == "full" else shape.rank
-        self.A = nn.Parameter(torch.zeros(rank, into, device=device))
-        self.B = nn.Parameter(torch.zeros(out, rank, device=device))
+        self.identity: Literal["A", "B"] | None = None
         if shape.form == "full":
-            square = self.A if into <= out else self.B
-            nn.init.eye_(square.requires_grad_(False))
+            self.identity = "A" if into <= out else "B"
+            b, a = factored(torch.zeros(out, into, device=device))
+            self.A = nn.Parameter(a, requires_grad=self.identity != "A")
+            self.B = nn.Parameter(b, requires_grad=self.identity != "B")
         else:
+            self.A = nn.Parameter(torch.empty(shape.rank, into, device=device))
+            self.B = nn.Parameter(torch.zeros(out, shape.rank, device=device))
             nn.init.kaiming_uniform_(self.A, a=5**0.5, generator=generator)  # PEFT's own start
         self.magnitude = nn.Parameter(self.lengths()) if shape.form == "dora" else None
 
     def forward(self, x: Tensor) -> Tensor:
         correction = dropout(x, self.drop, self.training, self.generator)
-        if self.A.requires_grad:
+        if self.identity != "A":
             correction = nn.functional.linear(correction, self.A.to(x.dtype))
-        if self.B.requires_grad:
+        if self.identity != "B":
             correction = nn.functional.linear(correction, (self.B * self.scale).to(x.dtype))
         corrected: Tensor = self.linear(x) + correction
         return (
@@ -101,16 +105,15 @@ class LoraLinear(nn.Module):
         """Those `(out,)` of the rows of W + s·B·A; to training they are constants, as the paper has it."""
         return lengths(self.linear, self.scale * self.B, self.A)
 
-    @property
-    def whole(self) -> bool:
-        """Whether the correction may be any map."""
-        return not (self.A.requires_grad and self.B.requires_grad)
+    def factors(self) -> list[nn.Parameter]:
+        """Those of A and B that learn."""
+        return [factor for name, factor in (("A", self.A), ("B", self.B)) if name != self.identity]
 
     @torch.no_grad()
     def become(self, b: Tensor, a: Tensor) -> None:
         """Takes the correction s·b·a, or the nearest of its rank; of a higher rank than b's it keeps its own A."""
-        if self.whole:
-            (self.A if self.A.requires_grad else self.B).copy_(b @ a)
+        if self.identity:
+            self.factors()[0].copy_(product(b, a))
             return
         b, a = truncated(b, a, len(self.A))
         self.A[: len(a)] = a
@@ -123,7 +126,7 @@ class LoraLinear(nn.Module):
 
 
 class Adapter(nn.Module):
-    """One candidate's low-rank corrections, by the full name of the linear map that each belongs to."""
+    """One candidate's corrections, by the full name of the linear map that each belongs to."""
 
     def __init__(self, shape: LoraShape, corrections: Mapping[str, LoraLinear]) -> None:
         super().__init__()
@@ -141,7 +144,7 @@ class Adapter(nn.Module):
 
     def factors(self) -> list[nn.Parameter]:
         """A and B of each place, as far as they learn; where these are zero, the base model is as it was."""
-        return [p for _, m in self.named() for p in (m.A, m.B) if p.requires_grad]
+        return [factor for _, m in self.named() for factor in m.factors()]
 
     def magnitudes(self) -> list[nn.Parameter]:
         """The others, which have no business at zero."""
@@ -295,6 +298,21 @@ def truncated(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, v = torch.linalg.svd(r_out @ r_in.T, full_matrices=False)  # a map may be narrower than the rank
     root = s[:rank].sqrt()
     return q_out @ u[:, :rank] * root, (q_in @ v[:rank].T * root).T
+
+
+def factored(change: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of a map `(out, in)`, the square one of which is the identity."""
+    identity = torch.eye(min(change.shape), device=change.device)
+    return (change, identity) if change.shape[1] <= change.shape[0] else (identity, change)
+
+
+def product(b: Tensor, a: Tensor) -> Tensor:
+    """The map b·a, without a multiplication where one of them is the identity, filled up with zeros perhaps."""
+    if len(a) >= a.shape[1] and torch.equal(a, torch.eye(*a.shape, device=a.device)):
+        return b[:, : a.shape[1]]
+    if b.shape[1] >= len(b) and torch.equal(b, torch.eye(*b.shape, device=b.device)):
+        return a[: len(b)]
+    return b @ a
 
 
 def padded(b: Tensor, a: Tensor, rank: int) -> dict[str, Tensor]:

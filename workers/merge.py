@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pareto_search.executor import Files
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import MAGNITUDE, lengths, padded, parts, truncated
+from pareto_search.workers.lora import MAGNITUDE, factored, lengths, padded, parts, truncated
 from pareto_search.workers.recommender import Shape
 
 
@@ -59,8 +59,9 @@ def _adapter(checkpoints: Sequence[Files], weights: Sequence[float], rank: int, 
                 stretches.append(stretch)
             total = total + stretch
         bs = [(s / total)[..., None] * b for s, (b, _) in zip(stretches, mine, strict=True)]
-        whole = max((len(a) for b, a in mine if len(a) >= min(len(b), a.shape[1])), default=0)
-        factors[place] = truncated(torch.cat(bs, 1), torch.cat([a for _, a in mine], 0), max(rank, whole))
+        b, a = torch.cat(bs, 1), torch.cat([a for _, a in mine], 0)
+        whole = any(len(a) >= min(len(b), a.shape[1]) for b, a in mine)
+        factors[place] = factored(b @ a) if whole else truncated(b, a, rank)
         if has_magnitudes:
             magnitudes[f"{place}.{MAGNITUDE}"] = (total * lengths(linear, *factors[place])).contiguous()
     widest = max(a.shape[0] for _, a in factors.values())

@@ -1,8 +1,9 @@
 """How many floating-point operations a fine-tuning takes, by formula: the same on whatever machine.
 
 Products alone count: of a frozen map with a gradient through it 4 operations a weight and token, of one that learns 6
-(Kaplan et al., arXiv:2001.08361, section 2.1). What an adapter adds is left out, and so is attention among the tokens
-of a short text.
+(Kaplan et al., arXiv:2001.08361, section 2.1). Left out is what is little beside it (what an adapter adds, attention
+among the tokens of a short text, the lists), and what depends on how the work is done: blocks below those that are
+adapted, whose results are cached, and the looks that patience takes.
 """
 
 from torch import nn
@@ -18,15 +19,15 @@ from pareto_search.workers.task import Task
 
 def of_encoding(encoder: Encoder, layers: int, items: int) -> float:
     """There and back through the top blocks, for so many items of average length."""
-    maps = (m for block in encoder.blocks[encoder.depth(layers) :] for m in block.modules() if isinstance(m, LINEAR))
+    top = encoder.blocks[len(encoder.blocks) - layers :]
+    maps = (m for block in top for m in block.modules() if isinstance(m, LINEAR))
     weights = sum(m.nx * m.nf if not isinstance(m, nn.Linear) else m.in_features * m.out_features for m in maps)
     return 4.0 * weights * items * float(encoder.lengths.mean())
 
 
 def of_tower_batch(task: Task, shape: Shape) -> float:
     """There and back through the tower and the losses of its windows, for a batch of average size."""
-    batches = Batches(task.train, shape.history, BATCH, 0, offered=task.offered)
-    positions = float(len(task.train.items)) / batches.per_epoch
+    positions = Batches(task.train, shape.history, BATCH, 0, offered=task.offered).per_batch
     seen = shape.n_items if shape.n_items <= FULL_SOFTMAX else SAMPLED
     block = 6 * shape.width**2 if shape.tower == "attention" else 0
     return 6.0 * (positions * (block + seen * shape.width) + seen * shape.text_width * shape.width)

@@ -99,8 +99,8 @@ class Stack(nn.Module):
     """A frozen linear map with the corrections of several candidates, the rows of each together.
 
     A `(p, rank, in)` and B `(p, out, rank)` have the widest rank, with zeros where a candidate has less, or none at
-    all: these add nothing to its product, and the gradient that they get goes nowhere. Rows without a magnitude have
-    their own lengths.
+    all: these add nothing to its product, and the gradient that they get goes nowhere. Beside a whole map all are as
+    wide as it is. Rows without a magnitude have their own lengths.
 
     Args:
         slots: each candidate's correction here, or None; at least one has one.
@@ -154,9 +154,10 @@ class Stack(nn.Module):
         for module, a, b in zip(self._slots, self.A.grad, self.B.grad, strict=True):
             if module is not None:
                 rank = len(module.A)
-                for mine, gradient in ((module.A, a[:rank].clone()), (module.B, b[:, :rank].contiguous())):
-                    if mine.requires_grad:
-                        mine.grad = gradient
+                if module.identity != "A":
+                    module.A.grad = a[:rank].clone()
+                if module.identity != "B":
+                    module.B.grad = b[:, :rank].contiguous()
         if self.magnitude is not None:
             assert self.magnitude.grad is not None
             for module, gradient in zip(self._slots, self.magnitude.grad, strict=True):

@@ -85,7 +85,6 @@ class DeviceReranker(Reranker):
         least = _least(worth, size)
         best, pool = worth.topk(min(2 * size, worth.shape[-1]))
         out = best < least
-        out[..., :size] = False  # where too few may be shown, others make up for them
         pool, order = pool.sort(-1)  # of equal items the first one is chosen
         best, out, hit = best.gather(-1, order), out.gather(-1, order), hit.gather(-1, pool)
         other = torch.where(best == -torch.inf, HIDDEN, bonus.expand_as(scores).gather(-1, pool))

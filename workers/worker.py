@@ -43,7 +43,7 @@ from pareto_search.workers.patience import patiently
 from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer, joined
 from pareto_search.workers.reranker import DeviceReranker
 from pareto_search.workers.task import Task
-from pareto_search.workers.train import FineTuning, fine_tune, train_tower
+from pareto_search.workers.train import OPTIMISER, FineTuning, fine_tune, train_tower
 
 DRAWS = 8
 """How many members a fusion draws, the same ones perhaps several times."""
@@ -70,7 +70,7 @@ class Workload:
         rungs: the steps at which a candidate is scored; the last one is the full rung.
         patience: see `patience.patiently`; None for none of it.
         layers: the most blocks that any candidate adapts.
-        rank: the highest that any candidate's adapter may have.
+        rank: the highest that any candidate's adapter may have, but for whole maps.
         notes: written into each checkpoint's `recommender.json`.
     """
 
@@ -447,9 +447,11 @@ def _inherited(candidate: Candidate, sources: Sequence[Files]) -> dict[str, floa
     """
     found: dict[str, float] = {}
     for files in sources:
-        own = json.loads(files["recommender.json"])["candidate"]
-        name = next((parent for parent in candidate.parents if parent.rpartition("/")[2] == own), own)
-        folder = name.removesuffix(own)
+        folder = ""
+        if OPTIMISER not in files:  # a state is the candidate's own
+            own = json.loads(files["recommender.json"])["candidate"]
+            name = next((parent for parent in candidate.parents if parent.rpartition("/")[2] == own), own)
+            folder = name.removesuffix(own)
         found |= {folder + trained: operations for trained, operations in training_of(files).items()}
     return found
 

@@ -43,7 +43,7 @@ CONFIGS = {
     "distilbert": DistilBertConfig(**SIZE, dim=32, n_layers=3, n_heads=2, hidden_dim=64),
     "modernbert": ModernBertConfig(**SIZE, **BERT),
     "llama": LlamaConfig(**SIZE, **BERT),
-    "qwen3": Qwen3Config(**SIZE, **BERT, num_key_value_heads=2, head_dim=16),
+    "qwen3": Qwen3Config(**SIZE, **BERT, num_key_value_heads=1, head_dim=16),
     "gpt2": GPT2Config(vocab_size=40, n_positions=32, n_embd=32, n_layer=3, n_head=2, initializer_range=0.3),
 }
 DECODERS = ("llama", "qwen3", "gpt2")
@@ -84,7 +84,7 @@ def test_peft_loads_an_adapter_of_every_family_and_computes_the_same_vectors(
     for targets, form in product(get_args(Targets), get_args(Form)):
         with attached(ours, LoraShape(4, 16.0, 0.0, targets, 2, form)) as adapter, torch.no_grad():
             for _, module in adapter.named():
-                module.B.normal_(std=0.1)
+                (module.A if module.identity == "B" else module.B).normal_(std=0.1)
                 if module.magnitude is not None:
                     module.magnitude.mul_(torch.rand(len(module.magnitude)) + 0.5)
             vectors = ours.catalogue(2)

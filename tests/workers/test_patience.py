@@ -127,8 +127,12 @@ def test_what_only_harms_is_undone_and_is_a_checkpoint_of_the_full_rung(worker: 
     history = worker.load.split.validation.history
     found = scorer(result.files, worker.encoder).scores(history)
     assert found == pytest.approx(worker._warm.scores(history), abs=1e-4)
-    unwatched = equipped(Worker(replace(worker.load, patience=None)))
-    assert not np.allclose(scorer(run(unwatched, harmful).files, worker.encoder).scores(history), found, atol=0.1)
+    unwatched = run(equipped(Worker(replace(worker.load, patience=None))), harmful)
+    assert not np.allclose(scorer(unwatched.files, worker.encoder).scores(history), found, atol=0.1)
+    # Its two looks came after two steps each, and those were taken.
+    costs = [json.loads(r.files["recommender.json"])["training"] for r in (result, unwatched)]
+    [taken, all_of_them] = (operations for cost in costs for operations in cost.values())
+    assert taken == pytest.approx(all_of_them * 4 / 20)
 
 
 def test_in_a_pack_it_ends_as_alone(worker: Worker, genes: dict[str, Any]) -> None:

@@ -512,6 +512,10 @@ def test_what_training_costs_is_counted_with_what_it_began_from(
     merged = climber.run(Attempt(MERGED), [p.files for p in parents])
     child = Candidate("c0005", awkward(genes), ("old/c0003", "c0004"))
     assert operations(climber.run(Attempt(child), [climb[-1].files])) == {"old/c0003": each, "c0005": each}
+    heir, results = Candidate("c0003", awkward(genes), ("old/c0003",)), [climb[-1]]
+    for number, rung in enumerate(RUNGS, start=1):
+        results.append(climber.run(Attempt(heir, number, rung), [results[-1].files]))
+    assert operations(results[-1]) == {"old/c0003": each, "c0003": each}  # from its own state, nothing becomes older
     again = Candidate("m0002", {"share": 0.5}, ("m0001", "c0003"), "merged")
     assert operations(climber.run(Attempt(again), [merged.files, climb[-1].files])) == both
     model = Ranking(climber.load.split.validation, climber.items, {"model": scorer(merged.files, climber.encoder)})
