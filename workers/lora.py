@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
-from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -153,25 +151,27 @@ class Adapter(nn.Module):
     def files(self, base: str, revision: str | None) -> dict[str, bytes]:
         """The adapter as PEFT writes it: `adapter_config.json` and `adapter_model.safetensors`."""
         rank = max(len(module.A) for _, module in self.named())
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=rank if self.shape.form == "full" else self.shape.alpha,
-            lora_dropout=self.shape.dropout,
-            target_modules=sorted(name for name, _ in self.named()),
-            fan_in_fan_out=any(isinstance(module.linear, Conv1D) for _, module in self.named()),
-            use_rslora=self.shape.form == "rslora",
-            use_dora=self.shape.form == "dora",
-            base_model_name_or_path=base,
-            revision=revision,
-            task_type="FEATURE_EXTRACTION",
-            inference_mode=True,
-        ).to_dict()
+        config = {  # by hand, because PEFT takes two seconds to import, and its older releases warn of newer keys
+            "peft_type": "LORA",
+            "task_type": "FEATURE_EXTRACTION",
+            "base_model_name_or_path": base,
+            "revision": revision,
+            "inference_mode": True,
+            "r": rank,
+            "lora_alpha": rank if self.shape.form == "full" else self.shape.alpha,
+            "lora_dropout": self.shape.dropout,
+            "target_modules": sorted(name for name, _ in self.named()),
+            "fan_in_fan_out": any(isinstance(module.linear, Conv1D) for _, module in self.named()),
+            "use_rslora": self.shape.form == "rslora",
+            "use_dora": self.shape.form == "dora",
+            "bias": "none",
+        }
         tensors = {
             f"base_model.model.{name}.{what}": weight.detach().cpu().contiguous()
             for name, module in self.named()
             for what, weight in {**module.weights(), **padded(module.B, module.A, rank)}.items()
         }
-        text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
+        text = json.dumps(config, indent=2, sort_keys=True)
         return {"adapter_config.json": text.encode(), "adapter_model.safetensors": save(tensors)}
 
 
@@ -270,7 +270,12 @@ def parts(files: Mapping[str, bytes]) -> tuple[float, dict[str, Tensor]]:
 
 def dense(linear: Any) -> Tensor:
     """W `(out, in)` of a linear map in float32, however it is kept."""
-    weight = dequantize_module_weight(linear).float()
+    weight = linear.weight
+    if not weight.is_floating_point():  # in 4 bits
+        from peft.utils.integrations import dequantize_module_weight
+
+        weight = dequantize_module_weight(linear)
+    weight = weight.detach().float()
     return weight.T if isinstance(linear, Conv1D) else weight
 
 
