@@ -74,7 +74,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.linear, self.scale, self.drop, self.generator = linear, shape.scale, shape.dropout, generator
         device = linear.weight.device
-        into, out = (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
+        into, out = widths(linear)
         self.identity: Literal["A", "B"] | None = None
         if shape.form == "full":
             self.identity = "A" if into <= out else "B"
@@ -266,6 +266,11 @@ def parts(files: Mapping[str, bytes]) -> tuple[float, dict[str, Tensor]]:
     config = json.loads(files["adapter_config.json"])
     shape = LoraShape(config["r"], config["lora_alpha"], 0.0, "all", 0, _form(config))
     return shape.scale, load(files["adapter_model.safetensors"])
+
+
+def widths(linear: Any) -> tuple[int, int]:
+    """How many numbers a linear map takes, and how many it gives."""
+    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
 
 
 def dense(linear: Any) -> Tensor:

@@ -2,16 +2,16 @@
 
 Products alone count: of a frozen map with a gradient through it 4 operations a weight and token, of one that learns 6
 (Kaplan et al., arXiv:2001.08361, section 2.1). Left out is what is little beside it (what an adapter adds, attention
-among the tokens of a short text, the lists), and what depends on how the work is done: blocks below those that are
-adapted, whose results are cached, and the looks that patience takes.
+among the tokens of a short text, the lists, what a batch names beside a sample), and what depends on how the work is
+done: blocks below those that are adapted, whose results are cached, and the looks that patience takes.
 """
 
-from torch import nn
+import math
 
 from pareto_search.workers.batches import Batches
 from pareto_search.workers.candidate_loss import BATCH
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import LINEAR
+from pareto_search.workers.lora import LINEAR, widths
 from pareto_search.workers.recommender import Shape
 from pareto_search.workers.sample import FULL_SOFTMAX, SAMPLED
 from pareto_search.workers.task import Task
@@ -20,8 +20,7 @@ from pareto_search.workers.task import Task
 def of_encoding(encoder: Encoder, layers: int, items: int) -> float:
     """There and back through the top blocks, for so many items of average length."""
     top = encoder.blocks[len(encoder.blocks) - layers :]
-    maps = (m for block in top for m in block.modules() if isinstance(m, LINEAR))
-    weights = sum(m.nx * m.nf if not isinstance(m, nn.Linear) else m.in_features * m.out_features for m in maps)
+    weights = sum(math.prod(widths(m)) for block in top for m in block.modules() if isinstance(m, LINEAR))
     return 4.0 * weights * items * float(encoder.lengths.mean())
 
 

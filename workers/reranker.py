@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from pareto_search.candidate import Genes
-from pareto_search.recsys.rerank import POOL, Floats, Reranker, Shown
+from pareto_search.recsys.rerank import HIDDEN, POOL, WEIGHTS, Floats, Reranker, Shown
 from pareto_search.recsys.statistics import ItemStatistics
 
-WEIGHTS = ("diversity", "novelty", "credibility")
 NUMBERS = 2**26
 """How many numbers each of its tensors may hold."""
-HIDDEN = -1e9
-"""What an item is worth that must not be shown: less than all else, but more than one that is in the list already."""
 
 
 class DeviceReranker(Reranker):

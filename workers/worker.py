@@ -236,10 +236,7 @@ class Worker:
 
     def validated(self, files: Files, settings: Sequence[Genes], components: Components) -> Sequence[Values]:
         """Another search's checkpoint on validation; see `test`."""
-        scorers = self._scorers(files, settings, components)
-        return Ranking(self.load.split.validation, self.items, scorers, self._reranker).values(
-            settings, self.load.metrics
-        )
+        return self._on_validation(self._scorers(files, settings, components), settings)
 
     def run(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Result:
         """Trains a candidate to a rung, or merges or fuses its parents, and evaluates what comes out.
@@ -272,11 +269,13 @@ class Worker:
             notes = self._notes({"training": {candidate.id: tuning.operations}})
             files = tuning.adapter.files(self.load.base, self.load.revision) | tuning.model.files(notes)
         scorers = self._scorers(files, settings)
-        validation = Ranking(self.load.split.validation, self.items, scorers, self._reranker).values(
-            settings, self.load.metrics
-        )
+        validation = self._on_validation(scorers, settings)
         tested = score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
         return list(zip(validation, tested, strict=True))
+
+    def _on_validation(self, scorers: Mapping[str, Scorer], settings: Sequence[Genes]) -> Sequence[Values]:
+        ranking = Ranking(self.load.split.validation, self.items, scorers, self._reranker)
+        return ranking.values(settings, self.load.metrics)
 
     def _scorers(
         self, files: Files, settings: Sequence[Genes], components: Components | None = None

@@ -24,6 +24,10 @@ Floats = NDArray[np.float32]
 Shown = tuple[NDArray[np.int32], Floats | None]
 """Lists `(m, k)`, and how probable it is of each item that it is the next one, where that is asked for."""
 
+WEIGHTS = ("diversity", "novelty", "credibility")
+"""The serving genes that choose otherwise than by scores alone."""
+HIDDEN = -1e9
+"""What an item is worth that must not be shown: less than all else, but more than one that is in the list already."""
 POOL = 200
 """How many items per user the greedy choice has before it."""
 
@@ -109,9 +113,7 @@ def choose(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDA
     p is the softmax of `sharpness` times the scores. Without these three weights the order is that of the scores.
     """
     k = min(k, scores.shape[1])
-    diversity, novelty, credibility = (
-        np.float32(setting.get(name, 0.0)) for name in ("diversity", "novelty", "credibility")
-    )
+    diversity, novelty, credibility = (np.float32(setting.get(name, 0.0)) for name in WEIGHTS)
     if diversity == novelty == credibility == 0:
         return _best(scores, k)
     bonus = novelty * items.novelty
@@ -122,8 +124,7 @@ def choose(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDA
     np.copyto(worth, -np.inf, where=np.isneginf(scores))
     pool, worth = _pool(worth, max(POOL, k))
     hit = np.take_along_axis(hit, pool, 1)
-    # What must not be shown comes after all else, but before what is in the list already.
-    other = np.where(np.isfinite(worth), bonus[pool], np.float32(-1e9))
+    other = np.where(np.isfinite(worth), bonus[pool], np.float32(HIDDEN))
     other[pool < 0] = -np.inf
     features = items.features[pool]
     rows = np.arange(len(pool))

@@ -84,7 +84,7 @@ def test_peft_loads_an_adapter_of_every_family_and_computes_the_same_vectors(
     for targets, form in product(get_args(Targets), get_args(Form)):
         with attached(ours, LoraShape(4, 16.0, 0.0, targets, 2, form)) as adapter, torch.no_grad():
             for _, module in adapter.named():
-                (module.A if module.identity == "B" else module.B).normal_(std=0.1)
+                module.factors()[-1].normal_(std=0.1)
                 if module.magnitude is not None:
                     module.magnitude.mul_(torch.rand(len(module.magnitude)) + 0.5)
             vectors = ours.catalogue(2)

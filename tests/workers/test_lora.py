@@ -27,7 +27,7 @@ def stir(adapter: Adapter) -> None:
     torch.manual_seed(1)
     with torch.no_grad():
         for _, module in adapter.named():
-            (module.A if module.identity == "B" else module.B).normal_(std=0.3)
+            module.factors()[-1].normal_(std=0.3)
             if module.magnitude is not None:
                 module.magnitude.mul_(torch.rand(len(module.magnitude)) + 0.5)
 

@@ -35,7 +35,7 @@ def checkpoint(
     model = Recommender(replace(TOWER, item_embeddings=ids))
     with attached(encoder, shape, names) as adapter, torch.no_grad():
         for _, module in adapter.named():
-            (module.A if module.identity == "B" else module.B).normal_(std=0.3)
+            module.factors()[-1].normal_(std=0.3)
             if module.magnitude is not None:
                 module.magnitude.mul_(torch.rand(len(module.magnitude)) + 0.5)
         for parameter in model.parameters():
