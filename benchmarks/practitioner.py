@@ -1,6 +1,6 @@
 """Against the practitioner's curve: what do these minutes of search add to EASE and SASRec, blended and re-ranked?
 
-    python -m benchmarks.practitioner [--minutes 20] [--seeds 5] [--out runs/practitioner] [--json FILE]
+    python -m benchmarks.practitioner [--minutes 20] [--seeds 5] [--first 0] [--out runs/practitioner] [--json FILE]
 
 One search for each tie seed, what candidates need fitted in its minutes, what it is compared with after them. Of the
 front and of the curve at most 32 entries each are chosen on validation. Compared is their hypervolume on test, averaged
@@ -132,13 +132,14 @@ def main() -> None:
     """Searches what is missing, and prints a line for each tie seed and the pooled ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0, help="of each search, from its start")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many tie seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--out", type=Path, default=Path("runs/practitioner"), help="where every search has a folder")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
 
     tested: list[OnTest] = []
-    for seed in range(options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         config = configured(seed, options.minutes)
         run = options.out / f"tie{seed}"
         front = run_search(config, run)
