@@ -4,7 +4,7 @@ It asks the workers by the names of their methods, and needs nothing of theirs t
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -38,10 +38,14 @@ CURVE_SETTINGS = 8
 and what it finds for the warm start is where all candidates start."""
 
 
-class Workers(Protocol):
-    """Those who do the work, each call a method's name and its arguments; see `workers.worker.Worker`."""
+Call = tuple[Any, ...]
+"""A method's name and its arguments."""
 
-    def map(self, method: str, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
+
+class Workers(Protocol):
+    """Those who do the work; see `workers.worker.Worker`."""
+
+    def map(self, calls: Sequence[Call], *shared: object) -> list[Any]:
         """The results of some calls in their order, each made by whoever is free; `shared` are further arguments."""
         ...
 
@@ -67,12 +71,13 @@ class Comparison:
             self._notice(f"Fitting the warm start, and {', '.join(self._config.blended)} to blend in.")
             self._fit()
         elif TEXT not in self._store.fact("components"):  # an older release had it for a target alone
-            self._keep({TEXT: self._pool.map("fit", [(TEXT,)])[0]})
+            self._keep({TEXT: self._pool.map([("fit", TEXT)])[0]})
         self._equip()
         if self._store.fact("curves") is None:
             self._notice("Finding the warm start's curve.")
             old = self._old_curve()
-            self._put("curves", self._curves({START: CURVES[START]}) | ({"old": old} if old else {}))
+            calls = self._curve_calls(CURVES[START], self._store.fact("components"))
+            self._put("curves", {START: self._curve(calls, self._found(calls))} | ({"old": old} if old else {}))
         # A fine-tuned candidate is not far from the warm start, so what served the one well serves the other.
         self._pool.tell_all("teach", [point["serving"] for point in self._store.fact("curves")[START]])
 
@@ -91,8 +96,7 @@ class Comparison:
             self._notice("Training what inherited weights from scratch, as a control.")
             self._retrain(entries)
         baselines, curves = self._store.fact("baselines"), self._store.fact("curves")
-        for points in (baselines, *(points for name, points in curves.items() if name != "old")):
-            self._test(points)
+        self._test([*baselines, *(point for name, points in curves.items() if name != "old" for point in points)])
         self._score_old("test", curves.get("old", []))
         front = results.document(self._store.search, self._config.objectives, entries, baselines, curves)
         config = self._config
@@ -104,9 +108,8 @@ class Comparison:
 
     def _fit(self) -> None:
         towers, blended = self._config.model.towers, self._config.blended
-        calls = [*((START, number) for number in range(towers)), *((name,) for name in blended)]
-        found = self._pool.map("fit", calls)
-        [start] = self._pool.map("join", [(found[:towers],)])
+        found = self._pool.map([*(("fit", START, n) for n in range(towers)), *(("fit", name) for name in blended)])
+        [start] = self._pool.map([("join", found[:towers])])
         self._keep({START: start, **dict(zip(blended, found[towers:], strict=True))})
 
     def _keep(self, fitted: Mapping[str, Files | None]) -> None:
@@ -125,38 +128,43 @@ class Comparison:
             record.put_fact(fact, value)
 
     def _fit_baselines(self) -> None:
-        if SASREC not in self._store.fact("components"):
-            self._keep({SASREC: self._pool.map("fit", [(SASREC,)])[0]})
-            self._equip()
-        targeted = TARGETED if self._config.data.target is not None else ()
-        curves = self._curves({"practitioner": (*CURVES["practitioner"], *targeted)})
-        names = [n for n in BASELINES if "ease" in self._store.fact("components") or n not in SQUARE]
-        values = self._pool.map("baseline", [(name,) for name in names])
-        with self._store.transaction() as record:
-            record.put_fact("curves", curves | self._store.fact("curves"))
-            record.put_fact("baselines", [{"name": n, "validation": v} for n, v in zip(names, values, strict=True)])
-
-    def _curves(self, wishes: Mapping[str, Sequence[tuple[str, Sequence[str]]]]) -> dict[str, list[Document]]:
-        """Curves by their names, each of the models that are wished for it."""
         components = self._store.fact("components")
-        models = {
-            name: [(m, tuple(b for b in blend if b in components)) for m, blend in wish if m in components]
-            for name, wish in wishes.items()
-        }
-        calls = list(dict.fromkeys(call for several in models.values() for call in several))
+        targeted = TARGETED if self._config.data.target is not None else ()
+        curve_calls = self._curve_calls((*CURVES["practitioner"], *targeted), {*components, SASREC})
+        value_calls = [("baseline", name) for name in BASELINES if "ease" in components or name not in SQUARE]
+        calls = [*curve_calls, *value_calls]
+        found: dict[Call, Any] = {}
+        if SASREC not in components:  # what does not need it does not wait for it
+            fit = ("fit", SASREC)
+            found = self._found([fit, *(call for call in calls if call[1] != SASREC)])
+            self._keep({SASREC: found[fit]})
+            self._equip()
+        found |= self._found([call for call in calls if call not in found])
+        curve = self._curve(curve_calls, found)
+        values = [{"name": call[1], "validation": found[call]} for call in value_calls]
+        with self._store.transaction() as record:
+            record.put_fact("curves", {"practitioner": curve} | self._store.fact("curves"))
+            record.put_fact("baselines", values)
+
+    def _found(self, calls: Sequence[Call]) -> dict[Call, Any]:
+        """What the workers answer to some calls."""
+        return dict(zip(calls, self._pool.map(calls), strict=True))
+
+    def _curve_calls(self, models: Sequence[tuple[str, Sequence[str]]], components: Container[str]) -> list[Call]:
+        """What is asked of the workers for a curve: a call for each of its models that is there."""
+        blends = [(m, tuple(b for b in blend if b in components)) for m, blend in models if m in components]
         count = CURVE_SETTINGS * self._config.search.serving_settings
-        found = self._pool.map("curve", [(*call, count) for call in calls])
-        points = {
-            call: [
-                {"name": "+".join((call[0], *call[1])), "serving": dict(setting), "validation": dict(scores)}
-                for setting, scores in curve
+        return [("curve", *blend, count) for blend in dict.fromkeys(blends)]
+
+    def _curve(self, calls: Sequence[Call], found: Mapping[Call, Any]) -> list[Document]:
+        """The points that stand for a curve, of what was found for its models."""
+        return self._shortlist(
+            [
+                {"name": "+".join((call[1], *call[2])), "serving": dict(setting), "validation": dict(scores)}
+                for call in calls
+                for setting, scores in found[call]
             ]
-            for call, curve in zip(calls, found, strict=True)
-        }
-        return {
-            name: self._shortlist([point for call in several for point in points[call]])
-            for name, several in models.items()
-        }
+        )
 
     def _old_curve(self) -> list[Document]:
         """The older front's entries that stand for it on validation now, the most accurate first."""
@@ -181,7 +189,7 @@ class Comparison:
         for evaluation in chosen:
             mine.setdefault(evaluation.candidate, []).append(evaluation)
         files = {name: checkpoint.read(self._search.checkpoints / name) for name in mine}
-        calls = [(files[name], [e.serving for e in several]) for name, several in mine.items()]
+        calls = [("test", files[name], [e.serving for e in several]) for name, several in mine.items()]
         candidates = {c.id: c for c in self._store.candidates()}
         seconds: dict[str, float] = defaultdict(float)
         for attempt in self._store.attempts():
@@ -195,7 +203,7 @@ class Comparison:
         lineage = {name: steps(*(fuses[name] or [name])) for name in mine}
         return [
             results.entry(evaluation, candidates[name], lineage[name], seconds[name], scores, fuses=members[name])
-            for (name, several), tested in zip(mine.items(), self._pool.map("test", calls), strict=True)
+            for (name, several), tested in zip(mine.items(), self._pool.map(calls), strict=True)
             for evaluation, scores in zip(several, tested, strict=True)
         ]
 
@@ -206,9 +214,9 @@ class Comparison:
             mine.setdefault(point["candidate"], []).append(point)
         folder = self._run / refreshing.FOLDER
         components = {n: checkpoint.read(folder / n) for n in BLENDED if (folder / n).is_dir()}
-        calls = [(checkpoint.read(folder / n), [p["serving"] for p in several]) for n, several in mine.items()]
         method = "test" if part == "test" else "validated"
-        for several, scores in zip(mine.values(), self._pool.map(method, calls, components), strict=True):
+        calls = [(method, checkpoint.read(folder / n), [p["serving"] for p in several]) for n, several in mine.items()]
+        for several, scores in zip(mine.values(), self._pool.map(calls, components), strict=True):
             for point, score in zip(several, scores, strict=True):
                 point[part] = score
 
@@ -219,10 +227,15 @@ class Comparison:
             if entry["kind"] == "trained" and entry["lineage_steps"] > entry["steps"]:
                 mine.setdefault(entry["candidate"], []).append(entry)
         calls = [
-            (self._search.schedule.candidates[name], several[0]["lineage_steps"], [e["serving"] for e in several])
-            for name, several in mine.items()
+            (
+                "retrained",
+                self._search.schedule.candidates[n],
+                several[0]["lineage_steps"],
+                [e["serving"] for e in several],
+            )
+            for n, several in mine.items()
         ]
-        for several, scores in zip(mine.values(), self._pool.map("retrained", calls), strict=True):
+        for several, scores in zip(mine.values(), self._pool.map(calls), strict=True):
             for entry, (validation, tested) in zip(several, scores, strict=True):
                 entry["retrained"] = {"validation": validation, "test": tested}
 
@@ -231,7 +244,7 @@ class Comparison:
         mine: dict[str, list[Document]] = {}
         for point in points:
             mine.setdefault(point["name"].split("+")[0], []).append(point)
-        calls = [(name, [p.get("serving", {}) for p in several]) for name, several in mine.items()]
-        for several, scores in zip(mine.values(), self._pool.map("test_baseline", calls), strict=True):
+        calls = [("test_baseline", name, [p.get("serving", {}) for p in several]) for name, several in mine.items()]
+        for several, scores in zip(mine.values(), self._pool.map(calls), strict=True):
             for point, score in zip(several, scores, strict=True):
                 point["test"] = score

@@ -150,10 +150,11 @@ class RayPool:
         self._setup[method] = shared
         self._gather([getattr(a, method).remote(*shared) for a in self._actors.values()])
 
-    def map(self, method: str, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
-        """Spreads calls of a method over the workers and returns their results in order.
+    def map(self, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
+        """Spreads calls over the workers and returns their results in order.
 
         Args:
+            calls: each a method's name and its arguments.
             shared: further arguments, the same in all calls, which are sent once.
         """
         same = [ray.put(s) for s in shared]
@@ -163,8 +164,8 @@ class RayPool:
         idle = list(self._actors)
         while waiting or running:
             while waiting and idle:
-                (place, call), number = waiting.pop(), idle.pop(0)
-                running[getattr(self._actors[number], method).remote(*call, *same)] = place, number
+                (place, (method, *arguments)), number = waiting.pop(), idle.pop(0)
+                running[getattr(self._actors[number], method).remote(*arguments, *same)] = place, number
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 place, number = running.pop(reference)
