@@ -167,6 +167,12 @@ def test_bounds_are_drawn_and_the_lists_of_two_entries_stand_beside_each_other(c
     page.wait_for_selector("#previews ol.items >> nth=1")
     assert wrong == []
 
+    page.click("#previews summary")
+    for groups, told in (("artist", "names no group"), ("occupation=artist", "does not read the occupation")):
+        page.fill("#previews [name=groups]", groups)
+        page.locator("#previews [name=groups]").press("Enter")
+        page.wait_for_selector(f":text('{told}')")
+
 
 def test_an_entry_is_deployed_asked_tried_against_a_canary_and_rolled_back(chromium: Any, shared: Shared) -> None:
     page, wrong = opened(chromium, shared, viewport={"width": 1280, "height": 860})

@@ -5,6 +5,16 @@ import { count, doing, field, fill, h } from "./dom.js";
 
 const ids = (text) => text.split(",").map((id) => id.trim()).filter(Boolean);
 
+// "gender=F, occupation=artist" as { gender: "F", occupation: "artist" }
+const pairs = (text) =>
+  Object.fromEntries(
+    ids(text).map((pair) => {
+      const [kind, ...group] = pair.split("=").map((part) => part.trim());
+      if (!kind || !group.join("=")) throw new Error(`'${pair}' names no group; expected something like occupation=artist.`);
+      return [kind, group.join("=")];
+    }),
+  );
+
 // Finds items of a data set by their title, and adds the one that is chosen to a text of ids.
 function finder(data, into, id) {
   const options = h("datalist", { id: `${id}-titles` }), chosen = h("small", { className: "chosen", "aria-live": "polite" });
@@ -40,6 +50,7 @@ function finder(data, into, id) {
 export function asker(data, id, extra) {
   const text = (name, placeholder, size) => h("input", { name, placeholder, size, autocomplete: "off" });
   const user = text("user", "such as 42", 9), history = text("history", "item ids, oldest first", 18), exclude = text("exclude", "item ids", 12);
+  const groups = text("groups", "occupation=artist, …", 18);
   const k = h("input", { type: "number", min: 1, max: 100, value: 10, name: "k" });
   const least = (name) => h("input", { type: "number", min: 0, max: 1, step: 0.05, placeholder: "0 to 1", name });
   const credibility = least("credibility"), novelty = least("novelty");
@@ -50,7 +61,7 @@ export function asker(data, id, extra) {
     }
     const floors = Object.entries({ credibility, novelty }).filter(([, input]) => input.value).map(([name, input]) => [name, Number(input.value)]);
     return {
-      ...(history.value.trim() ? { history: ids(history.value) } : { user: user.value.trim() }),
+      ...(history.value.trim() ? { history: ids(history.value), groups: pairs(groups.value) } : { user: user.value.trim() }),
       k: Number(k.value) || 10,
       exclude: ids(exclude.value),
       least: Object.fromEntries(floors),
@@ -59,7 +70,7 @@ export function asker(data, id, extra) {
   };
   const element = [
     h("div", { className: "row" }, field("User", user), field("or history", history), field("add by title", finder(data, history, `${id}-find`)), field("How many", k), extra),
-    h("details", {}, h("summary", {}, "Filters"), h("div", { className: "row" }, field("Without items", exclude), field("Least credibility", credibility), field("Least novelty", novelty))),
+    h("details", {}, h("summary", {}, "Groups and filters"), h("div", { className: "row" }, field("Groups of who has the history", groups, "where the model reads them"), field("Without items", exclude), field("Least credibility", credibility), field("Least novelty", novelty))),
   ];
   return { element, question, isAsked: () => Boolean(user.value.trim() || history.value.trim()) };
 }
