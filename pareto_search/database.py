@@ -265,6 +265,8 @@ class Database:
             yield
         except IntegrityError:
             raise
+        except sa.exc.TimeoutError as error:
+            raise RunError(f"{self.place}: all connections wait for an answer; see to the database") from error
         except DBAPIError as error:
             code = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
             kind = "_".join(code.split("_")[:2])  # SQLITE_IOERR_WRITE is an SQLITE_IOERR

@@ -291,10 +291,8 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher:
             store = Store.create(where, record)
         except RunError:
             raise error from None  # it is there, and this is why it cannot be opened
-        with store.transaction() as changes:
-            changes.put_fact("run", str(run.resolve()))
     # A shared store names the folder that has the checkpoints; one's own may be moved with its folder.
-    if config.store and store.fact("run") != str(run.resolve()):
+    if config.store and store.fact("run") not in (None, str(run.resolve())):
         raise RunError(f"{config.name} is searched in {store.fact('run')}; go on there, or give the config a new name")
     seen = store.search
     if seen.identity != config.identity():
@@ -306,6 +304,9 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher:
         raise DataError(f"the data is not what {run} was begun with; give --out a new folder")
     if seen.base_sha256 != base.sha256:
         raise CheckpointError(f"base model '{base.id}' is not what {run} was begun with; give --out a new folder")
+    if store.fact("run") is None:  # begun now, or killed before it could be noted
+        with store.transaction() as changes:
+            changes.put_fact("run", str(run.resolve()))
     write_whole(run / "search.yaml", config.to_yaml())  # budget and workers may be others now
     return store
 

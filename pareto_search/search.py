@@ -91,13 +91,14 @@ class Search:
             SearchError: every candidate fails.
         """
         self._recover()
+        before = len(self._failed)  # what they failed of may have been mended since
         outcomes: Sequence[Outcome] = ()
         while True:
             with self.store.transaction() as record:  # one for both: each costs the time that the disk takes
                 self._collect(record, outcomes)
                 self._dispatch(record, executor)
             self._sweep()
-            self._give_up_if_hopeless(HOPELESS)
+            self._give_up_if_hopeless(before + HOPELESS)
             if outcomes:
                 progress(self.progress())
             if not executor.busy and (executor.free or self.is_over):
@@ -333,4 +334,7 @@ class Search:
         ended = self._done["trained"]
         failed = [name for name in self._failed if name in ended]
         if len(failed) >= failures and len(failed) == len(ended):
-            raise SearchError(f"all {len(failed)} candidates failed, {failed[0]} with: {self._failed[failed[0]]}")
+            last = failed[-1]
+            raise SearchError(
+                f"all {len(failed)} candidates failed, {last} with: {self._failed[last]}; mend that and resume"
+            )

@@ -501,9 +501,22 @@ def test_a_score_that_is_no_number_fails_its_candidate(store: Store, run: Path, 
 
 def test_a_search_in_which_every_candidate_fails_ends_with_one_error(store: Store, run: Path) -> None:
     workers = Workers(deed=lambda attempt: Outcome(attempt, error="ValueError: no"))
-    with pytest.raises(SearchError, match=f"all {HOPELESS} candidates failed, c0001 with: ValueError: no"):
+    with pytest.raises(SearchError, match=f"all {HOPELESS} candidates failed, c0008 with: ValueError: no"):
         searched(store, run, workers, candidates=100)
     assert len(workers.submitted) <= HOPELESS + LANES
+
+
+def test_it_goes_on_when_what_every_candidate_failed_of_has_been_mended(store: Store, run: Path) -> None:
+    def fails(attempt: Attempt) -> Outcome:
+        return Outcome(attempt, error="no")
+
+    with pytest.raises(SearchError, match=f"all {HOPELESS} candidates failed"):
+        searched(store, run, Workers(deed=fails), candidates=100)
+    with pytest.raises(SearchError, match=f"all {2 * HOPELESS} candidates failed"):
+        searched(store, run, Workers(deed=fails), candidates=100)
+    found = searched(store, run, Workers(), candidates=100)
+    assert found.progress().failed >= 2 * HOPELESS
+    assert found.front
 
 
 def test_a_short_search_in_which_every_candidate_fails_ends_with_one_error(store: Store, run: Path) -> None:

@@ -1,5 +1,6 @@
 """The service over HTTP: its routes, its page, and how errors are told."""
 
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +40,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         (411, "The request does not say its length"),
         (413, "The request is too large"),
         (422, "The request has another form"),
+        (507, "The service's machine is in trouble: its disk may be full"),
     )
 }
 
@@ -64,6 +66,7 @@ def create(
     app.include_router(_data_routes(record, catalogue))
     app.include_router(_page_routes())
     app.add_exception_handler(UserError, _told)
+    app.add_exception_handler(OSError, _troubled)
     app.add_exception_handler(RequestValidationError, _misfit)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _mistake)
@@ -148,6 +151,13 @@ def _page_routes() -> APIRouter:
 
 def _told(_: Request, error: Exception) -> JSONResponse:
     return _refusal(str(error), _STATUS.get(type(error), 400))
+
+
+def _troubled(_: Request, error: Exception) -> JSONResponse:
+    """A full disk, most often; which file it is says nothing to whoever asks."""
+    traceback.print_exception(error)
+    reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+    return _refusal(f"the service's machine is in trouble: {reason}; tell its operator, whose log has more", 507)
 
 
 def _misfit(_: Request, error: Exception) -> JSONResponse:

@@ -272,6 +272,11 @@ def _unpack(archive: BinaryIO, folder: Path) -> None:
                     continue
                 if len(found) != 1:
                     raise DataError(f"the archive has {len(found)} files that end in {suffix}; expected one")
+                # Of the other methods Python takes any number of bytes into memory at once.
+                if found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise DataError(
+                        f"{suffix} is packed in a way that few programs read; expected zip's usual one, deflate"
+                    )
                 left = UNPACKED
                 with members.open(found[0]) as packed, (folder / f"data{suffix}").open("wb") as file:
                     while chunk := packed.read(1 << 20):
@@ -279,5 +284,5 @@ def _unpack(archive: BinaryIO, folder: Path) -> None:
                         if left < 0:
                             raise DataError(f"the archive unpacks to more than {UNPACKED >> 20} MiB; give less data")
                         file.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
         raise DataError(f"the archive cannot be read ({error}); expected a zip file without a password") from None

@@ -12,6 +12,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,19 @@ def ask(port: int, token: str, path: str, body: bytes | None = None) -> dict[str
         with _opener.open(request, timeout=PATIENCE) as answer:
             content: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
-        raise ConfigError(json.load(error)["detail"]) from None
-    except (OSError, ValueError) as error:
+        raise ConfigError(_reason(error)) from None
+    except (OSError, ValueError, HTTPException) as error:
         raise RunError(
             f"the deployment does not answer ({getattr(error, 'reason', error)}); look at its state"
         ) from None
     return content
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"the deployment refuses with {error.code}; its log may say more"
 
 
 def main(folder: Path) -> None:

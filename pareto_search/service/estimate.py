@@ -1,5 +1,6 @@
 """How long a search will take, judged by what this service has searched before."""
 
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -8,13 +9,17 @@ from pareto_search.errors import UserError
 from pareto_search.store import Store
 
 
-def estimate(config: SearchConfig, earlier: Path | None) -> tuple[float | None, str]:
+def estimate(config: SearchConfig, earlier: Iterable[Path]) -> tuple[float | None, str]:
     """Seconds until the last candidate has ended, or None, and one sentence that says why.
 
     Args:
-        earlier: the run folder of the latest search over the same data and base model, if there is one.
+        earlier: the run folders of searches over the same data and base model, the latest first.
     """
-    seconds, why = _by(config, earlier) if earlier else (None, "nothing like it has been searched here yet")
+    seconds, why = None, "nothing like it has been searched here yet"
+    for run in earlier:
+        seconds, why = _by(config, run)
+        if seconds is not None:
+            break
     minutes = config.search.minutes
     if minutes is not None and (seconds is None or minutes * 60 < seconds):
         return minutes * 60, f"its budget of {minutes:g} minutes; the baselines and the test scores come on top"

@@ -8,20 +8,22 @@ import json
 import secrets
 import shutil
 import socket
+import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pareto_search import results
+from pareto_search import checkpoint, results
 from pareto_search.errors import ConfigError
 from pareto_search.question import Canary, Question
 from pareto_search.results import Document, write_whole
 from pareto_search.service.deployer import HOST, RUN, WISH, ask
 from pareto_search.service.jobs import Jobs
-from pareto_search.service.processes import TRASH, Processes, kept, status_of
+from pareto_search.service.processes import TRASH, Processes, forget_status, kept, status_of
 from pareto_search.service.record import ConflictError, Deployment, Record
 
 State = Literal["starting", "serving", "changing", "silent", "failed", "deleting"]
@@ -29,6 +31,8 @@ State = Literal["starting", "serving", "changing", "silent", "failed", "deleting
 
 MOST = 8
 """How many deployments there may be: each has a base model in memory."""
+TRIES = 3
+"""How often a process may end without a word before it has served."""
 
 
 class Fleet:
@@ -42,6 +46,7 @@ class Fleet:
     def __init__(self, root: Path, record: Record, jobs: Jobs) -> None:
         self._folder, self._record, self._jobs = root, record, jobs
         self._processes = Processes("pareto_search.service.deployer")
+        self._in_vain: Counter[str] = Counter()  # how often each has ended without a word, since it last served
         self._lock = threading.Lock()
 
     def kept(self) -> AbstractContextManager[None]:
@@ -192,19 +197,28 @@ class Fleet:
         """Takes notice of what has ended, and starts what is to serve."""
         with self._lock:
             for deployment in self._record.deployments():
-                if self._processes.is_running(self._folder_of(deployment)):
-                    if deployment.wish == "delete":
-                        self._processes.stop(self._folder_of(deployment))
-                elif deployment.wish == "delete":
-                    self._remove(deployment)
-                elif deployment.error is None:
-                    self._revive(deployment)
+                try:
+                    self._look_at(deployment)
+                except OSError as error:  # of one folder, which does not keep the others waiting
+                    print(f"pareto-search: deployment {deployment.id}: {error}", file=sys.stderr, flush=True)
+
+    def _look_at(self, deployment: Deployment) -> None:
+        if self._processes.is_running(self._folder_of(deployment)):
+            if deployment.wish == "delete":
+                self._processes.stop(self._folder_of(deployment))
+        elif deployment.wish == "delete":
+            self._remove(deployment)
+        elif deployment.error is None:
+            self._revive(deployment)
 
     def _revive(self, deployment: Deployment) -> None:
-        """Starts a process that never began or has served before; the end of another one would only repeat itself."""
+        """Starts a process that is not there. What has ended with an error would only do so again, and so, in the end,
+        would what ends without one before it has served: there may be no memory for it.
+        """
         folder = self._folder_of(deployment)
         status = status_of(folder)
-        if status and (status["error"] or not status["served"]):
+        self._in_vain[deployment.id] = self._in_vain[deployment.id] + 1 if status and not status["served"] else 0
+        if status and (status["error"] or self._in_vain[deployment.id] == TRIES):
             error = status["error"] or "its process was ended from outside, or had no memory left"
             self._record.change_deployment(deployment.id, error=f"{error}; delete it and deploy anew")
         else:
@@ -220,9 +234,11 @@ class Fleet:
         """Notes a change, and tells the process, which sees to it that no request is dropped."""
         if deployment.wish == "delete":
             raise ConflictError(f"deployment '{deployment.id}' is being deleted")
-        self._record.change_deployment(deployment.id, **values)
+        self._record.change_deployment(deployment.id, **values, error=None)
         changed = self._record.deployment(deployment.id)
         self._wish(changed)
+        if deployment.error is not None:  # which is over: what is asked for now is started
+            forget_status(self._folder_of(deployment))
         return changed
 
     def _wish(self, deployment: Deployment) -> None:
@@ -239,6 +255,8 @@ class Fleet:
         run = self._jobs.finished(deployment.search)
         front = results.load_front(run)
         entries = [results.find_entry(front, name) for name in new]
+        for folder in {e["checkpoint"] for e in entries}:
+            checkpoint.read(run / folder)  # a damaged one would take down what serves now
         for folder in {e["checkpoint"] for e in entries} | {"components"}:
             if (run / folder).is_dir():
                 shutil.copytree(run / folder, own / folder, dirs_exist_ok=True)

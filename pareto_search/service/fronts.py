@@ -1,11 +1,12 @@
 """The routes that look at a search: its front, archive and plots, what is selected and what is downloaded."""
 
+import os
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
+from fastapi.responses import StreamingResponse
 
 from pareto_search import plots
 from pareto_search.candidate import Evaluation
@@ -17,6 +18,8 @@ from pareto_search.service.view import Views, compare
 
 Kind = Literal["pair", "pairwise", "parallel", "timeline"]
 Form = Literal["adapter", "merged", "sentence-transformers", "onnx"]
+CHUNK = 1 << 18
+"""Bytes of a download that are in memory."""
 
 
 def routes(jobs: Jobs, previews: Previews) -> APIRouter:
@@ -83,17 +86,18 @@ def routes(jobs: Jobs, previews: Previews) -> APIRouter:
         name = question.entry or view(search).select(question.prefer or {}, [], None)[0]["entry"]
         return answers.Recommendations.model_validate(previews.recommend(run, name, question))
 
-    @router.get("/searches/{search}/entries/{name}/zip", response_class=FileResponse)
-    def download(search: str, name: str, form: Annotated[Form, Query(alias="format")] = "adapter") -> FileResponse:
+    @router.get("/searches/{search}/entries/{name}/zip", response_class=StreamingResponse)
+    def download(search: str, name: str, form: Annotated[Form, Query(alias="format")] = "adapter") -> StreamingResponse:
         """An entry with all it needs, as one zip archive: as `pareto-search export --format` writes it.
 
         All formats but `adapter` load the base model, and take seconds or minutes.
         """
         packed = packing.packed(jobs.finished(search), name, form)
-        file_name = f"{search}-{name}-{form}.zip"
-        return FileResponse(
-            packed, filename=file_name, media_type="application/zip", background=BackgroundTask(packed.unlink)
-        )
+        headers = {
+            "content-disposition": f'attachment; filename="{search}-{name}-{form}.zip"',
+            "content-length": str(os.fstat(packed.fileno()).st_size),
+        }
+        return StreamingResponse(iter(partial(packed.read, CHUNK), b""), headers=headers, media_type="application/zip")
 
     return router
 

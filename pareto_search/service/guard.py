@@ -37,7 +37,9 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, token: str, hosts: Iterable[str], public: Collection[str]) -> None:
-        self._app, self._token, self._hosts, self._public = app, token.encode(), set(hosts), public
+        self._app, self._token, self._public = app, token.encode(), public
+        # As a browser sends them: in lower case; a port that an operator gives with a name is left to the listener.
+        self._hosts = {host.lower() if host.count(":") > 1 else _name(f"//{host}") for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

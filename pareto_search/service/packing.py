@@ -5,6 +5,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 from pareto_search import results
 from pareto_search.errors import ConfigError, RunError
@@ -13,8 +14,8 @@ from pareto_search.service.turns import Turns
 _turns = Turns()
 
 
-def packed(run: Path, name: str, form: str) -> Path:
-    """A temporary zip archive of what `pareto-search export` writes.
+def packed(run: Path, name: str, form: str) -> BinaryIO:
+    """A zip archive of what `pareto-search export` writes, open at its beginning; closed, it is gone.
 
     Args:
         run: the folder of a search that has ended.
@@ -41,10 +42,9 @@ def packed(run: Path, name: str, form: str) -> Path:
         if ended.returncode:
             print(ended.stderr, file=sys.stderr, flush=True)
             raise RunError("the export has ended before its time; the service's log has more")
-        with (
-            tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as file,
-            zipfile.ZipFile(file, "w") as archive,
-        ):
+        file = tempfile.TemporaryFile()  # noqa: SIM115  # whoever reads it closes it
+        with zipfile.ZipFile(file, "w") as archive:
             for part in sorted(p for p in folder.rglob("*") if p.is_file()):
                 archive.write(part, Path(name, part.relative_to(folder)))
-    return Path(file.name)
+    file.seek(0)
+    return file

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,7 +57,7 @@ class Processes:
         with _held(folder) as lock:
             if lock:
                 prepare()
-                (folder / STATUS).unlink(missing_ok=True)
+                forget_status(folder)
                 os.truncate(lock, 0)
                 self._children[folder] = self._spawn(folder, lock)
 
@@ -93,6 +94,11 @@ def status_of(folder: Path) -> dict[str, Any]:
     return content
 
 
+def forget_status(folder: Path) -> None:
+    """Lets a folder's process be as one that has not begun."""
+    (folder / STATUS).unlink(missing_ok=True)
+
+
 def begin(folder: Path) -> None:
     """What such a process does first: from here on it can be told to stop, which raises KeyboardInterrupt in it."""
 
@@ -127,6 +133,8 @@ def kept(root: Path, name: str, look: Callable[[], None]) -> Iterator[None]:
                 look()
             except (UserError, OSError) as error:  # a full disk, a database that is away: it may be mended soon
                 print(f"pareto-search: {error}", file=sys.stderr, flush=True)
+            except Exception:  # a mistake of ours, perhaps over one process alone: the others are still looked after
+                traceback.print_exc()
 
     look()
     keeper = threading.Thread(target=keep, daemon=True, name=name)

@@ -75,7 +75,7 @@ def routes(record: Record, catalogue: Catalogue, jobs: Jobs) -> APIRouter:
         checked = parsed(config)
         base = config.get("model", {}).get("base", MINILM)
         like = (jobs.run_of(job) for job in reversed(record.like(config["data"]["source"], base)))
-        seconds, because = estimate(checked, next((run for run in like if run.is_dir()), None))
+        seconds, because = estimate(checked, (run for run in like if run.is_dir()))
         workers, hours = checked.workers, None if seconds is None else seconds / 3600
         cpus, gpus = (None if hours is None else hours * workers.count * n for n in (workers.cpus, workers.gpus))
         return answers.Estimate(seconds=seconds, cpu_hours=cpus, gpu_hours=gpus, because=because)

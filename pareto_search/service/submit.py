@@ -5,6 +5,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 
 from pareto_search.errors import ConfigError, RunError
@@ -27,12 +28,14 @@ def submit(config: Mapping[str, Any], server: str) -> dict[str, Any]:
         body = json.dumps(config, default=str).encode()
         request = urllib.request.Request(f"{server.rstrip('/')}/v1/searches", body, headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
-            found: dict[str, Any] = json.load(answer)
+            found = json.load(answer)
     except urllib.error.HTTPError as error:
         raise ConfigError(_reason(error)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise RunError(f"no service answers at {server} ({reason}); start one with 'pareto-search serve'") from None
+    if not isinstance(found, dict) or "id" not in found:
+        raise RunError(f"what answers at {server} is no pareto-search service; give the address that it printed")
     return found
 
 

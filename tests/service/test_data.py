@@ -22,9 +22,9 @@ def tables(shared: Shared) -> dict[str, tuple[str, bytes]]:
     }
 
 
-def packed(**files: str) -> bytes:
+def packed(method: int = zipfile.ZIP_DEFLATED, **files: str) -> bytes:
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(content, "w", method) as archive:
         for name, text in files.items():
             archive.writestr(name.replace("__", "/").replace("_inter", ".inter").replace("_item", ".item"), text)
     return content.getvalue()
@@ -117,6 +117,16 @@ def test_an_archive_is_read_by_its_two_files_wherever_they_lie_in_it(shared: Sha
         ({"name": "bad"}, {}, "give either archive, or interactions, items and columns"),
         ({"name": "bad", "columns": "{"}, {"interactions": b"a", "items": b"a"}, "columns"),
         ({"name": "bad", "columns": '{"user": "u"}'}, {"interactions": b"a", "items": b"a"}, "columns.item"),
+        (
+            {"name": "bad"},
+            {"archive": packed(zipfile.ZIP_BZIP2, a_inter=INTER, a_item=ITEM)},
+            "expected zip's usual one",
+        ),
+        (
+            {"name": "bad"},
+            {"archive": packed(zipfile.ZIP_LZMA, a_inter=INTER, a_item=ITEM)},
+            "expected zip's usual one",
+        ),
         ({"name": "../bad"}, {"archive": b""}, "name"),
         ({"name": "movielens-100k"}, {"archive": packed(a_inter=INTER, a_item=ITEM)}, "there already"),
     ],

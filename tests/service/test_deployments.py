@@ -13,7 +13,7 @@ from conftest import Shared
 from running import eventually
 from serving import deployers, serving
 
-from pareto_search import decide
+from pareto_search import decide, results
 from pareto_search.objective import Objective
 from pareto_search.service.catalogue import Catalogue
 from pareto_search.service.fleet import MOST, Fleet
@@ -258,6 +258,12 @@ def test_it_survives_a_kill_of_the_service_and_of_itself_and_the_end_of_its_sear
         made = client.post("/v1/deployments", json=wish).json()
         settled(client, made["id"])
         expected = asked(client, made["id"], user="u3")
+        run = root / "searches" / search / "run"
+        found = results.find_entry(results.load_front(run), names[1])
+        (run / found["checkpoint"] / "recommender.json").write_text("{}")
+        damaged = client.put(f"/v1/deployments/{made['id']}/canary", json={"entry": names[1], "share": 0.5})
+        assert (damaged.status_code, "recommender.json" in damaged.json()["error"]) == (400, True)
+        assert client.get(f"/v1/deployments/{made['id']}").json()["state"] == "serving"
         assert client.delete(f"/v1/searches/{search}").status_code == 204
         [process] = deployers(root)
         service.kill()
@@ -273,7 +279,10 @@ def test_it_survives_a_kill_of_the_service_and_of_itself_and_the_end_of_its_sear
                 made["token"],
             )
             process.kill()
-            eventually(lambda: other.get(f"/v1/deployments/{made['id']}").json()["state"] != "serving")
+            [starting] = eventually(lambda: [p for p in deployers(root) if p.pid != process.pid])
+            eventually((root / "deployments" / made["id"] / "status.json").is_file)
+            assert other.get(f"/v1/deployments/{made['id']}").json()["state"] == "starting"
+            starting.kill()  # as when the machine goes again, before it has come up
             settled(other, made["id"])
             assert asked(other, made["id"], user="u3") == expected
             missing = other.put(f"/v1/deployments/{made['id']}/canary", json={"entry": names[1], "share": 0.5})

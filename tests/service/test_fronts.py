@@ -156,9 +156,15 @@ def test_what_is_not_there_is_refused(shared: Shared, path: str) -> None:
 
 def test_an_estimate_makes_nothing_of_a_config_that_is_refused_by_now(shared: Shared, tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text("{name: old, data: {source: films}, colour: red}")
-    seconds, because = estimate(SearchConfig.parse({"name": "new", "data": {"source": "films"}}), tmp_path)
+    seconds, because = estimate(SearchConfig.parse({"name": "new", "data": {"source": "films"}}), [tmp_path])
     assert seconds is None
     assert because.startswith("nothing like it has come far enough")
+
+
+def test_an_estimate_asks_an_earlier_search_where_the_latest_has_just_begun(shared: Shared, tmp_path: Path) -> None:
+    config = SearchConfig.load(shared.run / "search.yaml")
+    assert estimate(config, [tmp_path, shared.run]) == estimate(config, [shared.run])
+    assert estimate(config, [shared.run])[0] is not None
 
 
 def test_a_question_to_a_search_that_has_gone_on_since_is_told_so(tmp_path: Path) -> None:

@@ -11,6 +11,10 @@ import pytest
 from conftest import Shared
 from running import PATIENCE
 from serving import TOKEN
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from pareto_search.service.guard import Guard
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 PUBLIC = {
@@ -87,7 +91,6 @@ def test_nothing_but_the_page_answers_without_the_token(
 
 def test_a_route_that_is_added_answers_nobody_without_the_token(tmp_path: Path) -> None:
     from fastapi import FastAPI
-    from fastapi.testclient import TestClient
 
     from pareto_search.service import app
     from pareto_search.service.catalogue import Catalogue
@@ -124,6 +127,14 @@ def test_another_token_is_none(shared: Shared, stranger: httpx.Client, authoriza
 def test_another_hosts_name_is_refused(shared: Shared, host: str) -> None:
     answer = shared.client.get("/v1/searches", headers={"Host": host})
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("asked", ["rec.example.com", "REC.example.com:8443", "[::1]:8642"])
+def test_its_names_are_known_however_they_are_written(asked: str) -> None:
+    guard = Guard(Starlette(), TOKEN, ["Rec.Example.COM:8443", "::1"], {"/"})
+    answer = TestClient(guard).get("/", headers={"Host": asked})
+    assert answer.status_code == 404  # which is what is behind it
+    assert TestClient(guard).get("/", headers={"Host": "rec.example"}).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,11 @@ def test_an_entry_is_deployed_asked_tried_against_a_canary_and_rolled_back(chrom
     card.locator(".ask").click()
     page.wait_for_selector(f".deployment :text('answered by {other}')")
     shot(page, "7-canary")
+    third = next(name for name in names if name not in (chosen, other))
+    for entry in (third, other):  # on trial too, another one is tried as soon as it is chosen
+        page.select_option("[aria-label=Canary]", entry)
+        page.wait_for_selector(f"tr:has-text('{entry}'):has-text('a canary, 100 % of the users')")
+        page.wait_for_selector(".deployment .state:text-is('serving')")
     page.click("text=Promote the canary")
     page.wait_for_selector(f"tr:has-text('{other}'):has-text('everybody')")
     page.click("text=Roll back")

@@ -1,6 +1,10 @@
 import json
 import os
 import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,28 @@ import yaml
 from conftest import Shared
 from running import Ended, pareto_search
 from serving import TOKEN, serving
+
+OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
+"""What another service answers."""
+
+
+@contextmanager
+def saying(told: bytes) -> Iterator[str]:
+    """The address of somebody who says this to whoever asks first."""
+
+    def answer() -> None:
+        line, _ = listener.accept()
+        with line:
+            line.sendall(told)
+            line.shutdown(socket.SHUT_WR)
+            while line.recv(1 << 16):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -87,3 +113,8 @@ def test_submit_needs_a_service(shared: Shared, monkeypatch: pytest.MonkeyPatch)
         in pareto_search("submit", path, "--server", "http://127.0.0.1:9").complaint
     )
     assert "no service answers at nowhere" in pareto_search("submit", path, "--server", "nowhere").complaint
+    wrong = "http://127.0.0.1:86x2"
+    assert f"no service answers at {wrong}" in pareto_search("submit", path, "--server", wrong).complaint
+    for told, line in ((b"SSH-2.0\r\n", "no service answers at"), (OTHER, "is no pareto-search service")):
+        with saying(told) as address:
+            assert line in pareto_search("submit", path, "--server", address).complaint

@@ -35,6 +35,9 @@ async function ask(path, options = {}) {
   return answer;
 }
 
+// An idempotency key; what makes a UUID is there over HTTPS and on this machine only.
+export const newKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
 export const get = async (path) => (await ask(path)).json();
 
 async function send(method, path, body, options = {}) {

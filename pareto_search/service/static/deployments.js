@@ -109,7 +109,7 @@ class Card {
     const others = [...new Set([...served, ...this.front])].filter((entry) => entry !== entries[0]);
     const share = h("input", { type: "range", min: 0, max: 100, step: 5, value: Math.round((canary?.share ?? 0.1) * 100), id: `share-${this.id}`, "aria-label": "Share of the users" });
     const told = h("output", {}, percent(share.value / 100));
-    const choice = select(others.map((o) => [o, o]), canary?.entry ?? others[0], () => canary && set(), "Canary");
+    const choice = select(others.map((o) => [o, o]), canary?.entry ?? others[0], (event) => canary && set(event), "Canary");
     const set = doing(() => put(`/deployments/${this.id}/canary`, { entry: choice.value, share: share.value / 100 }));
     share.addEventListener("input", () => (told.textContent = percent(share.value / 100)));
     if (canary) share.addEventListener("change", set);

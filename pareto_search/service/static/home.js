@@ -1,6 +1,6 @@
 // The list of searches with live progress, and the form that launches one.
 
-import { get, post, upload, watch } from "./api.js";
+import { get, newKey, post, upload, watch } from "./api.js";
 import { count, doing, duration, field, fill, h, select, trouble } from "./dom.js";
 
 // Sized so that two cores need less than eight minutes on MovieLens-100K.
@@ -10,7 +10,9 @@ export async function home(main, signal) {
   const list = h("div", { id: "searches", "aria-live": "polite" });
   const chosen = new Set(), older = new Older();
   const compare = h("button", { disabled: true, onclick: () => (location.hash = `#/compare/${[...chosen].join(",")}`) }, "Compare the fronts");
-  fill(main, h("h1", {}, "Searches"), list, older.element, h("p", {}, compare, " ", h("small", {}, "of two or more that you tick")), await launcher());
+  const form = await launcher();
+  if (signal.aborted) return; // another view has been opened meanwhile
+  fill(main, h("h1", {}, "Searches"), list, older.element, h("p", {}, compare, " ", h("small", {}, "of two or more that you tick")), form);
   await watch("/events", signal, ({ searches, total }) => {
     const known = new Set([...searches, ...older.searches].map((s) => s.id));
     [...chosen].filter((id) => !known.has(id)).forEach((id) => chosen.delete(id));
@@ -137,7 +139,7 @@ async function launcher() {
     guess();
   });
   const launch = async () => {
-    const made = await post("/searches", read(), { headers: { "Idempotency-Key": crypto.randomUUID() } });
+    const made = await post("/searches", read(), { headers: { "Idempotency-Key": newKey() } });
     location.hash = `#/search/${made.id}`;
   };
   changed();

@@ -1,6 +1,6 @@
 // One search: its progress, its front, and the way to one entry of it.
 
-import { download, get, post, put, remove, watch } from "./api.js";
+import { download, get, newKey, post, put, remove, watch } from "./api.js";
 import { Brushes } from "./brushes.js";
 import { drawFigure, drawFront, drawParallel, scale } from "./charts.js";
 import { compareTable, entryTable, genealogy } from "./entries.js";
@@ -109,6 +109,8 @@ class Explorer {
     }
     const first = this.front === null;
     this.front = front;
+    const there = new Set(front.front.map((e) => e.entry));
+    [...this.view.compared].filter((name) => !there.has(name)).forEach((name) => this.view.compared.delete(name));
     this.archive = await this.evaluations();
     this.deployed = (await get("/deployments")).deployments.filter((d) => d.search === this.id);
     const names = front.objectives.map((o) => o.name);
@@ -133,6 +135,7 @@ class Explorer {
 
   build(names) {
     const view = this.view;
+    if (!this.front.final) view.part = "validation"; // there is nothing else yet, or any more
     this.chart = h("div", { className: "chart", id: "front-chart", role: "img", "aria-label": "The front; the table below has the same entries" });
     this.lines = h("div", { className: "chart", id: "parallel" });
     this.brushes = new Brushes(this.brush, this.pickAt);
@@ -315,7 +318,7 @@ class Explorer {
     const deploy = doing(async () => {
       const entries = [entry, ...others], what = entries.join();
       // Whoever presses again because no answer has come gets the deployment that was made.
-      if (this.asking?.what !== what) this.asking = { what, key: crypto.randomUUID() };
+      if (this.asking?.what !== what) this.asking = { what, key: newKey() };
       const made = await post("/deployments", { search: this.id, entries }, { headers: { "Idempotency-Key": this.asking.key } });
       this.asking = null;
       location.hash = `#/deployments/${made.id}`;
