@@ -32,7 +32,7 @@ def submit(config: Mapping[str, Any], server: str) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         raise ConfigError(_reason(error)) from None
     except (OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        reason = " ".join(str(getattr(error, "reason", error)).split())  # what it says may have lines
         raise RunError(f"no service answers at {server} ({reason}); start one with 'pareto-search serve'") from None
     if not isinstance(found, dict) or "id" not in found:
         raise RunError(f"what answers at {server} is no pareto-search service; give the address that it printed")
