@@ -98,13 +98,13 @@ class Search:
                 self._collect(record, outcomes)
                 self._dispatch(record, executor)
             self._sweep()
-            self._give_up_if_hopeless(before + HOPELESS)
+            self._give_up_if_hopeless(before + HOPELESS, "mend that and resume")
             if outcomes:
                 progress(self.progress())
             if not executor.busy and (executor.free or self.is_over):
                 break
             outcomes = executor.wait()
-        self._give_up_if_hopeless(1)
+        self._give_up_if_hopeless(1, "mend that and resume with a larger budget")
 
     @property
     def front(self) -> list[Evaluation]:
@@ -330,11 +330,9 @@ class Search:
                 checkpoint.remove(root / name)
                 self._there[root].discard(name)
 
-    def _give_up_if_hopeless(self, failures: int) -> None:
+    def _give_up_if_hopeless(self, failures: int, remedy: str) -> None:
         ended = self._done["trained"]
         failed = [name for name in self._failed if name in ended]
         if len(failed) >= failures and len(failed) == len(ended):
             last = failed[-1]
-            raise SearchError(
-                f"all {len(failed)} candidates failed, {last} with: {self._failed[last]}; mend that and resume"
-            )
+            raise SearchError(f"all {len(failed)} candidates failed, {last} with: {self._failed[last]}; {remedy}")

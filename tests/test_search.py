@@ -520,7 +520,9 @@ def test_it_goes_on_when_what_every_candidate_failed_of_has_been_mended(store: S
 
 
 def test_a_short_search_in_which_every_candidate_fails_ends_with_one_error(store: Store, run: Path) -> None:
-    with pytest.raises(SearchError, match="all 3 candidates failed"):
+    with pytest.raises(
+        SearchError, match="all 3 candidates failed, c0003 with: no; mend that and resume with a larger"
+    ):
         searched(store, run, Workers(deed=lambda attempt: Outcome(attempt, error="no")), candidates=3)
 
 

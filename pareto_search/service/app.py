@@ -168,8 +168,10 @@ def _misfit(_: Request, error: Exception) -> JSONResponse:
     return _refusal(f"{place}: {reason}; /v1/openapi.json says what is expected", 422)
 
 
-def _refused(_: Request, error: Exception) -> JSONResponse:
+def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, OSError):  # an upload that found no room
+        return _troubled(request, error.__cause__)
     nothing = "there is nothing at this address; /v1/openapi.json lists what there is"
     return JSONResponse(
         {"error": nothing if error.status_code == 404 else error.detail}, error.status_code, error.headers

@@ -39,14 +39,15 @@ def ask(port: int, token: str, path: str, body: bytes | None = None) -> dict[str
 
     Raises:
         ConfigError: it refuses the request, and says why.
-        RunError: nobody answers.
+        RunError: nobody answers, or not as it should.
     """
     request = urllib.request.Request(f"http://{HOST}:{port}{path}", body, {"Authorization": f"Bearer {token}"})
     try:
         with _opener.open(request, timeout=PATIENCE) as answer:
             content: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
-        raise ConfigError(_reason(error)) from None
+        refusal = RunError if error.code >= 500 else ConfigError
+        raise refusal(_reason(error)) from None
     except (OSError, ValueError, HTTPException) as error:
         raise RunError(
             f"the deployment does not answer ({getattr(error, 'reason', error)}); look at its state"
@@ -57,7 +58,7 @@ def ask(port: int, token: str, path: str, body: bytes | None = None) -> dict[str
 def _reason(error: urllib.error.HTTPError) -> str:
     try:
         return str(json.load(error)["detail"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return f"the deployment refuses with {error.code}; its log may say more"
 
 

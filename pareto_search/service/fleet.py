@@ -1,7 +1,8 @@
 """Deployments as processes: each serves entries on this machine's loopback until it is deleted.
 
 A deployment keeps the entries that it has ever served with all that they need, so that their search may go on or be
-deleted. A process that has served and is gone, with the machine perhaps, is started again at the same port.
+deleted. A process that is gone, with the machine perhaps, is started again at the same port, unless it has said what is
+wrong.
 """
 
 import json
@@ -218,9 +219,10 @@ class Fleet:
         folder = self._folder_of(deployment)
         status = status_of(folder)
         self._in_vain[deployment.id] = self._in_vain[deployment.id] + 1 if status and not status["served"] else 0
-        if status and (status["error"] or self._in_vain[deployment.id] == TRIES):
+        if status and (status["error"] or self._in_vain[deployment.id] >= TRIES):
             error = status["error"] or "its process was ended from outside, or had no memory left"
-            self._record.change_deployment(deployment.id, error=f"{error}; delete it and deploy anew")
+            way = "roll back" if deployment.canary or deployment.earlier else "delete it and deploy anew"
+            self._record.change_deployment(deployment.id, error=f"{error}; {way}")
         else:
             self._processes.start(folder, lambda: self._wish(deployment))
 
@@ -255,11 +257,13 @@ class Fleet:
         run = self._jobs.finished(deployment.search)
         front = results.load_front(run)
         entries = [results.find_entry(front, name) for name in new]
-        for folder in {e["checkpoint"] for e in entries}:
-            checkpoint.read(run / folder)  # a damaged one would take down what serves now
-        for folder in {e["checkpoint"] for e in entries} | {"components"}:
-            if (run / folder).is_dir():
-                shutil.copytree(run / folder, own / folder, dirs_exist_ok=True)
+        wanted = {run / e["checkpoint"] for e in entries}
+        if not held:  # all entries of a run share them
+            wanted |= set((run / "components").glob("[!.]*"))
+        for folder in wanted:
+            checkpoint.read(folder)  # a damaged one would take down what serves now
+        for folder in wanted:
+            shutil.copytree(folder, own / folder.relative_to(run), dirs_exist_ok=True)
         shutil.copy2(run / "search.yaml", own)
         results.save({**front, "front": [*held, *entries]}, own)
 

@@ -38,8 +38,10 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str, hosts: Iterable[str], public: Collection[str]) -> None:
         self._app, self._token, self._public = app, token.encode(), public
-        # As a browser sends them: in lower case; a port that an operator gives with a name is left to the listener.
-        self._hosts = {host.lower() if host.count(":") > 1 else _name(f"//{host}") for host in hosts}
+        # As a browser sends them, in lower case, without the port that an operator may have given too; a bare IPv6
+        # address looks as if it had one.
+        bare = (f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host for host in hosts)
+        self._hosts = {_name(f"//{host}") for host in bare} - {None}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

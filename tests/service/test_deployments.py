@@ -3,7 +3,7 @@
 import json
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from serving import deployers, serving
 from pareto_search import decide, results
 from pareto_search.objective import Objective
 from pareto_search.service.catalogue import Catalogue
-from pareto_search.service.fleet import MOST, Fleet
+from pareto_search.service.fleet import MOST, TRIES, Fleet
 from pareto_search.service.jobs import Jobs
+from pareto_search.service.processes import STATUS
 from pareto_search.service.record import ConflictError, DataSet, Deployment, Job, Record
 
 
@@ -241,6 +242,34 @@ def test_there_are_only_so_many_and_their_data_stays(tmp_path: Path) -> None:
     record.close()
 
 
+class Mortal:
+    """Processes that end without a word as soon as they have begun."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def is_running(self, folder: Path) -> bool:
+        return False
+
+    def start(self, folder: Path, prepare: Callable[[], None]) -> None:
+        self.begun += 1
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STATUS).write_text(json.dumps({"served": None, "healthy": False, "error": None}))
+
+
+def test_one_that_ends_again_and_again_before_it_serves_is_given_up(tmp_path: Path) -> None:
+    record = Record(tmp_path / "service.db")
+    record.add_deployment(Deployment("films-0", "films-0", "mine", ["c0000-s00"], 1, "token"))
+    fleet = Fleet(tmp_path, record, Jobs(tmp_path, record, Catalogue(tmp_path, record, [], []), most=1))
+    fleet._processes = mortal = Mortal()
+    for _ in range(2 * TRIES):
+        fleet.look()
+    assert mortal.begun == TRIES
+    assert fleet.state(record.deployment("films-0")) == "failed"
+    assert "had no memory left; delete it and deploy anew" in (record.deployment("films-0").error or "")
+    record.close()
+
+
 def test_it_survives_a_kill_of_the_service_and_of_itself_and_the_end_of_its_search(
     shared: Shared, names: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -261,6 +290,8 @@ def test_it_survives_a_kill_of_the_service_and_of_itself_and_the_end_of_its_sear
         run = root / "searches" / search / "run"
         found = results.find_entry(results.load_front(run), names[1])
         (run / found["checkpoint"] / "recommender.json").write_text("{}")
+        for part in (run / "components").iterdir():  # which it has already, and need not take again
+            shutil.rmtree(part)
         damaged = client.put(f"/v1/deployments/{made['id']}/canary", json={"entry": names[1], "share": 0.5})
         assert (damaged.status_code, "recommender.json" in damaged.json()["error"]) == (400, True)
         assert client.get(f"/v1/deployments/{made['id']}").json()["state"] == "serving"

@@ -1,7 +1,9 @@
+import errno
 import http.client
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -9,12 +11,19 @@ from urllib.parse import quote
 import httpx
 import pytest
 from conftest import Shared
+from fastapi import FastAPI
 from running import PATIENCE
 from serving import TOKEN
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from pareto_search.service import app
+from pareto_search.service.catalogue import Catalogue
+from pareto_search.service.fleet import Fleet
 from pareto_search.service.guard import Guard
+from pareto_search.service.jobs import Jobs
+from pareto_search.service.previews import Previews
+from pareto_search.service.record import Record
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 PUBLIC = {
@@ -89,30 +98,41 @@ def test_nothing_but_the_page_answers_without_the_token(
     assert answered == {(method, path) for path in PUBLIC for method in ("GET", "HEAD")}
 
 
-def test_a_route_that_is_added_answers_nobody_without_the_token(tmp_path: Path) -> None:
-    from fastapi import FastAPI
-
-    from pareto_search.service import app
-    from pareto_search.service.catalogue import Catalogue
-    from pareto_search.service.fleet import Fleet
-    from pareto_search.service.jobs import Jobs
-    from pareto_search.service.previews import Previews
-    from pareto_search.service.record import Record
-
+@pytest.fixture
+def guard(tmp_path: Path) -> Iterator[Guard]:
+    """That of a service without a process of its own."""
     record = Record(tmp_path / "service.db")
     catalogue = Catalogue(tmp_path, record, [], [])
     jobs = Jobs(tmp_path, record, catalogue, most=0)
     fleet, previews = Fleet(tmp_path, record, jobs), Previews()
-    guard = app.create(record, catalogue, jobs, fleet, previews, token=TOKEN, hosts={"testserver"})
+    yield app.create(record, catalogue, jobs, fleet, previews, token=TOKEN, hosts={"testserver"})
+    record.close()
+
+
+def route(guard: Guard, path: str, answer: Callable[[], str], methods: Sequence[str] = ("GET",)) -> None:
     behind = guard._app
     assert isinstance(behind, FastAPI)
-    methods = [m for m in METHODS if m != "TRACE"]
-    behind.add_api_route("/v1/new", lambda: "new", methods=methods, include_in_schema=False)
+    behind.add_api_route(path, answer, methods=list(methods), include_in_schema=False)
+
+
+def test_a_route_that_is_added_answers_nobody_without_the_token(guard: Guard) -> None:
+    route(guard, "/v1/new", lambda: "new", [m for m in METHODS if m != "TRACE"])
     with TestClient(guard) as client:
         assert {client.request(method, "/v1/new").status_code for method in METHODS} == {401}
         known = client.get("/v1/new", headers={"Authorization": f"Bearer {TOKEN}"})
         assert (known.status_code, known.json()) == (200, "new")
-    record.close()
+
+
+def test_a_full_disk_is_no_mistake_of_the_service(guard: Guard) -> None:
+    def full() -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/secret/place")
+
+    route(guard, "/v1/full", full)
+    with TestClient(guard) as client:
+        answer = client.get("/v1/full", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert answer.status_code == 507
+    assert "No space left on device" in answer.json()["error"]
+    assert "secret" not in answer.text
 
 
 @pytest.mark.parametrize(
@@ -129,12 +149,13 @@ def test_another_hosts_name_is_refused(shared: Shared, host: str) -> None:
     assert answer.status_code == 400
 
 
-@pytest.mark.parametrize("asked", ["rec.example.com", "REC.example.com:8443", "[::1]:8642"])
+@pytest.mark.parametrize("asked", ["rec.example.com", "REC.example.com:8443", "[::1]:8642", "[FE80::1]"])
 def test_its_names_are_known_however_they_are_written(asked: str) -> None:
-    guard = Guard(Starlette(), TOKEN, ["Rec.Example.COM:8443", "::1"], {"/"})
+    guard = Guard(Starlette(), TOKEN, ["Rec.Example.COM:8443", "::1", "[fe80::1]:80", ""], {"/"})
     answer = TestClient(guard).get("/", headers={"Host": asked})
     assert answer.status_code == 404  # which is what is behind it
-    assert TestClient(guard).get("/", headers={"Host": "rec.example"}).status_code == 400
+    for other in ("rec.example", "["):
+        assert TestClient(guard).get("/", headers={"Host": other}).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Shared
-from running import Ended, pareto_search
+from running import PATIENCE, Ended, pareto_search
 from serving import TOKEN, serving
 
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
@@ -30,10 +30,11 @@ def saying(told: bytes) -> Iterator[str]:
                 pass
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=answer)
+        listener.settimeout(PATIENCE)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join()
+        thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize(

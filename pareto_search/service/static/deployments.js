@@ -110,7 +110,15 @@ class Card {
     const share = h("input", { type: "range", min: 0, max: 100, step: 5, value: Math.round((canary?.share ?? 0.1) * 100), id: `share-${this.id}`, "aria-label": "Share of the users" });
     const told = h("output", {}, percent(share.value / 100));
     const choice = select(others.map((o) => [o, o]), canary?.entry ?? others[0], (event) => canary && set(event), "Canary");
-    const set = doing(() => put(`/deployments/${this.id}/canary`, { entry: choice.value, share: share.value / 100 }));
+    const set = doing(async () => {
+      try {
+        await put(`/deployments/${this.id}/canary`, { entry: choice.value, share: share.value / 100 });
+      } catch (error) {
+        this.key = null; // so that the controls show what is, and not what was refused
+        this.update(this.now);
+        throw error;
+      }
+    });
     share.addEventListener("input", () => (told.textContent = percent(share.value / 100)));
     if (canary) share.addEventListener("change", set);
     fill(

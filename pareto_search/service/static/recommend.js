@@ -61,7 +61,8 @@ export function asker(data, id, extra) {
     }
     const floors = Object.entries({ credibility, novelty }).filter(([, input]) => input.value).map(([name, input]) => [name, Number(input.value)]);
     return {
-      ...(history.value.trim() ? { history: ids(history.value), groups: pairs(groups.value) } : { user: user.value.trim() }),
+      ...(history.value.trim() ? { history: ids(history.value) } : { user: user.value.trim() }),
+      ...(groups.value.trim() ? { groups: pairs(groups.value) } : {}),
       k: Number(k.value) || 10,
       exclude: ids(exclude.value),
       least: Object.fromEntries(floors),
