@@ -824,7 +824,7 @@ def test_where_every_trained_candidate_fails_the_warm_start_does_not_hide_it(
     store: Store, run: Path, mode: str
 ) -> None:
     workers = Workers(deed=lambda a: None if a.candidate.kind == "merged" else Outcome(a, error="ValueError: no"))
-    with pytest.raises(SearchError, match=f"all {HOPELESS} candidates failed, c0001 with: ValueError: no"):
+    with pytest.raises(SearchError, match=f"all {HOPELESS} candidates failed, c0008 with: ValueError: no"):
         searched(store, run, workers, **HALVING, mode=mode, candidates=100)
     assert len(workers.submitted) <= 1 + HOPELESS + LANES
 
