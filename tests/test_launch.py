@@ -1,15 +1,18 @@
 import dataclasses
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from running import Finished, undisturbed
 
 from pareto_search import SearchConfig, load_front
 from pareto_search.errors import ConfigError, RunError
 from pareto_search.launch import run_search
 from pareto_search.recsys import dataset
+from pareto_search.store import Store
 from pareto_search.workers import pool
 
 __all__ = ["undisturbed"]
@@ -43,6 +46,25 @@ def test_with_a_larger_budget_the_old_front_speaks_for_nobody(run: Path) -> None
         run_search(budget(config, config.search.candidates + 2), run)
     with pytest.raises(RunError, match="resume it with 'pareto-search resume'"):
         load_front(run)
+
+
+def test_a_search_that_was_killed_before_its_folder_was_noted_goes_on(
+    run: Path, tmp_path: Path, postgresql: str
+) -> None:
+    config = SearchConfig.load(run / "search.yaml").model_copy(update={"store": postgresql})
+    new = tmp_path / "new"
+    with pytest.raises(KeyboardInterrupt):
+        run_search(config, new)
+    engine = sa.create_engine(postgresql.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("DELETE FROM fact WHERE key = 'run'").rowcount == 1
+    engine.dispose()
+    with pytest.raises(KeyboardInterrupt):
+        run_search(config, new)
+    with closing(Store.open(postgresql, config.name)) as store:
+        assert store.fact("run") == str(new)
+    with pytest.raises(RunError, match=f"is searched in {new}"):
+        run_search(config, tmp_path / "other")
 
 
 def test_a_run_folder_keeps_its_store(run: Path) -> None:

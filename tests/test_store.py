@@ -86,6 +86,12 @@ def test_numpy_scalars_become_plain_numbers(store: Store) -> None:
     assert store.evaluations() == [Evaluation("c0001", 1, 40, 3, {"k": 5}, {"a": 0.10000000149011612, "b": 0.1})]
 
 
+def test_connections_that_all_wait_are_told_in_plain_words(tmp_path: Path) -> None:
+    place = database.Database(str(tmp_path / "record.db"))
+    with pytest.raises(RunError, match="all connections wait for an answer"), place._in_plain_words():
+        raise sa.exc.TimeoutError("QueuePool limit reached")
+
+
 def test_the_journal_keeps_the_order_of_deciding_and_hearing(store: Store) -> None:
     merged = Candidate("m0001", {"share": 0.3}, ("c0001", "c0002"), "merged")
     with store.transaction() as record:

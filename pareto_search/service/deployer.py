@@ -20,6 +20,7 @@ from pareto_search.errors import ConfigError, ParetoSearchError, RunError
 from pareto_search.question import Canary
 from pareto_search.results import write_whole
 from pareto_search.service.processes import STATUS, begin
+from pareto_search.service.refusal import reason
 
 WISH, RUN = "wish.json", "run"
 HOST = "127.0.0.1"
@@ -47,19 +48,12 @@ def ask(port: int, token: str, path: str, body: bytes | None = None) -> dict[str
             content: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         refusal = RunError if error.code >= 500 else ConfigError
-        raise refusal(_reason(error)) from None
+        raise refusal(reason(error, "detail", "the deployment's log may say more")) from None
     except (OSError, ValueError, HTTPException) as error:
         raise RunError(
             f"the deployment does not answer ({getattr(error, 'reason', error)}); look at its state"
         ) from None
     return content
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.load(error)["detail"])
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
-        return f"the deployment refuses with {error.code}; its log may say more"
 
 
 def main(folder: Path) -> None:

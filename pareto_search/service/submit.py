@@ -9,6 +9,7 @@ from http.client import HTTPException
 from typing import Any
 
 from pareto_search.errors import ConfigError, RunError
+from pareto_search.service.refusal import reason
 
 
 def submit(config: Mapping[str, Any], server: str) -> dict[str, Any]:
@@ -30,17 +31,10 @@ def submit(config: Mapping[str, Any], server: str) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=60) as answer:
             found = json.load(answer)
     except urllib.error.HTTPError as error:
-        raise ConfigError(_reason(error)) from None
+        raise ConfigError(reason(error, "error", "expected a pareto-search service there")) from None
     except (OSError, ValueError, HTTPException) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())  # what it says may have lines
-        raise RunError(f"no service answers at {server} ({reason}); start one with 'pareto-search serve'") from None
+        said = " ".join(str(getattr(error, "reason", error)).split())  # which may have lines
+        raise RunError(f"no service answers at {server} ({said}); start one with 'pareto-search serve'") from None
     if not isinstance(found, dict) or "id" not in found:
         raise RunError(f"what answers at {server} is no pareto-search service; give the address that it printed")
     return found
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.load(error)["error"])
-    except (ValueError, KeyError, TypeError):
-        return f"the server refuses with {error.code}; expected a pareto-search service there"

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -124,3 +126,23 @@ def begun(client: httpx.Client, search: str) -> dict[str, Any]:
         return found if found["progress"] else None
 
     return eventually(look)
+
+
+@contextmanager
+def saying(told: bytes) -> Iterator[str]:
+    """The address of somebody who says this to whoever asks first."""
+
+    def answer() -> None:
+        line, _ = listener.accept()
+        with line:
+            line.sendall(told)
+            line.shutdown(socket.SHUT_WR)
+            while line.recv(1 << 16):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(PATIENCE)

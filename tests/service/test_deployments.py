@@ -11,11 +11,13 @@ import httpx
 import pytest
 from conftest import Shared
 from running import eventually
-from serving import deployers, serving
+from serving import deployers, saying, serving
 
 from pareto_search import decide, results
+from pareto_search.errors import ConfigError, RunError
 from pareto_search.objective import Objective
 from pareto_search.service.catalogue import Catalogue
+from pareto_search.service.deployer import ask
 from pareto_search.service.fleet import MOST, TRIES, Fleet
 from pareto_search.service.jobs import Jobs
 from pareto_search.service.processes import STATUS
@@ -240,6 +242,22 @@ def test_there_are_only_so_many_and_their_data_stays(tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match="is used by 'films-0'"):
         catalogue.remove("mine")
     record.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "line"),
+    [
+        ("400 Bad Request", b'{"detail": "no such entry"}', ConfigError, "^no such entry$"),
+        ("404 Not Found", b"nothing", ConfigError, "the answer is 404, without a reason"),
+        ("500 Internal Server Error", b'{"error": "?"}', RunError, "the answer is 500, without a reason"),
+    ],
+)
+def test_a_refusal_is_told_and_a_mistake_is_not_blamed_on_who_asks(
+    status: str, body: bytes, kind: type[Exception], line: str
+) -> None:
+    answer = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    with saying(answer) as address, pytest.raises(kind, match=line):
+        ask(int(address.rpartition(":")[2]), "token", "/entries")
 
 
 class Mortal:

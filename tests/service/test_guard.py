@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from conftest import Shared
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from running import PATIENCE
 from serving import TOKEN
 from starlette.applications import Starlette
@@ -123,9 +123,13 @@ def test_a_route_that_is_added_answers_nobody_without_the_token(guard: Guard) ->
         assert (known.status_code, known.json()) == (200, "new")
 
 
-def test_a_full_disk_is_no_mistake_of_the_service(guard: Guard) -> None:
+@pytest.mark.parametrize("is_upload", [False, True])
+def test_a_full_disk_is_no_mistake_of_the_service(guard: Guard, is_upload: bool) -> None:
     def full() -> str:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/secret/place")
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/secret/place")
+        if is_upload:  # FastAPI makes this of what is raised while it reads a body
+            raise HTTPException(400, "There was an error parsing the body") from error
+        raise error
 
     route(guard, "/v1/full", full)
     with TestClient(guard) as client:

@@ -1,40 +1,16 @@
 import json
 import os
 import re
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import Shared
-from running import PATIENCE, Ended, pareto_search
-from serving import TOKEN, serving
+from running import Ended, pareto_search
+from serving import TOKEN, saying, serving
 
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
 """What another service answers."""
-
-
-@contextmanager
-def saying(told: bytes) -> Iterator[str]:
-    """The address of somebody who says this to whoever asks first."""
-
-    def answer() -> None:
-        line, _ = listener.accept()
-        with line:
-            line.sendall(told)
-            line.shutdown(socket.SHUT_WR)
-            while line.recv(1 << 16):
-                pass
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(PATIENCE)
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize(
