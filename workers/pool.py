@@ -26,6 +26,8 @@ PATIENCE = 10.0
 _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """The frame with which both sides of an HTTP/2 connection begin: length, type (the fourth byte), flags, stream."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
+TRIES = 3
+"""How often somebody from outside a cluster asks it for a server of their own."""
 JOINING = 15.0
 """Seconds for the nodes of a cluster to be all there."""
 START = 300.0
@@ -335,12 +337,18 @@ def connect(address: str | None, cpus: float) -> None:
         return
     if address != "auto":
         _knock(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ClusterError(
-            f"no Ray cluster at '{address}': {_line(error)}; start one with `ray start --head`"
-        ) from error
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            # What the head of a cluster starts for somebody from outside dies now and then as it is forked
+            # (github.com/ray-project/ray/issues/63202).
+            if isinstance(error, ConnectionAbortedError) and left:
+                continue
+            raise ClusterError(
+                f"no Ray cluster at '{address}': {_line(error)}; start one with `ray start --head`"
+            ) from error
 
 
 def _knock(address: str) -> None:

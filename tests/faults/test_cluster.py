@@ -7,16 +7,19 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from running import Finished, eventually, pareto_search, started, title
 
 from benchmarks import kills, small
+from pareto_search.errors import ClusterError
 from pareto_search.store import Store
+from workers.pool import connect
 
 
 def free_port() -> int:
@@ -53,8 +56,8 @@ class Node:
 @contextmanager
 def node(folder: str, *options: str) -> Iterator[Node]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--num-gpus=0"]
-    # Else a token in the home folder decides, for one of them.
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    # Else a token in the home folder decides, for one of them; and as docs/cluster.md says, for those from outside.
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "GRPC_ENABLE_FORK_SUPPORT": "0"}
     # Both nodes would give their workers the same ports, unless the system chooses them.
     command += ["--min-worker-port=0", "--max-worker-port=0"]
     command += ["--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *options]
@@ -151,6 +154,23 @@ def test_more_gpus_than_the_cluster_has_are_refused_from_outside_too(
     config = small.write_config(undisturbed.config.with_name("gpus.yaml"), workers={"gpus": 1})
     ended = pareto_search("run", config, "--out", tmp_path / "run", "--address", cluster.outside)
     assert "2 workers with 1 CPUs and 1 GPUs each were asked for, but the cluster has room for 0" in ended.complaint
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_what_a_cluster_starts_for_somebody_from_outside_may_die_twice(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    asked = []
+
+    def init(**settings: object) -> None:
+        asked.append(settings["address"])
+        if len(asked) <= failures:
+            raise ConnectionAbortedError("Initialization failure from server:\nStarting Ray client server failed.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with nullcontext() if failures < 3 else pytest.raises(ClusterError, match="Starting Ray client server failed"):
+        connect(cluster.outside, cpus=1)
+    assert asked == [cluster.outside] * 3
 
 
 @contextmanager
