@@ -19,7 +19,7 @@ from running import Finished, eventually, pareto_search, started, title
 from benchmarks import kills, small
 from pareto_search.errors import ClusterError
 from pareto_search.store import Store
-from workers.pool import connect
+from pareto_search.workers.pool import connect
 
 
 def free_port() -> int:
