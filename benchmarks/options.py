@@ -26,11 +26,12 @@ from benchmarks.domains import COLUMNS, OBJECTIVES, PerUser, ratio
 from benchmarks.limit import GENES
 from pareto_search.config import SearchConfig
 from pareto_search.launch import workload
-from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.baselines import ItemSimilarity, Scorer
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
 from pareto_search.space import FITTED
+from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.patience import patiently
@@ -82,6 +83,8 @@ OPTIONS: Mapping[str, Option] = {
     "fine-tuned, whole maps": Option(genes={"adapter_lr": 3e-3, "adapter": "full"}),
     "fine-tuned, stopped early": Option(genes={"adapter_lr": 3e-3}, patience=2),
     "fine-tuned, encoder frozen": Option(genes={"adapter_lr": 0.0}),
+    "fine-tuned, taught by EASE": Option(genes={"adapter_lr": 3e-4, "distillation": 0.3}),
+    "the same, EASE blended in": Option(blend=("ease",), genes={"adapter_lr": 3e-4, "distillation": 0.3}),
     "fine-tuned, no ID embeddings": Option(genes={"adapter_lr": 3e-3, "id_embeddings": False}),
 }
 
@@ -145,10 +148,14 @@ class Seed:
             self._components[name] = component(files, worker.encoder), time.perf_counter() - began
         return self._components[name]
 
-    def _tuned(self, worker: Worker, start: Mapping[str, bytes], option: Option) -> Scorer:
+    def _tuned(self, worker: Worker, files: Mapping[str, bytes], option: Option) -> Scorer:
         load = worker.load
         items = ItemTensors(worker.items, "cpu")
-        task = Task(worker.encoder, Recommender.loaded(start), load.split.train, items, load.objectives)
+        ease, _ = self._component(worker, "ease")
+        assert isinstance(ease, ItemSimilarity)
+        teacher = Teacher(ease, worker.items, load.split.validation)
+        start = Recommender.loaded(files)
+        task = Task(worker.encoder, start, load.split.train, items, load.objectives, teacher=teacher)
         weights = {f"weight.{o.name}": LEAST for o in load.objectives}
         genes = {**GENES, **weights, "layers": 2, **option.genes}
 
@@ -159,8 +166,8 @@ class Seed:
             stops = [STEPS] if option.patience is None else patiently(tuning, STEPS, option.patience, validating)
             for stop in stops:
                 tuning.advance(stop)
-            files = tuning.adapter.files(load.base, None) | tuning.model.files({})
-        return scorer(files, worker.encoder)
+            tuned = tuning.adapter.files(load.base, None) | tuning.model.files({})
+        return scorer(tuned, worker.encoder)
 
     def _best(self, worker: Worker, scorers: Mapping[str, Scorer]) -> Mapping[str, Any]:
         """The weights of the components with which validation is likeliest."""

@@ -20,7 +20,7 @@ from pareto_search.search import Search, Watcher
 from pareto_search.space import metric_family
 from pareto_search.store import SearchRecord, Store, lock
 from pareto_search.workers.base import locate
-from pareto_search.workers.worker import Workload
+from pareto_search.workers.worker import LARGEST_SQUARE, Workload
 
 FROM_TRAINING = ("novelty", "credibility", "tail")
 """Metrics of what the training part says of an item."""
@@ -225,6 +225,12 @@ def _check(config: SearchConfig, data: Dataset) -> None:
         needy = next((name for name in config.metrics if name.startswith(f"{family}@")), None)
         if needy is not None and given is None:
             raise ConfigError(f"{needy} needs {kind}, and {data.name} has none; leave it out or name their column")
+    taught = config.search_space.fixed.get("distillation", True)
+    if taught and len(data.item_ids) > LARGEST_SQUARE:
+        raise ConfigError(
+            f"space.distillation needs EASE, which is fitted to {LARGEST_SQUARE:,} items at most; {data.name} has "
+            f"{len(data.item_ids):,}"
+        )
     if config.data.split == "temporal" and not data.timed:
         raise ConfigError(f"split temporal needs timestamps, and {data.name} has none; use leave_last_out")
     for name, wish in ((name, parse_metric(name)) for name in config.metrics):

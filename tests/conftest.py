@@ -115,6 +115,7 @@ def genes() -> dict[str, Any]:
         "weight_decay": 0.01,
         "temperature": 1.0,
         "id_embeddings": True,
+        "distillation": 0.0,
     }
 
 

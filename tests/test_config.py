@@ -185,14 +185,14 @@ def test_who_asks_for_calibrated_probabilities_has_them_fitted() -> None:
 
 def test_the_space_section_narrows_and_fixes_genes() -> None:
     space = parsed(space={"rank": 8, "dropout": [0.0, 0.1], "id_embeddings": False}).search_space
-    assert space.fixed == {"adapter": "lora", "rank": 8, "id_embeddings": False}
+    assert space.fixed == {"adapter": "lora", "rank": 8, "id_embeddings": False, "distillation": 0.0}
     assert Gene("dropout", "real", low=0.0, high=0.1, most=0.9) in space.genes
 
 
 def test_a_gene_with_a_default_varies_where_it_is_asked_for() -> None:
     both = parsed(space={"adapter": ["lora", "dora"]}).search_space
     assert [g.choices for g in both.genes if g.name == "adapter"] == [("lora", "dora")]
-    assert parsed(space={"adapter": "dora"}).search_space.fixed == {"adapter": "dora"}
+    assert parsed(space={"adapter": "dora"}).search_space.fixed == {"adapter": "dora", "distillation": 0.0}
 
 
 def test_relative_paths_are_relative_to_the_file_and_urls_stay(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_an_exponent_is_a_number_without_a_decimal_point(tmp_path: Path) -> None
     file = tmp_path / "search.yaml"
     file.write_text("name: a\ndata: {source: movielens-100k}\nspace: {tower_lr: [1e-4, 2E-3], adapter_lr: 1e-3}\n")
     space = SearchConfig.load(file).search_space
-    assert space.fixed == {"adapter": "lora", "adapter_lr": 0.001}
+    assert space.fixed == {"adapter": "lora", "adapter_lr": 0.001, "distillation": 0.0}
     assert [(g.low, g.high) for g in space.genes if g.name == "tower_lr"] == [(0.0001, 0.002)]
 
 

@@ -116,6 +116,17 @@ def test_what_the_data_cannot_give_is_refused(
         run_search(config, tmp_path / "run")
 
 
+def test_a_catalogue_that_ease_is_too_large_for_has_no_teacher(
+    undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pareto_search.launch.LARGEST_SQUARE", 5)
+    config = SearchConfig.load(undisturbed.config)
+    for wish in (0.1, [0.1, 0.5]):
+        taught = config.model_copy(update={"space": {**config.space, "distillation": wish}})
+        with pytest.raises(ConfigError, match=r"space.distillation needs EASE, which is fitted to 5 items at most; "):
+            run_search(taught, tmp_path / "run")
+
+
 def test_a_cut_off_beyond_the_catalogue_is_refused(undisturbed: Finished, tmp_path: Path) -> None:
     config = SearchConfig.load(undisturbed.config)
     first, *others = config.objective_sections

@@ -11,9 +11,11 @@ from pareto_search.candidate import Genes
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.losses import (
     Histories,
+    ItemTensors,
     Scalarisation,
     Scalariser,
     cross_entropy,
+    divergence,
     list_values,
     sampled_cross_entropy,
 )
@@ -33,6 +35,7 @@ class CandidateLoss:
     def __init__(self, task: Task, genes: Genes, model: Recommender) -> None:
         self._task, self._model = task, model
         weights = {n.removeprefix("weight."): float(w) for n, w in genes.items() if n.startswith("weight.")}
+        self._taught = float(genes.get("distillation", 0.0))  # older releases had no such gene
         self.scalarise = Scalariser(cast(Scalarisation, genes["scalarisation"]), weights, task.objectives)
         self.shuffle(0, 0)
 
@@ -63,6 +66,8 @@ class CandidateLoss:
         accuracy, states, vectors = forward(tower, batch, scope, some, dtype)
         items = self._task.items if scope.drawn is None else self._task.items.of(scope.drawn)
         logits, histories = self._logits(tower, batch, scope, states, vectors)
+        if self._taught:
+            accuracy = accuracy + self._taught * self._divergence(logits, items, histories, scope)
         loss = self.scalarise(accuracy, list_values(logits, items, histories, self._task.objectives))
         loss.backward()  # type: ignore[no-untyped-call]
         assert some.grad is not None
@@ -71,6 +76,14 @@ class CandidateLoss:
         else:
             gradient.index_add_(0, scope.rows, some.grad)
         return float(loss.detach())
+
+    def _divergence(self, logits: Tensor, items: ItemTensors, histories: Histories, scope: Scope) -> Tensor:
+        """How far the candidate is from its teacher, at the places that the lists are at."""
+        assert self._task.teacher is not None, "a search with this gene has EASE"
+        taught = torch.from_numpy(self._task.teacher.logits(histories.sequences())).to(logits.device)
+        if scope.drawn is not None:
+            taught = taught[:, scope.drawn.items]
+        return divergence(taught - items.log_inclusion, logits - items.log_inclusion)
 
     def _logits(
         self, tower: Tower, batch: Batch, scope: Scope, states: Tensor, vectors: Tensor

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pareto_search.objective import Objective
 from pareto_search.recsys.metrics import RECENCY, SMOOTHED
+from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import metric_family
 from pareto_search.workers.sample import Sample
@@ -118,6 +120,11 @@ class Histories:
         """The share `(q, f)` of each category; see `metrics.calibration`."""
         liked = self._mean(self._features.square(), torch.ones_like(self._owner, dtype=self._features.dtype))
         return liked / liked.sum(1, keepdim=True).clamp(min=1e-9)
+
+    def sequences(self) -> Sequences:
+        """The same, as scorers take it."""
+        indptr = np.concatenate([[0], self._lengths.cumsum(0).cpu().numpy()])
+        return Sequences(indptr, self._item.cpu().numpy().astype(np.int32), None)
 
     def _mean(self, values: Tensor, weights: Tensor) -> Tensor:
         rows = values.new_zeros(len(self._lengths), 1 + values.shape[1])
@@ -230,11 +237,28 @@ def list_values(
     return {name: SURROGATES[family](p, items, histories) for name, family in families.items() if family in SURROGATES}
 
 
+def divergence(taught: Tensor, logits: Tensor) -> Tensor:
+    """KL(teacher ‖ candidate) in nats, averaged over positions: what the candidate has yet to learn.
+
+    Args:
+        taught: `(q, n)` the teacher's logits.
+        logits: `(q, n)` the candidate's; where they are -inf, the teacher has no say.
+    """
+    barred = logits.isneginf()
+    taught = taught.masked_fill(barred, -torch.inf)
+    taught = taught.where((taught > -torch.inf).any(1, keepdim=True), 0.0)  # nothing is left of what it knows
+    # The entropy is 0 · log 0 = 0 where the teacher expects nothing, and so is the rest.
+    log_q, log_p = taught.log_softmax(1), logits.log_softmax(1)
+    silent = barred | log_q.isneginf()
+    return (log_q.exp() * (log_q - log_p).masked_fill(silent, 0.0)).sum(1).mean()
+
+
 class Scalariser:
     """Makes one loss of the accuracy loss and the list surrogates.
 
     Each list objective counts as its distance to the ideal in units of (ideal - reference): 0 at the ideal, 1 at the
-    floor. Accuracy counts in nats relative to the first batch, so that both have the same order of size.
+    floor. Accuracy, with what a teacher has to say, counts in nats relative to the first batch, so that both have the
+    same order of size.
     The weighted sum is L_acc + Σ w·L; the smoothed Tchebycheff is μ·log Σ exp(w·L / μ) (Lin et al., ICML 2024), which
     also reaches the concave parts of a front.
     """

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pareto_search.objective import Objective
 from pareto_search.recsys.split import Sequences
+from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.recommender import Recommender
@@ -15,7 +16,12 @@ from pareto_search.workers.recommender import Recommender
 
 @dataclass(frozen=True)
 class Task:
-    """What every fine-tuning of a search has in common."""
+    """What every fine-tuning of a search has in common.
+
+    Attributes:
+        offered: `(n_items,)` the items of a target domain; None for everything.
+        teacher: for candidates that ask for one.
+    """
 
     encoder: Encoder
     start: Recommender
@@ -23,3 +29,4 @@ class Task:
     items: ItemTensors
     objectives: Sequence[Objective]
     offered: NDArray[np.bool_] | None = None
+    teacher: Teacher | None = None

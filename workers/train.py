@@ -217,8 +217,8 @@ class FineTuning:
 
     @torch.no_grad()
     def loss_on(self, ranking: Ranking) -> float:
-        """The candidate's loss over a part as lists are made of it, without what was seen or is not offered; each user
-        counts as one, and of many some.
+        """The candidate's loss over a part as lists are made of it, without what was seen or is not offered, and
+        without its teacher; each user counts as one, and of many some.
 
         Args:
             ranking: of the part, with the `scorer` of now.

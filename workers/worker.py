@@ -16,7 +16,7 @@ from pareto_search.executor import Files, Result
 from pareto_search.fusion import fused
 from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.recsys import baselines
-from pareto_search.recsys.baselines import Scorer
+from pareto_search.recsys.baselines import ItemSimilarity, Scorer
 from pareto_search.recsys.metrics import PerUser
 from pareto_search.recsys.ranking import Ranking, search_settings
 from pareto_search.recsys.rerank import Reranker
@@ -24,6 +24,7 @@ from pareto_search.recsys.split import SAME_MOMENT, Part, Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import TEXT, SearchSpace
 from pareto_search.workers.base import locate
+from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.encoder import Encoder, Precision, precision
 from pareto_search.workers.evaluate import (
     Scores,
@@ -203,7 +204,9 @@ class Worker:
             start = Recommender.loaded(components["warm-start"]).to(self.device)
             items = ItemTensors(self.items, self.device)
             parts, objectives = self.load.split, self.load.objectives
-            self._task = Task(self.encoder, start, parts.train, items, objectives, parts.offered)
+            ease = self.components.get("ease")
+            teacher = Teacher(ease, self.items, parts.validation) if isinstance(ease, ItemSimilarity) else None
+            self._task = Task(self.encoder, start, parts.train, items, objectives, parts.offered, teacher)
             self._warm = TowerScorer.of(start, self.encoder.frozen.to(self.device))  # shares its parameters
             self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
 

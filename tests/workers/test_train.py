@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load
 
 from pareto_search.objective import Objective
-from pareto_search.recsys.baselines import Popularity, Scorer
+from pareto_search.recsys.baselines import Popularity, Scorer, ease
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Sequences, Split
@@ -20,9 +20,10 @@ from pareto_search.space import default_genes
 from pareto_search.workers import candidate_loss, sample, train
 from pareto_search.workers.base import Base
 from pareto_search.workers.batches import Batches
+from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraShape, attached
-from pareto_search.workers.losses import ItemTensors, list_values
+from pareto_search.workers.losses import ItemTensors, divergence, list_values
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined
 from pareto_search.workers.sample import Scopes
 from pareto_search.workers.task import Task
@@ -47,7 +48,8 @@ def start(encoder: Encoder, toy_split: Split) -> Recommender:
 def task(
     encoder: Encoder, start: Recommender, toy_split: Split, items: ItemStatistics, objectives: Sequence[Objective]
 ) -> Task:
-    return Task(encoder, start, toy_split.train, ItemTensors(items, "cpu"), objectives)
+    teacher = Teacher(ease(toy_split.train, 20), items, toy_split.validation)
+    return Task(encoder, start, toy_split.train, ItemTensors(items, "cpu"), objectives, teacher=teacher)
 
 
 def tuned(task: Task, genes: dict[str, Any], steps: int = 3, seed: int = 0) -> tuple[TowerScorer, dict[str, bytes]]:
@@ -228,6 +230,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 def test_a_sample_of_the_whole_catalogue_trains_alike(
     task: Task, genes: dict[str, Any], toy_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    genes = genes | {"distillation": 1.0}
     full, towers = tuned(task, genes)[0], [train_tower(SHAPE, task.encoder.frozen, task.train, epochs=2, seed=0)]
     sampled(monkeypatch, 20)
     same, towers = (
@@ -300,6 +303,7 @@ OTHERS = {
     "weight_decay": 0.2,
     "temperature": 1.3,
     "id_embeddings": False,
+    "distillation": 1.0,
 }
 
 
@@ -309,6 +313,28 @@ def test_each_training_gene_changes_the_scores(task: Task, genes: dict[str, Any]
         tuned(task, given)[0].scores(toy_split.validation.history) for given in (genes, {**genes, gene: OTHERS[gene]})
     )
     assert not np.allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [None, 8], ids=["all", "sample"])
+def test_a_candidate_that_is_taught_comes_nearer_to_its_teacher(
+    task: Task,
+    genes: dict[str, Any],
+    toy_split: Split,
+    items: ItemStatistics,
+    size: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if size is not None:
+        sampled(monkeypatch, size)
+    history, teacher = toy_split.validation.history, task.teacher
+    assert teacher is not None
+    taught = teacher.logits(history)
+
+    def distance(weight: float) -> float:
+        scores = tuned(task, {**genes, "distillation": weight}, steps=10)[0].scores(history)
+        return float(divergence(*map(torch.from_numpy, (taught, np.where(items.barred(history), -np.inf, scores)))))
+
+    assert distance(3.0) < 0.8 * distance(0.0)
 
 
 def test_all_training_genes_are_tried_here(genes: dict[str, Any], objectives: Sequence[Objective]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from pareto_search.candidate import Attempt, Candidate
@@ -135,6 +136,19 @@ def test_a_candidate_gives_the_same_files_on_whichever_worker_and_attempt(
     again = equipped(workload).run(replace(attempt, number=1))
     assert again.files == result.files
     assert [e.values for e in again.evaluations] == [e.values for e in result.evaluations]
+
+
+def test_a_workers_teacher_is_ease(worker: Worker, workload: Workload, attempt: Attempt, result: Result) -> None:
+    candidate = attempt.candidate
+    taught = replace(attempt, candidate=replace(candidate, genes={**candidate.genes, "distillation": 1.0}))
+    part, (plain, ease) = workload.split.validation, (scorer(result.files, worker.encoder), worker.components["ease"])
+    after = scorer(worker.run(taught).files, worker.encoder)
+    given, plain_scores, scores = (s.scores(part.history) for s in (ease, plain, after))
+
+    def likeness(some: NDArray[np.float32]) -> float:
+        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(given, some, strict=True)]))
+
+    assert likeness(scores) > likeness(plain_scores)
 
 
 def test_another_candidate_with_the_same_genes_has_a_seed_of_its_own(
