@@ -58,6 +58,7 @@ GENES: Genes = {
     "weight_decay": 0.01,
     "temperature": 1.0,
     "id_embeddings": True,
+    "distillation": 0.0,
 }
 """A candidate, but for its layers and its objectives' weights."""
 WEIGHT = 0.05

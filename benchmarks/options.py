@@ -84,7 +84,8 @@ OPTIONS: Mapping[str, Option] = {
     "fine-tuned, stopped early": Option(genes={"adapter_lr": 3e-3}, patience=2),
     "fine-tuned, encoder frozen": Option(genes={"adapter_lr": 0.0}),
     "fine-tuned, taught by EASE": Option(genes={"adapter_lr": 3e-4, "distillation": 0.3}),
-    "the same, EASE blended in": Option(blend=("ease",), genes={"adapter_lr": 3e-4, "distillation": 0.3}),
+    "fine-tuned, EASE blended in": Option(blend=("ease",), genes={"adapter_lr": 3e-4}),
+    "fine-tuned, taught and EASE blended in": Option(blend=("ease",), genes={"adapter_lr": 3e-4, "distillation": 0.3}),
     "fine-tuned, no ID embeddings": Option(genes={"adapter_lr": 3e-3, "id_embeddings": False}),
 }
 
@@ -114,8 +115,10 @@ class Seed:
     def measure(self, option: Option) -> tuple[PerUser, float]:
         """Every user's accuracy on test, and the seconds that fitting took."""
         worker, start, seconds = self._fit(option.model)
+        teacher, more = self._teacher(worker) if option.genes.get("distillation") else (None, 0.0)
+        seconds += more
         began = time.perf_counter()
-        model: Scorer = self._tuned(worker, start, option) if option.genes else scorer(start, worker.encoder)
+        model = self._tuned(worker, start, option, teacher) if option.genes else scorer(start, worker.encoder)
         seconds += time.perf_counter() - began
         scorers = {"model": model}
         for name in option.blend:
@@ -148,12 +151,15 @@ class Seed:
             self._components[name] = component(files, worker.encoder), time.perf_counter() - began
         return self._components[name]
 
-    def _tuned(self, worker: Worker, files: Mapping[str, bytes], option: Option) -> Scorer:
+    def _teacher(self, worker: Worker) -> tuple[Teacher, float]:
+        """It, and the seconds that fitting took."""
+        ease, seconds = self._component(worker, "ease")
+        assert isinstance(ease, ItemSimilarity)
+        return Teacher(ease, worker.items, worker.load.split.validation), seconds
+
+    def _tuned(self, worker: Worker, files: Mapping[str, bytes], option: Option, teacher: Teacher | None) -> Scorer:
         load = worker.load
         items = ItemTensors(worker.items, "cpu")
-        ease, _ = self._component(worker, "ease")
-        assert isinstance(ease, ItemSimilarity)
-        teacher = Teacher(ease, worker.items, load.split.validation)
         start = Recommender.loaded(files)
         task = Task(worker.encoder, start, load.split.train, items, load.objectives, teacher=teacher)
         weights = {f"weight.{o.name}": LEAST for o in load.objectives}

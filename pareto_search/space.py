@@ -217,7 +217,7 @@ def default_genes(objectives: Sequence[Objective], blended: Collection[str]) -> 
         Gene("weight_decay", "real", low=1e-3, high=0.2, log=True),
         Gene("temperature", "real", low=0.7, high=1.4, log=True),
         Gene("id_embeddings", "boolean"),
-        Gene("distillation", "real", low=0.01, high=1.0, log=True, optional=True, default=0.0),
+        Gene("distillation", "real", log=True, optional=True, default=0.0),
     ]
     # Re-ranking for what no objective asks could only cost accuracy.
     families = {metric_family(o.name) for o in objectives}

@@ -1,4 +1,6 @@
-"""What a candidate is trained for: accuracy over windows, and the other objectives over lists, in one number."""
+"""What a candidate is trained for: accuracy over windows, the other objectives over lists, and its teacher's
+expectations, in one number.
+"""
 
 from itertools import cycle, islice
 from typing import cast
@@ -11,7 +13,6 @@ from pareto_search.candidate import Genes
 from pareto_search.workers.batches import Batch, Batches
 from pareto_search.workers.losses import (
     Histories,
-    ItemTensors,
     Scalarisation,
     Scalariser,
     cross_entropy,
@@ -35,7 +36,7 @@ class CandidateLoss:
     def __init__(self, task: Task, genes: Genes, model: Recommender) -> None:
         self._task, self._model = task, model
         weights = {n.removeprefix("weight."): float(w) for n, w in genes.items() if n.startswith("weight.")}
-        self._taught = float(genes.get("distillation", 0.0))  # older releases had no such gene
+        self._distillation = float(genes["distillation"])
         self.scalarise = Scalariser(cast(Scalarisation, genes["scalarisation"]), weights, task.objectives)
         self.shuffle(0, 0)
 
@@ -66,9 +67,10 @@ class CandidateLoss:
         accuracy, states, vectors = forward(tower, batch, scope, some, dtype)
         items = self._task.items if scope.drawn is None else self._task.items.of(scope.drawn)
         logits, histories = self._logits(tower, batch, scope, states, vectors)
-        if self._taught:
-            accuracy = accuracy + self._taught * self._divergence(logits, items, histories, scope)
         loss = self.scalarise(accuracy, list_values(logits, items, histories, self._task.objectives))
+        if self._distillation:
+            # Beside the scalarisation: inside the smoothed maximum, what is learned of it would take from accuracy.
+            loss = loss + self._distillation * self._divergence(logits, histories)
         loss.backward()  # type: ignore[no-untyped-call]
         assert some.grad is not None
         if scope.rows is None:
@@ -77,13 +79,12 @@ class CandidateLoss:
             gradient.index_add_(0, scope.rows, some.grad)
         return float(loss.detach())
 
-    def _divergence(self, logits: Tensor, items: ItemTensors, histories: Histories, scope: Scope) -> Tensor:
+    def _divergence(self, logits: Tensor, histories: Histories) -> Tensor:
         """How far the candidate is from its teacher, at the places that the lists are at."""
+        # EASE has no catalogue of which only a sample is looked at.
         assert self._task.teacher is not None, "a search with this gene has EASE"
-        taught = torch.from_numpy(self._task.teacher.logits(histories.sequences())).to(logits.device)
-        if scope.drawn is not None:
-            taught = taught[:, scope.drawn.items]
-        return divergence(taught - items.log_inclusion, logits - items.log_inclusion)
+        teacher = torch.from_numpy(self._task.teacher.logits(histories.sequences()))
+        return divergence(teacher.to(logits.device), logits)
 
     def _logits(
         self, tower: Tower, batch: Batch, scope: Scope, states: Tensor, vectors: Tensor

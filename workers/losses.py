@@ -237,28 +237,26 @@ def list_values(
     return {name: SURROGATES[family](p, items, histories) for name, family in families.items() if family in SURROGATES}
 
 
-def divergence(taught: Tensor, logits: Tensor) -> Tensor:
+def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
     """KL(teacher ‖ candidate) in nats, averaged over positions: what the candidate has yet to learn.
 
     Args:
-        taught: `(q, n)` the teacher's logits.
+        teacher: `(q, n)` its logits; a row without any that the candidate has too counts as 0.
         logits: `(q, n)` the candidate's; where they are -inf, the teacher has no say.
     """
     barred = logits.isneginf()
-    taught = taught.masked_fill(barred, -torch.inf)
-    taught = taught.where((taught > -torch.inf).any(1, keepdim=True), 0.0)  # nothing is left of what it knows
-    # The entropy is 0 · log 0 = 0 where the teacher expects nothing, and so is the rest.
-    log_q, log_p = taught.log_softmax(1), logits.log_softmax(1)
-    silent = barred | log_q.isneginf()
-    return (log_q.exp() * (log_q - log_p).masked_fill(silent, 0.0)).sum(1).mean()
+    teacher = teacher.masked_fill(barred, -torch.inf)
+    has_say = (teacher > -torch.inf).any(1)
+    log_q, log_p = teacher.where(has_say[:, None], 0.0).log_softmax(1), logits.log_softmax(1)
+    nats = (log_q - log_p).masked_fill(barred | log_q.isneginf(), 0.0)  # 0 · log 0 = 0
+    return ((log_q.exp() * nats).sum(1) * has_say).mean()
 
 
 class Scalariser:
     """Makes one loss of the accuracy loss and the list surrogates.
 
     Each list objective counts as its distance to the ideal in units of (ideal - reference): 0 at the ideal, 1 at the
-    floor. Accuracy, with what a teacher has to say, counts in nats relative to the first batch, so that both have the
-    same order of size.
+    floor. Accuracy counts in nats relative to the first batch, so that both have the same order of size.
     The weighted sum is L_acc + Σ w·L; the smoothed Tchebycheff is μ·log Σ exp(w·L / μ) (Lin et al., ICML 2024), which
     also reaches the concave parts of a front.
     """

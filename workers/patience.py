@@ -1,7 +1,7 @@
 """Early stopping: a fine-tuning looks at validation now and then, and ends where nothing is gained there any more.
 
-What it looks at is its own loss there, of lists that hold nothing seen (Prechelt, Neural Networks: Tricks of the Trade,
-1998).
+What it looks at is its own loss there, without its teacher's, of lists that hold nothing seen (Prechelt, Neural
+Networks: Tricks of the Trade, 1998).
 """
 
 import math

@@ -28,6 +28,8 @@ _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 TRIES = 3
 """How often somebody from outside a cluster asks it for a server of their own."""
+FORKED = "Starting Ray client server failed"
+"""What is said of a server that died as it was forked (github.com/ray-project/ray/issues/63202)."""
 JOINING = 15.0
 """Seconds for the nodes of a cluster to be all there."""
 START = 300.0
@@ -337,18 +339,16 @@ def connect(address: str | None, cpus: float) -> None:
         return
     if address != "auto":
         _knock(address)
-    for left in reversed(range(TRIES)):
+    for attempt in range(1, TRIES + 1):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            # What the head of a cluster starts for somebody from outside dies now and then as it is forked
-            # (github.com/ray-project/ray/issues/63202).
-            if isinstance(error, ConnectionAbortedError) and left:
+            forked = FORKED in str(error)
+            if forked and attempt < TRIES:
                 continue
-            raise ClusterError(
-                f"no Ray cluster at '{address}': {_line(error)}; start one with `ray start --head`"
-            ) from error
+            remedy = "start its head with GRPC_ENABLE_FORK_SUPPORT=0" if forked else "start one with `ray start --head`"
+            raise ClusterError(f"no Ray cluster at '{address}': {_line(error)}; {remedy}") from error
 
 
 def _knock(address: str) -> None:
