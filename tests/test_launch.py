@@ -125,6 +125,11 @@ def test_a_catalogue_that_ease_is_too_large_for_has_no_teacher(
         taught = config.model_copy(update={"space": {**config.space, "distillation": wish}})
         with pytest.raises(ConfigError, match=r"space.distillation needs EASE, which is fitted to 5 items at most; "):
             run_search(taught, tmp_path / "run")
+    first, *others = config.objective_sections
+    longer = (first.model_copy(update={"metric": "ndcg@1000"}), *others)
+    without = {"space": {**config.space, "distillation": 0}, "objective_sections": longer}
+    with pytest.raises(ConfigError, match="ndcg@1000 needs more items"):  # which is looked at later
+        run_search(config.model_copy(update=without), tmp_path / "run")
 
 
 def test_a_cut_off_beyond_the_catalogue_is_refused(undisturbed: Finished, tmp_path: Path) -> None:
@@ -135,20 +140,24 @@ def test_a_cut_off_beyond_the_catalogue_is_refused(undisturbed: Finished, tmp_pa
         run_search(config.model_copy(update={"objective_sections": longer}), tmp_path / "run")
 
 
-def targeted(finished: Finished, metrics: list[str], target: str, shots: float | None) -> SearchConfig:
+def targeted(
+    finished: Finished, metrics: list[str], target: str, shots: float | None, distillation: float
+) -> SearchConfig:
     """The small search for one of two domains."""
     config = SearchConfig.load(finished.config)
     first, second, _ = config.objective_sections
     sections = tuple(s.model_copy(update={"metric": m}) for s, m in zip((first, second), metrics, strict=True))
     data = config.data.model_copy(update={"target": target, "shots": shots})
-    return config.model_copy(update={"objective_sections": sections, "data": data})
+    space = {**config.space, "distillation": distillation}
+    return config.model_copy(update={"objective_sections": sections, "data": data, "space": space})
 
 
 @pytest.mark.parametrize(
-    ("metrics", "shots", "complaint"),
+    ("metrics", "shots", "distillation", "complaint"),
     [
-        (["ndcg@5", "ild@8"], None, "ild@8 needs more items than the 7 of few of ratings; lower its cut-off"),
-        (["ndcg@5", "novelty@5"], 0.0, "objective novelty@5 tells no items of few of ratings apart, .* above 0"),
+        (["ndcg@5", "ild@8"], None, 0.0, "ild@8 needs more items than the 7 of few of ratings; lower its cut-off"),
+        (["ndcg@5", "novelty@5"], 0.0, 0.0, "objective novelty@5 tells no items of few of ratings apart, .* above 0"),
+        (["ndcg@5", "ild@5"], 0.0, 0.3, "EASE as a teacher, which knows no item of few of ratings, .* above 0"),
     ],
 )
 def test_what_a_target_cannot_give_is_refused(
@@ -157,9 +166,10 @@ def test_what_a_target_cannot_give_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     metrics: list[str],
     shots: float | None,
+    distillation: float,
     complaint: str,
 ) -> None:
-    config = targeted(undisturbed, metrics, "few", shots)
+    config = targeted(undisturbed, metrics, "few", shots, distillation)
     whole = dataset.load(**config.data.arguments())
     data = dataclasses.replace(whole, domains=("few",) * 7 + ("many",) * (len(whole.item_ids) - 7))
     monkeypatch.setattr("pareto_search.launch.load", lambda **_: data)

@@ -156,21 +156,27 @@ def test_more_gpus_than_the_cluster_has_are_refused_from_outside_too(
     assert "2 workers with 1 CPUs and 1 GPUs each were asked for, but the cluster has room for 0" in ended.complaint
 
 
-@pytest.mark.parametrize("failures", [2, 3])
+FORKED = ("Starting Ray client server failed.", "head with GRPC_ENABLE_FORK_SUPPORT=0")
+
+
+@pytest.mark.parametrize(
+    ("failures", "saying", "calls"),
+    [(2, FORKED, 3), (3, FORKED, 3), (1, ("No room.", "start one with `ray start --head`"), 1)],
+)
 def test_what_a_cluster_starts_for_somebody_from_outside_may_die_twice(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, failures: int
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, failures: int, saying: tuple[str, str], calls: int
 ) -> None:
     asked = []
 
     def init(**settings: object) -> None:
         asked.append(settings["address"])
         if len(asked) <= failures:
-            raise ConnectionAbortedError("Initialization failure from server:\nStarting Ray client server failed.")
+            raise ConnectionAbortedError(f"Initialization failure from server:\n{saying[0]}")
 
     monkeypatch.setattr(ray, "init", init)
-    with nullcontext() if failures < 3 else pytest.raises(ClusterError, match="Starting Ray client server failed"):
+    with nullcontext() if failures < calls else pytest.raises(ClusterError, match=f"{saying[0]}.*{saying[1]}"):
         connect(cluster.outside, cpus=1)
-    assert asked == [cluster.outside] * 3
+    assert asked == [cluster.outside] * calls
 
 
 @contextmanager

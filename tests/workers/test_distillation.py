@@ -59,27 +59,27 @@ def test_histories_are_the_same_for_scorers() -> None:
 
 
 def test_the_divergence_is_torchs_where_both_know_all() -> None:
-    taught, logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
-    expected = torch.nn.functional.kl_div(logits.log_softmax(1), taught.softmax(1), reduction="batchmean")
-    assert float(divergence(taught, logits)) == pytest.approx(float(expected), rel=1e-5)
-    assert float(divergence(taught, taught + 2.0)) == pytest.approx(0.0, abs=1e-6)
+    teacher, logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.kl_div(logits.log_softmax(1), teacher.softmax(1), reduction="batchmean")
+    assert float(divergence(teacher, logits)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(divergence(teacher, teacher + 2.0)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_what_either_bars_by_hand() -> None:
     # The teacher has no say about the third item, and expects nothing of the second.
-    taught, logits = torch.tensor([[0.0, BARRED, 1.0, 3.0]]), torch.tensor([[1.0, 0.0, BARRED, 2.0]])
+    teacher, logits = torch.tensor([[0.0, BARRED, 1.0, 3.0]]), torch.tensor([[1.0, 0.0, BARRED, 2.0]])
     q = {0: 1 / (1 + math.exp(3)), 3: math.exp(3) / (1 + math.exp(3))}
     mass = math.exp(1) + 1 + math.exp(2)
     p = {0: math.exp(1) / mass, 3: math.exp(2) / mass}
-    assert float(divergence(taught, logits)) == pytest.approx(sum(q[i] * math.log(q[i] / p[i]) for i in q), rel=1e-5)
+    assert float(divergence(teacher, logits)) == pytest.approx(sum(q[i] * math.log(q[i] / p[i]) for i in q), rel=1e-5)
 
 
 def test_the_slope_of_the_divergence_is_what_the_candidate_has_too_much() -> None:
-    taught = torch.tensor([[0.0, BARRED, 1.0, 3.0], [BARRED] * 4])
-    scores = torch.tensor([[1.0, 0.0, 0.5, 2.0], [0.0, 0.0, 0.0, 0.0]], requires_grad=True)
-    barred = torch.tensor([[False, False, True, False], [False, True, True, True]])
-    divergence(taught, scores.masked_fill(barred, BARRED)).backward()  # type: ignore[no-untyped-call]
+    teacher = torch.tensor([[0.0, BARRED, 1.0, 3.0], [BARRED, BARRED, 1.0, BARRED]])
+    scores = torch.tensor([[1.0, 0.0, 0.5, 2.0], [1.0, 0.0, 0.5, 2.0]], requires_grad=True)
+    barred = torch.tensor([[False, False, True, False], [False, True, True, False]])
+    divergence(teacher, scores.masked_fill(barred, BARRED)).backward()  # type: ignore[no-untyped-call]
     q, p = (torch.tensor(x).softmax(0) for x in ([0.0, BARRED, BARRED, 3.0], [1.0, 0.0, BARRED, 2.0]))
     assert scores.grad is not None
     assert torch.allclose(scores.grad[0], (p - q) / 2, atol=1e-6)
-    assert not scores.grad[1].any()  # there was nothing to choose
+    assert not scores.grad[1].any()  # of what is left the teacher knows nothing

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load
 
 from pareto_search.objective import Objective
+from pareto_search.recsys.baselines import ease
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.split import Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
@@ -18,6 +19,7 @@ from pareto_search.workers import encoder as encoder_module
 from pareto_search.workers import pack as module
 from pareto_search.workers import sample
 from pareto_search.workers.base import Base
+from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraShape, attached, fresh
 from pareto_search.workers.losses import ItemTensors
@@ -35,7 +37,8 @@ def task(encoder: Encoder, toy: Dataset, toy_split: Split, objectives: Sequence[
     assert toy.categories is not None
     items = ItemStatistics.of(toy_split.train, 20, category_features(toy.categories))
     start = train_tower(SHAPE, encoder.frozen, toy_split.train, epochs=2, seed=0)
-    return Task(encoder, start, toy_split.train, ItemTensors(items, "cpu"), objectives)
+    teacher = Teacher(ease(toy_split.train, 20), items, toy_split.validation)
+    return Task(encoder, start, toy_split.train, ItemTensors(items, "cpu"), objectives, teacher=teacher)
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def several(genes: dict[str, Any]) -> list[dict[str, Any]]:
         {**genes, "dropout": 0.0, "rank": 2, "layers": 1, "adapter_lr": 1e-3},
         {**genes, "dropout": 0.3, "rank": 8, "layers": 3, "targets": "all", "weight_decay": 0.2, "tower_lr": 1e-3},
         {**genes, "dropout": 0.1, "rank": 4, "targets": "attention", "alpha": 11.0, "id_embeddings": False}
-        | {"adapter": "dora"},
+        | {"adapter": "dora", "distillation": 0.5},
         {**genes, "dropout": 0.2, "layers": 1, "scalarisation": "tchebycheff", "temperature": 1.3}
         | {"adapter": "full", "targets": "all"},
     ]

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.executor import Result
+from pareto_search.recsys import baselines
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Split, split
 from pareto_search.workers import worker as module
 from pareto_search.workers.base import Base
+from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.evaluate import component, score, scorer
 from pareto_search.workers.recommender import joined
 from pareto_search.workers.train import OPTIMISER, DivergedError
@@ -138,17 +139,16 @@ def test_a_candidate_gives_the_same_files_on_whichever_worker_and_attempt(
     assert [e.values for e in again.evaluations] == [e.values for e in result.evaluations]
 
 
-def test_a_workers_teacher_is_ease(worker: Worker, workload: Workload, attempt: Attempt, result: Result) -> None:
+def test_a_workers_teacher_is_ease(workload: Workload, attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, "Teacher", lambda *given: asked.append(given) or Teacher(*given))
+    worker = equipped(workload)
     candidate = attempt.candidate
     taught = replace(attempt, candidate=replace(candidate, genes={**candidate.genes, "distillation": 1.0}))
-    part, (plain, ease) = workload.split.validation, (scorer(result.files, worker.encoder), worker.components["ease"])
-    after = scorer(worker.run(taught).files, worker.encoder)
-    given, plain_scores, scores = (s.scores(part.history) for s in (ease, plain, after))
-
-    def likeness(some: NDArray[np.float32]) -> float:
-        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(given, some, strict=True)]))
-
-    assert likeness(scores) > likeness(plain_scores)
+    assert worker.run(taught).files != worker.run(attempt).files
+    [(ease, items, validation)] = asked
+    assert np.allclose(ease.weights, baselines.ease(workload.split.train, 20).weights, atol=1e-6)
+    assert (items, validation) == (worker.items, workload.split.validation)
 
 
 def test_another_candidate_with_the_same_genes_has_a_seed_of_its_own(
