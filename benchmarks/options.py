@@ -111,15 +111,15 @@ class Seed:
         self._content = {"name": "options", **content, "data": {**content["data"], "tie_seed": seed}}
         self._fitted: dict[str, tuple[Worker, dict[str, bytes], float]] = {}
         self._components: dict[str, tuple[Scorer, float]] = {}
+        self._tunings: dict[str, tuple[Scorer, float]] = {}
 
     def measure(self, option: Option) -> tuple[PerUser, float]:
         """Every user's accuracy on test, and the seconds that fitting took."""
         worker, start, seconds = self._fit(option.model)
-        teacher, more = self._teacher(worker) if option.genes.get("distillation") else (None, 0.0)
-        seconds += more
-        began = time.perf_counter()
-        model = self._tuned(worker, start, option, teacher) if option.genes else scorer(start, worker.encoder)
-        seconds += time.perf_counter() - began
+        model = scorer(start, worker.encoder)
+        if option.genes:
+            model, more = self._tuned(worker, start, option)
+            seconds += more
         scorers = {"model": model}
         for name in option.blend:
             scorers[name], more = self._component(worker, name)
@@ -151,13 +151,23 @@ class Seed:
             self._components[name] = component(files, worker.encoder), time.perf_counter() - began
         return self._components[name]
 
-    def _teacher(self, worker: Worker) -> tuple[Teacher, float]:
-        """It, and the seconds that fitting took."""
-        ease, seconds = self._component(worker, "ease")
-        assert isinstance(ease, ItemSimilarity)
-        return Teacher(ease, worker.items, worker.load.split.validation), seconds
+    def _tuned(self, worker: Worker, files: Mapping[str, bytes], option: Option) -> tuple[Scorer, float]:
+        """What fine-tuning makes of a warm start, and the seconds that it took with what it needs."""
+        key = json.dumps([dict(option.model), dict(option.genes), option.patience])
+        if key not in self._tunings:
+            teacher, seconds = None, 0.0
+            if option.genes.get("distillation"):
+                ease, seconds = self._component(worker, "ease")
+                assert isinstance(ease, ItemSimilarity)
+                teacher = Teacher(ease, worker.items, worker.load.split.validation)
+            began = time.perf_counter()
+            model = self._fine_tuned(worker, files, option, teacher)
+            self._tunings[key] = model, seconds + time.perf_counter() - began
+        return self._tunings[key]
 
-    def _tuned(self, worker: Worker, files: Mapping[str, bytes], option: Option, teacher: Teacher | None) -> Scorer:
+    def _fine_tuned(
+        self, worker: Worker, files: Mapping[str, bytes], option: Option, teacher: Teacher | None
+    ) -> Scorer:
         load = worker.load
         items = ItemTensors(worker.items, "cpu")
         start = Recommender.loaded(files)

@@ -10,10 +10,11 @@ from typing import Any, Literal, Protocol
 
 from pareto_search import checkpoint, refreshing, results
 from pareto_search.archive import choose
-from pareto_search.candidate import Evaluation
+from pareto_search.candidate import Evaluation, Genes
 from pareto_search.executor import Files
 from pareto_search.fusion import weights_of
-from pareto_search.objective import is_feasible
+from pareto_search.objective import Values, is_feasible
+from pareto_search.recsys.ranking import search_settings
 from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.results import Document
@@ -77,7 +78,8 @@ class Comparison:
             self._notice("Finding the warm start's curve.")
             old = self._old_curve()
             calls = self._curve_calls(CURVES[START], self._store.fact("components"))
-            self._put("curves", {START: self._curve(calls, self._found(calls))} | ({"old": old} if old else {}))
+            found = {call: self._together(*call[1:]) for call in calls}
+            self._put("curves", {START: self._curve(calls, found)} | ({"old": old} if old else {}))
         # A fine-tuned candidate is not far from the warm start, so what served the one well serves the other.
         self._pool.tell_all("teach", [point["serving"] for point in self._store.fact("curves")[START]])
 
@@ -149,6 +151,26 @@ class Comparison:
     def _found(self, calls: Sequence[Call]) -> dict[Call, Any]:
         """What the workers answer to some calls."""
         return dict(zip(calls, self._pool.map(calls), strict=True))
+
+    def _together(self, model: str, blend: Sequence[str], count: int) -> list[tuple[Genes, Values]]:
+        """A curve as one worker finds it, by all of them: each evaluates a share of every round."""
+        config = self._config
+
+        def evaluate(settings: Sequence[Genes]) -> list[Values]:
+            share = -(-len(settings) // config.workers.count)
+            shares = [settings[start : start + share] for start in range(0, len(settings), share)]
+            found = self._pool.map([("curve_values", model, blend, mine) for mine in shares])
+            return [values for mine in found for values in mine]
+
+        [space] = self._pool.map([("curve_space", model, blend)])
+        return search_settings(
+            evaluate,
+            space,
+            config.objectives,
+            constraints=config.constraints,
+            count=count,
+            seed=config.search.seed,
+        )
 
     def _curve_calls(self, models: Sequence[tuple[str, Sequence[str]]], components: Container[str]) -> list[Call]:
         """What is asked of the workers for a curve: a call for each of its models that is there."""

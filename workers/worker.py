@@ -138,6 +138,7 @@ class Worker:
         self._reranker = Reranker(self.items) if device == "cpu" else DeviceReranker(self.items, device)
         self.known: Sequence[Genes] = ()
         self.components: dict[str, Scorer] = {}
+        self._latest: tuple[str, Sequence[str], Ranking] | None = None
 
     def identity(self, *_: object) -> str:
         """The base model's bytes, precision and pooling, which all workers of a search must share.
@@ -199,6 +200,7 @@ class Worker:
 
     def equip(self, components: Components) -> None:
         """Takes the components that were fitted, here or elsewhere."""
+        self._latest = None
         self.components = {n: component(f, self.encoder) for n, f in components.items() if n != "warm-start"}
         if "warm-start" in components:
             start = Recommender.loaded(components["warm-start"]).to(self.device)
@@ -211,13 +213,27 @@ class Worker:
             self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
 
     def teach(self, known: Sequence[Genes]) -> None:
-        """Takes the settings from which each candidate's inner search starts."""
-        self.known = known
+        """Takes the settings from which each candidate's inner search starts, those of the curve that was found."""
+        self.known, self._latest = known, None
 
     def curve(self, name: str, blend: Sequence[str], count: int) -> list[tuple[Genes, Values]]:
         """A baseline's curve on validation: the inner search over re-ranking and the named blends."""
-        ranking = self._ranking(self.load.split.validation, self._baseline(name), blend)
-        return self._inner_search(ranking, count, self.load.seed)
+        return self._inner_search(self._of_curve(name, blend), count, self.load.seed)
+
+    def curve_space(self, name: str, blend: Sequence[str]) -> SearchSpace:
+        """The serving genes of such a curve, where the workers find it together."""
+        return self._of_curve(name, blend).fitted(self.load.space)
+
+    def curve_values(self, name: str, blend: Sequence[str], settings: Sequence[Genes]) -> list[dict[str, float]]:
+        """The values of some of its settings."""
+        return self._of_curve(name, blend).values(settings, self.load.metrics)
+
+    def _of_curve(self, name: str, blend: Sequence[str]) -> Ranking:
+        """The latest one is kept, because it is asked for time after time."""
+        if self._latest is None or self._latest[:2] != (name, blend):
+            ranking = self._ranking(self.load.split.validation, self._baseline(name), blend)
+            self._latest = name, blend, ranking
+        return self._latest[2]
 
     def baseline(self, name: str) -> Values:
         """A baseline's values on validation."""

@@ -168,7 +168,7 @@ class Ranking:
 
 
 def search_settings(
-    evaluate: Callable[[Sequence[Genes]], list[dict[str, float]]],
+    evaluate: Callable[[Sequence[Genes]], Sequence[Values]],
     space: SearchSpace,
     objectives: Sequence[Objective],
     *,
@@ -203,7 +203,7 @@ def search_settings(
         vectors = qmc.Sobol(len(genes), rng=rng).random_base2(max(0, int(left / 8).bit_length() - 1))[:left]
     tried = np.concatenate([np.zeros((len(settings), len(genes))), vectors])
     settings += [space.from_unit(list(v)) for v in vectors]
-    values = evaluate(settings)
+    values = [*evaluate(settings)]
     left = count + 1 - len(settings)
     rounds = min(ROUNDS, -(-left // ROUND)) if genes else 0
     for number, spread in enumerate(np.geomspace(*SPREAD, rounds)):
