@@ -211,12 +211,12 @@ def main() -> None:
             print(f"tie seed {number}, {name}: {measured[name][-1][0].mean():.4f}", flush=True)
     pooled = {name: np.mean([users for users, _ in found], axis=0) for name, found in measured.items()}
     shown: dict[str, tuple[float, ...]] = {}
-    print(f"{'option':<32}{METRIC}  {'ratio':<26}seconds")
+    print(f"{'option':<40}{METRIC}  {'ratio':<26}seconds")
     for name, users in pooled.items():
         seconds = float(np.mean([cost for _, cost in measured[name]]))
         times, low, high = ratio(users, pooled[DEFAULT])
         shown[name] = (float(users.mean()), times, low, high, seconds)
-        print(f"{name:<32}{users.mean():.4f}   {f'{times:.3f} [{low:.3f}, {high:.3f}]':<26}{seconds:.0f}")
+        print(f"{name:<40}{users.mean():.4f}   {f'{times:.3f} [{low:.3f}, {high:.3f}]':<26}{seconds:.0f}")
     if options.json:
         options.json.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
 
