@@ -1,6 +1,8 @@
 """What each option of the model is worth on MovieLens-100K, and what it costs: one change at a time, before any search.
 
-    python -m benchmarks.options [--seeds 5] [--only NAME ...] [--tables FOLDER] [--json FILE]
+    python -m benchmarks.options [--seeds 5] [--only NAME ...] [--tables FOLDER] [--out FOLDER] [--json FILE]
+
+What is in `--out` already is not measured again, so that hours of it may be made in pieces.
 
 A folder of tables in place of MovieLens is as for `benchmarks.domains`, whose data has titles and no ratings.
 
@@ -14,8 +16,9 @@ domains give by `benchmarks.domains`.
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from pareto_search.recsys.baselines import ItemSimilarity, Scorer
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
+from pareto_search.results import write_whole
 from pareto_search.space import FITTED
 from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.evaluate import component, scorer
@@ -191,12 +195,37 @@ class Seed:
         return ranking.fitted(worker.load.space).fixed
 
 
+class Kept:
+    """What has been measured on a tie seed, in a file.
+
+    Args:
+        folder: for any data; None keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None, data: Dataset, seed: int) -> None:
+        self._path = None if folder is None else folder / f"{data.sha256[:12]}-{seed}.json"
+        self._found: dict[str, Any] = {}
+        if self._path is not None and self._path.is_file():
+            self._found = json.loads(self._path.read_text(encoding="utf-8"))
+
+    def get(self, name: str, measure: Callable[[], tuple[PerUser, float]]) -> tuple[PerUser, float]:
+        """Every user's accuracy and the seconds of an option, measured if it is not there yet."""
+        if name not in self._found:
+            users, seconds = measure()
+            self._found[name] = {"users": users.tolist(), "seconds": seconds}
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self._path, json.dumps(self._found))
+        return np.array(self._found[name]["users"]), self._found[name]["seconds"]
+
+
 def main() -> None:
     """Prints a line for each option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=[name for name in OPTIONS if name != DEFAULT], metavar="NAME")
     parser.add_argument("--tables", type=Path, help="a folder with interactions.csv and items.csv")
+    parser.add_argument("--out", type=Path, help="a folder to keep what is measured in")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     names = [DEFAULT, *(name for name in OPTIONS if name in (options.only or OPTIONS) and name != DEFAULT)]
@@ -205,9 +234,9 @@ def main() -> None:
     names = [name for name in names if set(OPTIONS[name].model.get("groups", ())) <= data.groups.keys()]
     measured: dict[str, list[tuple[PerUser, float]]] = {name: [] for name in names}
     for number in range(options.seeds):
-        seed = Seed(data, content, number)
+        seed, kept = Seed(data, content, number), Kept(options.out, data, number)
         for name in names:
-            measured[name].append(seed.measure(OPTIONS[name]))
+            measured[name].append(kept.get(name, partial(seed.measure, OPTIONS[name])))
             print(f"tie seed {number}, {name}: {measured[name][-1][0].mean():.4f}", flush=True)
     pooled = {name: np.mean([users for users, _ in found], axis=0) for name, found in measured.items()}
     shown: dict[str, tuple[float, ...]] = {}
