@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -326,6 +327,18 @@ def test_a_candidate_that_is_taught_comes_nearer_to_its_teacher(
         return float(divergence(*map(torch.from_numpy, (teacher, np.where(items.barred(history), -np.inf, scores)))))
 
     assert distance(3.0) < 0.8 * distance(0.0)
+
+
+def test_a_teacher_stands_beside_the_scalarisation(task: Task, genes: dict[str, Any]) -> None:
+    def first_loss(weight: float) -> float:
+        model = deepcopy(task.start).eval()
+        taught = genes | {"scalarisation": "tchebycheff", "distillation": weight}
+        text = task.encoder.frozen
+        return candidate_loss.CandidateLoss(task, taught, model)(text, torch.zeros_like(text))
+
+    without, once, twice = map(first_loss, (0.0, 1.0, 2.0))
+    assert once > without + 0.01
+    assert twice - once == pytest.approx(once - without, rel=1e-4)
 
 
 def test_all_training_genes_are_tried_here(genes: dict[str, Any], objectives: Sequence[Objective]) -> None:
