@@ -2,7 +2,8 @@
 
     python -m benchmarks.options [--seeds 5] [--only NAME ...] [--tables FOLDER] [--out FOLDER] [--json FILE]
 
-What is in `--out` already is not measured again, so that hours of it may be made in pieces.
+What is in `--out` already is not measured again, so that hours of it may be made in pieces; other code wants another
+folder.
 
 A folder of tables in place of MovieLens is as for `benchmarks.domains`, whose data has titles and no ratings.
 
@@ -17,8 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -208,15 +208,16 @@ class Kept:
         if self._path is not None and self._path.is_file():
             self._found = json.loads(self._path.read_text(encoding="utf-8"))
 
-    def get(self, name: str, measure: Callable[[], tuple[PerUser, float]]) -> tuple[PerUser, float]:
+    def get(self, option: Option, measure: Callable[[Option], tuple[PerUser, float]]) -> tuple[PerUser, float]:
         """Every user's accuracy and the seconds of an option, measured if it is not there yet."""
-        if name not in self._found:
-            users, seconds = measure()
-            self._found[name] = {"users": users.tolist(), "seconds": seconds}
+        key = json.dumps(asdict(option), sort_keys=True)  # and not its name, behind which it may change
+        if key not in self._found:
+            users, seconds = measure(option)
+            self._found[key] = {"users": users.tolist(), "seconds": seconds}
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(self._path, json.dumps(self._found))
-        return np.array(self._found[name]["users"]), self._found[name]["seconds"]
+        return np.array(self._found[key]["users"]), self._found[key]["seconds"]
 
 
 def main() -> None:
@@ -236,7 +237,7 @@ def main() -> None:
     for number in range(options.seeds):
         seed, kept = Seed(data, content, number), Kept(options.out, data, number)
         for name in names:
-            measured[name].append(kept.get(name, partial(seed.measure, OPTIONS[name])))
+            measured[name].append(kept.get(OPTIONS[name], seed.measure))
             print(f"tie seed {number}, {name}: {measured[name][-1][0].mean():.4f}", flush=True)
     pooled = {name: np.mean([users for users, _ in found], axis=0) for name, found in measured.items()}
     shown: dict[str, tuple[float, ...]] = {}

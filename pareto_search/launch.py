@@ -225,7 +225,7 @@ def _check(config: SearchConfig, data: Dataset) -> None:
         needy = next((name for name in config.metrics if name.startswith(f"{family}@")), None)
         if needy is not None and given is None:
             raise ConfigError(f"{needy} needs {kind}, and {data.name} has none; leave it out or name their column")
-    if distils(config) and len(data.item_ids) > LARGEST_SQUARE:
+    if _distils(config) and len(data.item_ids) > LARGEST_SQUARE:
         raise ConfigError(
             f"space.distillation needs EASE, which is fitted to {LARGEST_SQUARE:,} items at most; {data.name} has "
             f"{len(data.item_ids):,}"
@@ -239,7 +239,7 @@ def _check(config: SearchConfig, data: Dataset) -> None:
             raise ConfigError(f"{name} wants the users' {wish.by}, but {data.name} has {known}")
 
 
-def distils(config: SearchConfig) -> bool:
+def _distils(config: SearchConfig) -> bool:
     """Whether candidates may have a teacher."""
     return config.search_space.fixed.get("distillation") != 0.0
 
@@ -269,7 +269,7 @@ def _check_offered(config: SearchConfig, data: Dataset, parts: Split) -> None:
     if parse_metric(longest).k > count:
         raise ConfigError(f"{longest} needs more items than the {count} of {whose}; lower its cut-off")
     if parts.offered is not None and not parts.offered[parts.train.items].any():
-        if distils(config):
+        if _distils(config):
             raise ConfigError(
                 f"space.distillation has EASE as a teacher, which knows no item of {whose}, because none of their "
                 "interactions are trained on; leave it out, or give data.shots above 0"

@@ -5,8 +5,8 @@ from functools import cached_property
 import numpy as np
 
 from pareto_search.recsys.baselines import Floats, ItemSimilarity
-from pareto_search.recsys.likelihood import SHARPNESS, likeliest
-from pareto_search.recsys.ranking import KEPT, Ranking
+from pareto_search.recsys.likelihood import SHARPNESS
+from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.rerank import relevance
 from pareto_search.recsys.split import Part, Sequences
 from pareto_search.recsys.statistics import ItemStatistics
@@ -27,6 +27,5 @@ class Teacher:
 
     @cached_property
     def _sharpness(self) -> np.float32:
-        chunks = Ranking(self._validation, self._items, {"model": self._ease}).some(KEPT)
-        found = likeliest(((chunk.scores, chunk.targets) for chunk in chunks), [SHARPNESS], {})
-        return np.float32(found[SHARPNESS])
+        ranking = Ranking(self._validation, self._items, {"model": self._ease})
+        return np.float32(ranking.likeliest([SHARPNESS], {})[SHARPNESS])

@@ -218,7 +218,7 @@ class Worker:
 
     def curve(self, name: str, blend: Sequence[str], count: int) -> list[tuple[Genes, Values]]:
         """A baseline's curve on validation: the inner search over re-ranking and the named blends."""
-        return self._inner_search(self._of_curve(name, blend), count, self.load.seed)
+        return self._inner_search(self._of_baseline(name, blend), count, self.load.seed)
 
     def curve_space(self, name: str, blend: Sequence[str]) -> SearchSpace:
         """The serving genes of such a curve, where the workers find it together."""
@@ -231,13 +231,15 @@ class Worker:
     def _of_curve(self, name: str, blend: Sequence[str]) -> Ranking:
         """The latest one is kept, because it is asked for time after time."""
         if self._latest is None or self._latest[:2] != (name, blend):
-            ranking = self._ranking(self.load.split.validation, self._baseline(name), blend)
-            self._latest = name, blend, ranking
+            self._latest = name, blend, self._of_baseline(name, blend)
         return self._latest[2]
+
+    def _of_baseline(self, name: str, blend: Sequence[str]) -> Ranking:
+        return self._ranking(self.load.split.validation, self._baseline(name), blend)
 
     def baseline(self, name: str) -> Values:
         """A baseline's values on validation."""
-        return self._ranking(self.load.split.validation, self._baseline(name), ()).values([{}], self.load.metrics)[0]
+        return self._of_baseline(name, ()).values([{}], self.load.metrics)[0]
 
     def test_baseline(self, name: str, settings: Sequence[Genes]) -> list[Scores]:
         """A baseline's scores on test under some settings."""

@@ -114,13 +114,16 @@ class Ranking:
         return [tally.values() | self.costs(setting, metrics) for setting, tally in tallies]
 
     def fitted(self, space: SearchSpace) -> SearchSpace:
-        """The space with its fitted genes at their likeliest values, without the genes of components that are not here.
+        """The space with its fitted genes at their likeliest values, without those of components that are not here."""
+        space = space.without(set(BLENDED) - self._scorers.keys())
+        return space.at(self.likeliest(space.fitted, space.fixed))
+
+    def likeliest(self, names: Sequence[str], fixed: Genes) -> Genes:
+        """The values of some serving genes under which the targets are likeliest; see `likelihood.likeliest`.
 
         Users count up to `KEPT` scores.
         """
-        space = space.without(set(BLENDED) - self._scorers.keys())
-        scored = ((chunk.scores, chunk.targets) for chunk in self.some(KEPT))
-        return space.at(likeliest(scored, space.fitted, space.fixed))
+        return likeliest(((chunk.scores, chunk.targets) for chunk in self.some(KEPT)), names, fixed)
 
     def selected(self, draws: int) -> dict[str, float]:
         """The weights of the scorers under whose average the targets are likely; see `ensemble.select`.
