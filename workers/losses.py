@@ -23,46 +23,51 @@ from pareto_search.workers.sample import Sample
 Scalarisation = Literal["weighted_sum", "tchebycheff"]
 
 SMOOTHING = 0.1
-CHUNK = 256
-"""How many positions a softmax takes at once, so that on a CPU their logits stay in its cache."""
-LOGITS = 2**26
-"""About how many logits a chunk has on a GPU, where each costs the start of a dozen kernels."""
+TINY = torch.finfo(torch.float32).tiny
+LEAST = 256
+"""How many positions a softmax takes at once, at least: with fewer its products take longer."""
+CACHED, LOGITS = 2**21, 2**26
+"""About how many logits a chunk has: those that stay in a CPU's cache, and those of a GPU, where each chunk costs the
+start of a dozen kernels.
+"""
 
 
 def chunk(n_items: int, device: str) -> int:
     """How many positions a softmax over so many items takes at once."""
-    return CHUNK if device == "cpu" else max(CHUNK, LOGITS // n_items)
+    return max(LEAST, (CACHED if device == "cpu" else LOGITS) // n_items)
 
 
 class FullSoftmax(torch.autograd.Function):
     """Mean cross-entropy of a softmax over the whole catalogue, without holding more logits than a chunk has.
 
-    The gradient of a chunk's logits is taken while they are there, on a CPU in the processor's cache. Products run in
-    bfloat16 where the states are bfloat16, sums in float32.
+    The gradient of a chunk's logits is taken while they are there, on a CPU in the processor's cache. Logits, shares
+    and products are bfloat16 where the states are, sums over chunks and the loss float32.
     """
 
     @staticmethod
     def forward(ctx, states, vectors, bias, targets):  # type: ignore[no-untyped-def]
         """Loss of states `(p, d)` against item vectors `(n, d)`, biases `(n,)` and target items `(p,)`."""
-        low = vectors.to(states.dtype)
-        total = torch.zeros((), device=states.device)
-        d_states = torch.empty_like(states)
-        d_vectors, d_bias = torch.zeros_like(vectors), torch.zeros_like(bias)
-        size = chunk(len(vectors), states.device.type)
-        for start in range(0, len(targets), size):
-            rows, wanted = states[start : start + size], targets[start : start + size, None]
-            logits = torch.mm(rows, low.T).float().add_(bias)
-            error = logits.softmax(1)
-            # The largest share is 1 / Σ e^(s - largest s), so this is the sum of log Σ e^s.
-            total += (logits.amax(1) - error.amax(1).log()).sum() - logits.gather(1, wanted).sum()
-            error.scatter_add_(1, wanted, torch.full((len(wanted), 1), -1.0, device=error.device))
-            d_bias += error.sum(0)
-            error = error.to(states.dtype)
-            torch.mm(error, low, out=d_states[start : start + size])
-            d_vectors += torch.mm(error.T, rows)
-        ctx.save_for_backward(d_states, d_vectors, d_bias)
-        ctx.count = len(targets)
-        return total / len(targets)
+        count, size = len(targets), min(chunk(len(vectors), states.device.type), len(targets))
+        low, low_bias = vectors.to(states.dtype), bias.to(states.dtype)
+        d_states, own = torch.empty_like(states), states.new_empty(count)
+        # Its last column is the gradient of the bias, which is the weight of an input that is always 1.
+        d_items = vectors.new_zeros(len(vectors), vectors.shape[1] + 1)
+        inputs = torch.cat([states, states.new_ones(count, 1)], 1)
+        logits, shares = states.new_empty(2, size, len(vectors))  # the same memory for all chunks
+        places = torch.arange(count, device=targets.device) % size * len(vectors) + targets  # in a flattened chunk
+        for start in range(0, count, size):
+            rows = slice(start, start + size)
+            mine = places[rows]
+            torch.addmm(low_bias, states[rows], low.T, out=logits[: len(mine)])
+            error = torch.softmax(logits[: len(mine)], 1, out=shares[: len(mine)])
+            torch.index_select(error.view(-1), 0, mine, out=own[rows])
+            # Not by scatter_add_, which takes a hundred times as long in bfloat16 on a CPU.
+            error.view(-1).index_add_(0, mine, error.new_full((1,), -1.0).expand(len(mine)))
+            torch.mm(error, low, out=d_states[rows])
+            d_items += torch.mm(error.T, inputs[rows])
+        ctx.save_for_backward(d_states, d_items[:, :-1], d_items[:, -1])
+        ctx.count = count
+        return -own.float().clamp(min=TINY).log().mean()
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]

@@ -16,8 +16,10 @@ from pareto_search.recsys.metrics import Ranked
 from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import SURROGATED
+from pareto_search.workers import losses
 from pareto_search.workers.losses import (
-    CHUNK,
+    CACHED,
+    LEAST,
     LOGITS,
     SURROGATES,
     Histories,
@@ -54,7 +56,9 @@ def lists(*rows: list[int]) -> Ranked:
 
 
 @pytest.mark.parametrize("positions", [5, 512, 1300])
-def test_the_full_softmax_is_torchs_cross_entropy(positions: int) -> None:
+def test_the_full_softmax_is_torchs_cross_entropy(positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CACHED", 0)
+    monkeypatch.setattr(losses, "LEAST", 256)  # positions at once
     generator = torch.Generator().manual_seed(positions)
     states = torch.randn(positions, 8, generator=generator)
     vectors = torch.randn(30, 8, generator=generator)
@@ -74,9 +78,22 @@ def test_the_full_softmax_is_torchs_cross_entropy(positions: int) -> None:
 def test_in_bfloat16_the_full_softmax_is_near() -> None:
     generator = torch.Generator().manual_seed(0)
     states, vectors = torch.randn(300, 16, generator=generator), torch.randn(50, 16, generator=generator)
-    targets = torch.randint(0, 50, (300,), generator=generator)
-    loss = cross_entropy(states.bfloat16(), vectors, torch.zeros(50), targets)
-    assert float(loss) == pytest.approx(float(functional.cross_entropy(states @ vectors.T, targets)), rel=0.01)
+    bias, targets = torch.randn(50, generator=generator), torch.randint(0, 50, (300,), generator=generator)
+    theirs = [x.clone().requires_grad_() for x in (states, vectors, bias)]
+    expected = functional.cross_entropy(theirs[0] @ theirs[1].T + theirs[2], targets)
+    expected.backward()
+    ours = [x.clone().requires_grad_() for x in (states.bfloat16(), vectors, bias)]
+    loss = cross_entropy(*ours, targets)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0.01)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert float((mine.grad.float() - other.grad).norm() / other.grad.norm()) < 0.01
+        assert mine.grad.dtype == mine.dtype
+
+
+def test_a_target_that_is_as_good_as_impossible_has_a_finite_loss() -> None:
+    states, vectors = torch.tensor([[200.0]]), torch.tensor([[1.0], [0.0]])
+    assert 80.0 < float(cross_entropy(states, vectors, torch.zeros(2), torch.tensor([1]))) < 200.0
 
 
 @pytest.mark.parametrize(("family", "metric"), [("novelty", metrics.novelty), ("credibility", metrics.credibility)])
@@ -219,6 +236,6 @@ def test_the_gradient_of_a_scalarisation_is_its_slope(kind: str) -> None:
 
 
 def test_on_a_gpu_a_softmax_takes_more_positions_at_once_but_not_more_than_it_can_hold() -> None:
-    assert chunk(1682, "cpu") == chunk(10**6, "cpu") == CHUNK
-    assert chunk(1682, "cuda") * 1682 <= LOGITS < (chunk(1682, "cuda") + 1) * 1682
-    assert chunk(10**6, "cuda") == CHUNK
+    for device, most in (("cpu", CACHED), ("cuda", LOGITS)):
+        assert chunk(1682, device) * 1682 <= most < (chunk(1682, device) + 1) * 1682
+        assert chunk(10**6, device) == LEAST
