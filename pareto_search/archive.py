@@ -10,7 +10,7 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-from pareto_search.candidate import Evaluation
+from pareto_search.candidate import FIRST_TOWERS, WARM_START, Evaluation
 from pareto_search.objective import Constraint, Objective, Values
 
 _ROUNDING = 1e-12
@@ -52,10 +52,13 @@ def front(
 ) -> list[Evaluation]:
     """The feasible evaluations at full fidelity whose `worth` no other's dominates, in the order they were given.
 
+    The warm start's first towers stand in for all of it: where that is, they are nothing.
+
     Args:
         steps: the training steps of the full rung; evaluations at other rungs neither enter nor dominate.
     """
-    full = [e for e in evaluations if e.steps == steps]
+    absent = FIRST_TOWERS if any(e.candidate == WARM_START for e in evaluations) else None
+    full = [e for e in evaluations if e.steps == steps and e.candidate != absent]
     values = [e.values for e in full]
     raw = _raw(values, [o.name for o in objectives])
     feasible = (_scaled(raw, objectives) >= 0).all(axis=1)

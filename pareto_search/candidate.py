@@ -7,10 +7,12 @@ from typing import Literal, NamedTuple
 GeneValue = float | int | str | bool
 Genes = Mapping[str, GeneValue]
 """Gene name -> value, in natural units (never a logarithm)."""
-Kind = Literal["trained", "merged", "fused"]
-Deed = Literal["ask", "merge", "promote", "fuse"]
-"""What a search decides: to train a new candidate, to merge two, to let one go on to the next rung, or to fuse some."""
-INITIALS: Mapping[Kind, str] = {"trained": "c", "merged": "m", "fused": "f"}
+Kind = Literal["trained", "merged", "fused", "early"]
+Deed = Literal["begin", "ask", "merge", "promote", "fuse"]
+"""What a search decides: to evaluate the first towers of the warm start, to train a new candidate, to merge two, to let
+one go on to the next rung, or to fuse some.
+"""
+INITIALS: Mapping[Kind, str] = {"trained": "c", "merged": "m", "fused": "f", "early": "e"}
 
 
 def candidate_id(number: int, kind: Kind = "trained") -> str:
@@ -18,13 +20,18 @@ def candidate_id(number: int, kind: Kind = "trained") -> str:
     return f"{INITIALS[kind]}{number:04d}"
 
 
+FIRST_TOWERS, WARM_START = candidate_id(0, "early"), candidate_id(0, "merged")
+"""The first towers of the warm start, and all of it."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A proposed point: its training genes, and the candidates it descends from.
 
     A merged one is the average of its parents' weights; its one gene is `share`, the first parent's part. The one
-    without parents, `m0000`, is the warm start itself, with which others can be merged. A fused one averages the scores
-    of those among its parents that suit each other best, which its worker finds.
+    without parents, `m0000`, is the warm start itself, with which others can be merged. An early one, `e0000`, is the
+    first towers of that, until the others are there. A fused one averages the scores of those among its parents that
+    suit each other best, which its worker finds.
     """
 
     id: str

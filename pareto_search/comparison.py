@@ -21,7 +21,8 @@ from pareto_search.results import Document
 from pareto_search.search import Search
 from pareto_search.space import BLENDED, SASREC, TEXT
 
-START = "warm-start"
+START, EARLY = "warm-start", "early-start"
+"""The component that candidates start from, and its first towers, until the others are there."""
 BASELINES = ("popularity", "item-knn", "ease", SASREC, "frozen-encoder", TEXT, START)
 CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
     "practitioner": (("ease", ()), (SASREC, ()), (SASREC, ("ease",))),
@@ -37,6 +38,8 @@ SQUARE = ("item-knn", "ease")
 CURVE_SETTINGS = 8
 """A baseline's inner search has this many times the settings of a candidate's: it has no earlier one to start from,
 and what it finds for the warm start is where all candidates start."""
+EARLY_SETTINGS = 4
+"""The same for the warm start's first towers, for which all others wait."""
 
 
 Call = tuple[Any, ...]
@@ -66,22 +69,34 @@ class Comparison:
         self._run, self._search, self._pool, self._notice = run, search, pool, notice
         self._store, self._config = search.store, search.config
 
+    def prepare_early(self) -> None:
+        """Fits what the first candidate needs where that is a part of the warm start, and finds its curve."""
+        if self._store.fact("components") is None:
+            count = self._search.early_towers
+            self._notice(f"Fitting the first {count} of {self._config.model.towers} towers of the warm start.")
+            self._fit(EARLY, range(count), self._config.blended)
+        self._equip(EARLY)
+        self._notice("Finding their curve.")
+        self._teach(self._start_curve(EARLY_SETTINGS))
+
     def prepare(self) -> None:
         """Fits what all candidates need and finds the warm start's curve, once per run."""
-        if self._store.fact("components") is None:
+        components = self._store.fact("components") or {}
+        if EARLY in components:
+            self._notice("Fitting the other towers of the warm start.")
+            self._fit(START, range(self._search.early_towers, self._config.model.towers), onto=EARLY)
+        elif START not in components:
             self._notice(f"Fitting the warm start, and {', '.join(self._config.blended)} to blend in.")
-            self._fit()
-        elif TEXT not in self._store.fact("components"):  # an older release had it for a target alone
+            self._fit(START, range(self._config.model.towers), self._config.blended)
+        elif TEXT not in components:  # an older release had it for a target alone
             self._keep({TEXT: self._pool.map([("fit", TEXT)])[0]})
-        self._equip()
+        self._equip(START)
         if self._store.fact("curves") is None:
             self._notice("Finding the warm start's curve.")
             old = self._old_curve()
-            calls = self._curve_calls(CURVES[START], self._store.fact("components"))
-            found = {call: self._together(*call[1:]) for call in calls}
-            self._put("curves", {START: self._curve(calls, found)} | ({"old": old} if old else {}))
+            self._put("curves", {START: self._start_curve(CURVE_SETTINGS)} | ({"old": old} if old else {}))
         # A fine-tuned candidate is not far from the warm start, so what served the one well serves the other.
-        self._pool.tell_all("teach", [point["serving"] for point in self._store.fact("curves")[START]])
+        self._teach(self._store.fact("curves")[START])
 
     def finish(self, retrain: bool) -> Document:
         """Finds the baselines' curves, for which no candidate has waited; looks at the test part, once, for the chosen
@@ -108,22 +123,33 @@ class Comparison:
         results.save(front, self._run)  # the last: with it the run is whole
         return front
 
-    def _fit(self) -> None:
-        towers, blended = self._config.model.towers, self._config.blended
-        found = self._pool.map([*(("fit", START, n) for n in range(towers)), *(("fit", name) for name in blended)])
-        [start] = self._pool.map([("join", found[:towers])])
-        self._keep({START: start, **dict(zip(blended, found[towers:], strict=True))})
+    def _fit(self, name: str, towers: Sequence[int], others: Sequence[str] = (), onto: str | None = None) -> None:
+        """Fits some towers of the warm start, to which those of another component belong too, and other components."""
+        found = self._pool.map([*(("fit", START, n) for n in towers), *(("fit", other) for other in others)])
+        before = [] if onto is None else [checkpoint.read(self._run / "components" / onto)]
+        [joined] = self._pool.map([("join", before + found[: len(towers)])])
+        self._keep({name: joined, **dict(zip(others, found[len(towers) :], strict=True))}, without=onto)
 
-    def _keep(self, fitted: Mapping[str, Files | None]) -> None:
-        """Adds components to those of the run; one that the catalogue is too large for is left out."""
+    def _start_curve(self, settings: int) -> list[Document]:
+        """The points that stand for the curve of the warm start that the workers have."""
+        calls = self._curve_calls(CURVES[START], {*self._store.fact("components"), START}, settings)
+        return self._curve(calls, {call: self._together(*call[1:]) for call in calls})
+
+    def _teach(self, curve: Sequence[Document]) -> None:
+        self._pool.tell_all("teach", [point["serving"] for point in curve])
+
+    def _keep(self, fitted: Mapping[str, Files | None], without: str | None = None) -> None:
+        """Adds components to those of the run, and removes one; one that the catalogue is too large for is left out."""
         folder = self._run / "components"
         sums = {name: checkpoint.write(folder / name, files) for name, files in fitted.items() if files is not None}
-        self._put("components", (self._store.fact("components") or {}) | sums)
+        kept = {name: old for name, old in (self._store.fact("components") or {}).items() if name != without} | sums
+        self._put("components", kept)
+        checkpoint.sweep(folder, kept)
 
-    def _equip(self) -> None:
-        """Gives the workers all components that there are."""
-        components = {n: checkpoint.read(self._run / "components" / n) for n in self._store.fact("components")}
-        self._pool.tell_all("equip", components)
+    def _equip(self, start: str = START) -> None:
+        """Gives the workers all components that there are, one of them as the warm start."""
+        named = {START if n == start else n: n for n in self._store.fact("components")}
+        self._pool.tell_all("equip", {n: checkpoint.read(self._run / "components" / own) for n, own in named.items()})
 
     def _put(self, fact: str, value: object) -> None:
         with self._store.transaction() as record:
@@ -172,10 +198,12 @@ class Comparison:
             seed=config.search.seed,
         )
 
-    def _curve_calls(self, models: Sequence[tuple[str, Sequence[str]]], components: Container[str]) -> list[Call]:
+    def _curve_calls(
+        self, models: Sequence[tuple[str, Sequence[str]]], components: Container[str], settings: int = CURVE_SETTINGS
+    ) -> list[Call]:
         """What is asked of the workers for a curve: a call for each of its models that is there."""
         blends = [(m, tuple(b for b in blend if b in components)) for m, blend in models if m in components]
-        count = CURVE_SETTINGS * self._config.search.serving_settings
+        count = settings * self._config.search.serving_settings
         return [("curve", *blend, count) for blend in dict.fromkeys(blends)]
 
     def _curve(self, calls: Sequence[Call], found: Mapping[Call, Any]) -> list[Document]:

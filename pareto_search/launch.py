@@ -85,6 +85,9 @@ def run_search(
                 address=address,
             ) as pool:
                 comparison = Comparison(run, search, pool, watcher.notice)
+                if search.awaits_early:
+                    comparison.prepare_early()
+                    search.run(pool, watcher.progress, legs=1)
                 comparison.prepare()
                 search.run(pool, watcher.progress)
                 return comparison.finish(retrain)

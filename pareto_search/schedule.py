@@ -7,7 +7,18 @@ import random
 from collections.abc import Callable, Sequence
 
 from pareto_search import archive
-from pareto_search.candidate import Candidate, Deed, Evaluation, Forerunner, Kind, Leg, candidate_id
+from pareto_search.candidate import (
+    FIRST_TOWERS,
+    INITIALS,
+    WARM_START,
+    Candidate,
+    Deed,
+    Evaluation,
+    Forerunner,
+    Kind,
+    Leg,
+    candidate_id,
+)
 from pareto_search.config import SearchConfig
 from pareto_search.evolution import Evolution
 from pareto_search.fidelity import Rungs
@@ -28,6 +39,7 @@ class Schedule:
 
     Args:
         forerunners: what the first candidates are made of, the best first.
+        early: whether the first towers of the warm start come before all of it.
 
     Attributes:
         forerunners: by id.
@@ -35,12 +47,12 @@ class Schedule:
         legs: what was decided, in order.
         heard: the legs whose outcome was reported.
         front: of what was reported.
-        single: the front without what is fused, from which mergers and fusions are made: a fusion may be better
-            than all of its members, and must not thin them out for the next one.
+        single: the front without what is fused or early, from which mergers and fusions are made: a fusion may be
+            better than all of its members, and must not thin them out for the next one.
     """
 
-    def __init__(self, config: SearchConfig, forerunners: Sequence[Forerunner] = ()) -> None:
-        self._config, self._budget = config, config.search
+    def __init__(self, config: SearchConfig, forerunners: Sequence[Forerunner] = (), *, early: bool = False) -> None:
+        self._config, self._budget, self._early = config, config.search, early
         self._evolution = Evolution(
             config.search_space.of("training"),
             config.objectives,
@@ -55,7 +67,7 @@ class Schedule:
         self._exhausted = False
         self._accuracy = next(o for o in config.objectives if metric_family(o.name) in ACCURACY)
         self._accuracies: dict[str, float] = {}  # of each checkpoint alone, the larger the better
-        self._began: dict[Kind, int] = {"trained": 0, "merged": 0, "fused": 0}
+        self._began: dict[Kind, int] = dict.fromkeys(INITIALS, 0)
         self._full = 0  # trained candidates that were heard of at the full rung
         self.candidates: dict[str, Candidate] = {}
         self.legs: list[Leg] = []
@@ -80,11 +92,13 @@ class Schedule:
         Args:
             fits: whether the time left allows a candidate of this kind to reach this rung.
         """
+        if self._early and not self._began["early"]:
+            return "begin"
         promotable = self._rungs.promotable()
         if promotable is not None and fits("trained", promotable.steps):
             return "promote"
         # The first merger is the warm start, which costs one evaluation: with too little time there is at least that.
-        if self._may_merge() and (not self.candidates or fits("merged", self._budget.steps)):
+        if self._may_merge() and (not self._began["merged"] or fits("merged", self._budget.steps)):
             return "merge"
         room = not self._exhausted and self._began["trained"] < self._budget.candidates
         if room and fits("trained", self._budget.rungs[0]):
@@ -99,7 +113,13 @@ class Schedule:
             self._rungs.promote(leg)
             self.legs.append(leg)
             return leg
-        candidate = {"merge": self._merger, "fuse": self._fusion, "ask": self._evolution.ask}[deed]()
+        propose = {
+            "begin": lambda: Candidate(FIRST_TOWERS, {}, (), "early"),
+            "merge": self._merger,
+            "fuse": self._fusion,
+            "ask": self._evolution.ask,
+        }
+        candidate = propose[deed]()
         if candidate is None:
             self._exhausted = True
             return None
@@ -124,7 +144,7 @@ class Schedule:
         if at_end:
             self.front = front_of([*self.front, *evaluations], self._config)
             if not self._began["fused"]:
-                self.single = self.front
+                self.single = [e for e in self.front if e.candidate != FIRST_TOWERS]
             elif candidate.kind != "fused":
                 self.single = front_of([*self.single, *evaluations], self._config)
             if evaluations:
@@ -151,7 +171,7 @@ class Schedule:
 
     def _may_merge(self) -> bool:
         """Whether a merger is due, the warm start first of all, and there are two on the front to merge."""
-        if not self._budget.merging or not self.candidates:
+        if not self._budget.merging or not self._began["merged"]:
             return self._budget.merging
         return self._began["merged"] <= MERGERS * self._full and len({e.candidate for e in self.single}) > 1
 
@@ -167,7 +187,7 @@ class Schedule:
         """Two checkpoints of the front, each as likely as it has entries there; the first merger is the warm start."""
         number = self._began["merged"]
         if number == 0:
-            return Candidate(candidate_id(0, "merged"), {}, (), "merged")
+            return Candidate(WARM_START, {}, (), "merged")
         rng = random.Random(f"{self._budget.seed} merges {number}")
         first = rng.choice(self.single).candidate
         second = rng.choice([e.candidate for e in self.single if e.candidate != first])

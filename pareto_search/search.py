@@ -60,13 +60,20 @@ class Search:
         store: the record; the journal in it is replayed.
         run: the run folder, for checkpoints and states.
         forerunners: what it begins with of an older search.
+
+    Attributes:
+        early_towers: how many of the warm start's towers are evaluated by themselves, before the others are fitted: as
+            many as there are workers, if these cannot fit all of them at once; 0 for none.
     """
 
     def __init__(self, config: SearchConfig, store: Store, run: Path, forerunners: Sequence[Forerunner] = ()) -> None:
         self.config, self.store, self._run = config, store, run
         self.checkpoints, self.states = run / "checkpoints", run / "states"
-        self.schedule = Schedule(config, forerunners)
         self._lanes = store.search.lanes
+        towers = config.model.towers
+        # What there is does not depend on how many workers it is resumed with.
+        self.early_towers = self._lanes if config.search.merging and self._lanes < towers else 0
+        self.schedule = Schedule(config, forerunners, early=self.early_towers > 0)
         self._began = time.monotonic() - store.search.elapsed_seconds
         self._recorded = store.search.elapsed_seconds
         self._ended: dict[Leg, Sequence[Evaluation]] = {}  # what came out; nothing where it failed
@@ -79,17 +86,24 @@ class Search:
         self._tries: Counter[str] = Counter()
         self._deaths: Counter[str] = Counter()
         self._seconds: dict[tuple[Kind, int], list[float]] = {}
+        self._most: int | None = None  # how many legs may be decided
         self._watched = (0.0, 0.0, 0.0)  # the hypervolume shown, when it was found, and how long that took
         self._replay()
         last = {leg.candidate: leg.steps for leg in self.schedule.legs}
         self._again = deque(replace(a, steps=last[a.candidate.id]) for a in store.unfinished())
 
-    def run(self, executor: Executor, progress: Callable[[Progress], None] = lambda _: None) -> None:
+    def run(
+        self, executor: Executor, progress: Callable[[Progress], None] = lambda _: None, legs: int | None = None
+    ) -> None:
         """Goes on until the budget is spent and every attempt has ended.
+
+        Args:
+            legs: how many it decides at most, those that are recorded with them.
 
         Raises:
             SearchError: every candidate fails.
         """
+        self._most = legs
         self._recover()
         before = len(self._failed)  # what they failed of may have been mended since
         outcomes: Sequence[Outcome] = ()
@@ -111,6 +125,11 @@ class Search:
         """Of all that has ended, whether the schedule has heard of it or not."""
         unheard = [evaluation for several in self._unheard.values() for evaluation in several]
         return front_of([*self.schedule.front, *unheard], self.config) if unheard else self.schedule.front
+
+    @property
+    def awaits_early(self) -> bool:
+        """Whether the first towers of the warm start have yet to be evaluated."""
+        return self.early_towers > 0 and not self._done["early"]
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -201,6 +220,8 @@ class Search:
         """What a free worker should do now, if anything."""
         if self._again:
             return self._again.popleft()
+        if self._most is not None and len(self.schedule.legs) >= self._most:
+            return None
         while self._hear_due(record):
             deed = self.schedule.option(self._fits)
             if deed is None:

@@ -182,3 +182,12 @@ def test_the_choice_ends_when_nothing_is_gained() -> None:
 @pytest.mark.parametrize("values", [[], up_down((-1.0, 20.0))])
 def test_nothing_above_the_references_gives_no_choice(values: list[dict[str, float]]) -> None:
     assert choose(values, [UP, DOWN]) == []
+
+
+def test_the_first_towers_of_the_warm_start_count_until_all_of_it_is_there() -> None:
+    first, whole, trained = (
+        Evaluation(name, 1, 40, 0, {}, {"up": up, "down": 5.0})
+        for name, up in (("e0000", 0.9), ("m0000", 0.3), ("c0001", 0.2))
+    )
+    assert front([first, trained], [UP, DOWN], (), 40) == [first]
+    assert front([first, trained, whole], [UP, DOWN], (), 40) == [whole]

@@ -39,6 +39,11 @@ def begun(warm: tuple[float, float] = (-1.0, -1.0), **wishes: Any) -> Schedule:
     return begun
 
 
+def early(**wishes: Any) -> Schedule:
+    """A schedule in which the warm start's first towers come before all of it."""
+    return Schedule(config(**wishes), early=True)
+
+
 def scored(leg: Leg, *points: tuple[float, float]) -> list[Evaluation]:
     """A leg's evaluations, one a setting."""
     return [
@@ -110,6 +115,49 @@ def test_where_merging_is_on_the_warm_start_is_evaluated_first(rungs: list[int])
     assert decided(fresh, "merge") == Leg("m0000", FULL)
     assert fresh.candidates["m0000"] == Candidate("m0000", {}, (), "merged")
     assert fresh.option(always) == "ask"
+
+
+def test_the_first_towers_of_the_warm_start_are_evaluated_before_all_of_it_whatever_time_there_is() -> None:
+    fresh = early()
+    assert fresh.option(never) == "begin"
+    assert decided(fresh, "begin") == Leg("e0000", FULL)
+    assert fresh.candidates["e0000"] == Candidate("e0000", {}, (), "early")
+    assert fresh.option(never) == "merge"
+    assert decided(fresh, "merge") == Leg("m0000", FULL)
+    assert fresh.option(never) is None
+    assert fresh.option(always) == "ask"
+
+
+def test_the_first_towers_are_on_the_front_until_all_of_the_warm_start_is() -> None:
+    fresh = early()
+    first, whole = decided(fresh, "begin"), decided(fresh, "merge")
+    fresh.hear(first, scored(first, (0.9, 0.1), (0.1, 0.9)))
+    assert {e.candidate for e in fresh.front} == {"e0000"}
+    trained(fresh, (0.2, 0.2))
+    assert {e.candidate for e in fresh.front} == {"e0000", "c0001"}
+    fresh.hear(whole, scored(whole, (0.5, 0.05)))  # which is dominated by what stood in for it
+    assert {e.candidate for e in fresh.front} == {"m0000", "c0001"}
+
+
+def test_the_first_towers_stay_on_the_front_where_all_of_the_warm_start_fails() -> None:
+    fresh = early()
+    first, whole = decided(fresh, "begin"), decided(fresh, "merge")
+    fresh.hear(first, scored(first, (0.9, 0.1)))
+    fresh.hear(whole, [])
+    assert {e.candidate for e in fresh.front} == {"e0000"}
+
+
+def test_nothing_is_merged_or_fused_with_the_first_towers() -> None:
+    fresh = early(fusions=3)
+    first, whole = decided(fresh, "begin"), decided(fresh, "merge")
+    fresh.hear(first, scored(first, (0.9, 0.1), (0.1, 0.9)))
+    trained(fresh, (0.5, 0.5))
+    assert {e.candidate for e in fresh.single} == {"c0001"}
+    assert fresh.option(never) is None
+    fresh.hear(whole, scored(whole, (0.9, 0.2)))
+    assert {e.candidate for e in fresh.single} == {"m0000", "c0001"}
+    assert set(fresh.candidates[decided(fresh, "merge").candidate].parents) == {"m0000", "c0001"}
+    assert "e0000" not in fresh.candidates[decided(fresh, "fuse").candidate].parents
 
 
 @pytest.mark.parametrize("rungs", [[40], [10, 20, 40]])

@@ -2,7 +2,7 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -820,13 +820,45 @@ def test_a_merger_that_fails_is_not_tried_again_and_ends_nothing(store: Store, r
 
 
 @pytest.mark.parametrize("mode", ["async", "ordered"])
+@pytest.mark.parametrize("pick", [newest, chance(1)])
+def test_a_search_that_waits_for_the_first_towers_decides_as_one_that_does_not(
+    tmp_path: Path, store: Store, run: Path, mode: str, pick: Pick
+) -> None:
+    expected = undisturbed(tmp_path / "undisturbed", **HALVING)
+    workers = Workers(pick=pick)
+    found = Search(config(**HALVING, mode=mode), store, run)
+    assert (found.early_towers, found.awaits_early) == (LANES, True)
+    found.run(workers, legs=1)
+    assert [a.candidate.id for a in workers.submitted] == ["e0000"]
+    assert {e.candidate for e in found.front} == {"e0000"}
+    found = Search(config(**HALVING, mode=mode), store, run)  # resumed
+    assert not found.awaits_early
+    found.run(workers)
+    assert found.is_over
+    assert "e0000" not in {e.candidate for e in found.front}
+    if mode == "ordered":
+        assert (store.candidates(), entries(found)) == expected[1:]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "merging", "towers"), [(1, True, 1), (3, True, 3), (4, True, 0), (9, True, 0), (2, False, 0)]
+)
+def test_the_first_towers_are_those_that_the_workers_fit_at_once(
+    tmp_path: Path, lanes: int, merging: bool, towers: int
+) -> None:
+    with closing(create(tmp_path / "run", lanes)) as store:
+        found = Search(config(merging=merging), store, tmp_path / "run")
+        assert (found.early_towers, found.awaits_early) == (towers, towers > 0)
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
 def test_where_every_trained_candidate_fails_the_warm_start_does_not_hide_it(
     store: Store, run: Path, mode: str
 ) -> None:
     workers = Workers(deed=lambda a: None if a.candidate.kind == "merged" else Outcome(a, error="ValueError: no"))
     with pytest.raises(SearchError, match=f"all {HOPELESS} candidates failed, c0008 with: ValueError: no"):
         searched(store, run, workers, **HALVING, mode=mode, candidates=100)
-    assert len(workers.submitted) <= 1 + HOPELESS + LANES
+    assert len(workers.submitted) <= 2 + HOPELESS + LANES
 
 
 def stepwise(clock: Clock, seconds: Mapping[int, float]) -> Deed:

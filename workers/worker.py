@@ -343,7 +343,7 @@ class Worker:
         """The model's evaluations on validation."""
         candidate, full = attempt.candidate, self.load.rungs[-1]
         steps = attempt.steps or full
-        alone, is_warm_start = steps < full, candidate.kind == "merged" and not candidate.parents
+        alone, is_warm_start = steps < full, candidate.kind != "trained" and not candidate.parents
         ranking = self._ranking(self.load.split.validation, model, () if alone else self._blended)
         margins = {} if alone or is_warm_start else self._margins(ranking)
         return tuple(

@@ -52,6 +52,21 @@ def test_a_driver_killed_before_its_first_candidate_can_be_started_again(undistu
     assert kills.essence(run) == kills.essence(undisturbed.run)
 
 
+def test_a_driver_killed_while_it_fits_the_other_towers_goes_on_with_them(
+    undisturbed: Finished, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with started("run", undisturbed.config, "--out", run) as driver:
+        eventually(lambda: kills.finished(run))
+        driver.process.send_signal(signal.SIGKILL)
+        driver.process.wait()
+    assert set(kills.finished(run)) == {"e0000"}
+    ended = pareto_search("resume", run)
+    assert ended.code == 0, ended.err
+    assert kills.essence(run) == kills.essence(undisturbed.run)
+    assert not (run / "components" / "early-start").exists()
+
+
 def test_a_driver_killed_before_the_baselines_are_known_finds_them_when_it_is_resumed(
     undisturbed: Finished, tmp_path: Path
 ) -> None:

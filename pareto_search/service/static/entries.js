@@ -62,6 +62,7 @@ export function genealogy(candidate, front, pick) {
   const onFront = Object.fromEntries([...front.front].reverse().map((e) => [e.candidate, e.entry]));
   const origin = (c) => {
     if (c.kind === "merged") return c.parents.length ? `merged, ${number(c.genes.share)} of the first` : "the warm start";
+    if (c.kind === "early") return "the first towers of the warm start";
     if (c.kind === "fused") return "fused, from some of";
     return c.parents.length ? "trained, with genes of" : "trained, a first proposal";
   };
