@@ -112,7 +112,7 @@ class Landscape:
 
     def true(self, candidate: Candidate, steps: int) -> Point:
         """Without noise."""
-        if candidate.kind == "merged":
+        if candidate.kind != "trained":
             share, point = float(candidate.genes.get("share", 0.0)), self._warm
             if candidate.parents:
                 first, second = (self._trained[parent] for parent in candidate.parents)
@@ -189,7 +189,7 @@ class Job:
         pace = random.Random(f"{seed} pace of {candidate.id}").lognormvariate(-(SPREAD**2) / 2, SPREAD)
         fate = random.Random(f"{seed} fate of {candidate.id} at {steps}, attempt {attempt.number}")
         part = (steps - max((r for r in rungs if r < steps), default=0)) / rungs[-1]
-        seconds = FULL * pace * (MERGER if candidate.kind == "merged" else part)
+        seconds = FULL * pace * (part if candidate.kind == "trained" else MERGER)
         seconds *= SLOWDOWN if fate.random() < STRAGGLERS else 1.0
         drawn = fate.random()
         if drawn >= FAILURES + DEATHS:

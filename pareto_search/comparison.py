@@ -19,10 +19,10 @@ from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.results import Document
 from pareto_search.search import Search
-from pareto_search.space import BLENDED, SASREC, TEXT
+from pareto_search.space import BLENDED, SASREC, START, TEXT
 
-START, EARLY = "warm-start", "early-start"
-"""The component that candidates start from, and its first towers, until the others are there."""
+EARLY = "early-start"
+"""The component that is the warm start's first towers, until the others are there."""
 BASELINES = ("popularity", "item-knn", "ease", SASREC, "frozen-encoder", TEXT, START)
 CURVES: Mapping[str, Sequence[tuple[str, tuple[str, ...]]]] = {
     "practitioner": (("ease", ()), (SASREC, ()), (SASREC, ("ease",))),
@@ -142,14 +142,14 @@ class Comparison:
         """Adds components to those of the run, and removes one; one that the catalogue is too large for is left out."""
         folder = self._run / "components"
         sums = {name: checkpoint.write(folder / name, files) for name, files in fitted.items() if files is not None}
-        kept = {name: old for name, old in (self._store.fact("components") or {}).items() if name != without} | sums
-        self._put("components", kept)
-        checkpoint.sweep(folder, kept)
+        before = {name: old for name, old in (self._store.fact("components") or {}).items() if name != without}
+        self._put("components", before | sums)
 
     def _equip(self, start: str = START) -> None:
         """Gives the workers all components that there are, one of them as the warm start."""
-        named = {START if n == start else n: n for n in self._store.fact("components")}
-        self._pool.tell_all("equip", {n: checkpoint.read(self._run / "components" / own) for n, own in named.items()})
+        folder, components = self._run / "components", self._store.fact("components")
+        checkpoint.sweep(folder, components)  # what is in the place of another, and what a crash has left
+        self._pool.tell_all("equip", {START if n == start else n: checkpoint.read(folder / n) for n in components})
 
     def _put(self, fact: str, value: object) -> None:
         with self._store.transaction() as record:

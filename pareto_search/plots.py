@@ -130,7 +130,7 @@ def pair(front: Front, archive: Sequence[Evaluation], x: str, y: str, part: Part
 def parallel(front: Front) -> go.Figure:
     """The entries as lines across objectives (validation; up is better) and the genes that vary most with them.
 
-    Merged and fused checkpoints have no training genes of their own: they are left out. What an entry is not re-ranked
+    What was not trained has no training genes of its own, and is left out. What an entry is not re-ranked
     for, or does not blend in, is 0. The colour is the first objective.
     """
     objectives = objectives_of(front)

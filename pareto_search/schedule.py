@@ -46,7 +46,6 @@ class Schedule:
         candidates: all of them, by id.
         legs: what was decided, in order.
         heard: the legs whose outcome was reported.
-        front: of what was reported.
         single: the front without what is fused or early, from which mergers and fusions are made: a fusion may be
             better than all of its members, and must not thin them out for the next one.
     """
@@ -73,8 +72,14 @@ class Schedule:
         self.legs: list[Leg] = []
         self._failed: set[str] = set()
         self.heard: set[Leg] = set()
-        self.front: list[Evaluation] = []
-        self.single = self.front
+        self._stand_in: Sequence[Evaluation] = ()  # for the warm start, until that is there
+        self._front: list[Evaluation] = []  # without it: what it dominates may be on the front when it goes
+        self.single = self._front
+
+    @property
+    def front(self) -> list[Evaluation]:
+        """Of what was reported."""
+        return front_of([*self._front, *self._stand_in], self._config) if self._stand_in else self._front
 
     @property
     def population(self) -> set[str]:
@@ -141,10 +146,14 @@ class Schedule:
             else:
                 self._evolution.tell(candidate, evaluations[0].values if evaluations else None)
                 self._full += bool(evaluations)
-        if at_end:
-            self.front = front_of([*self.front, *evaluations], self._config)
+        if candidate.kind == "early":
+            self._stand_in = evaluations
+        elif at_end:
+            self._front = front_of([*self._front, *evaluations], self._config)
+            if candidate.id == WARM_START and evaluations:
+                self._stand_in = ()
             if not self._began["fused"]:
-                self.single = [e for e in self.front if e.candidate != FIRST_TOWERS]
+                self.single = self._front
             elif candidate.kind != "fused":
                 self.single = front_of([*self.single, *evaluations], self._config)
             if evaluations:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pareto_search import archive, checkpoint
-from pareto_search.candidate import INITIALS, Attempt, Evaluation, Forerunner, Kind, Leg
+from pareto_search.candidate import FIRST_TOWERS, INITIALS, Attempt, Evaluation, Forerunner, Kind, Leg
 from pareto_search.config import SearchConfig
 from pareto_search.errors import SearchError
 from pareto_search.executor import Executor, Files, Outcome
 from pareto_search.schedule import Schedule, front_of
+from pareto_search.space import START
 from pareto_search.store import Record, Store
 
 ATTEMPTS = 2
@@ -25,8 +26,8 @@ WATCHING = 0.02
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a search stands, merged and fused candidates counted apart; seconds left are None until a candidate has
-    finished.
+    """Where a search stands, merged and fused candidates counted apart, an early one not at all; seconds left are None
+    until one of the others has finished.
     """
 
     finished: int
@@ -70,9 +71,7 @@ class Search:
         self.config, self.store, self._run = config, store, run
         self.checkpoints, self.states = run / "checkpoints", run / "states"
         self._lanes = store.search.lanes
-        towers = config.model.towers
-        # What there is does not depend on how many workers it is resumed with.
-        self.early_towers = self._lanes if config.search.merging and self._lanes < towers else 0
+        self.early_towers = self._lanes if self._begins_early() else 0
         self.schedule = Schedule(config, forerunners, early=self.early_towers > 0)
         self._began = time.monotonic() - store.search.elapsed_seconds
         self._recorded = store.search.elapsed_seconds
@@ -159,6 +158,13 @@ class Search:
         made = len(ended) - failed, len(merged), len(fused)
         return Progress(*made, failed, total, len(self.front), self._hypervolume(), elapsed, left)
 
+    def _begins_early(self) -> bool:
+        """Whether there are early towers, however many workers it is resumed with; not where it has begun otherwise."""
+        if not self.config.search.merging or self._lanes >= self.config.model.towers:
+            return False
+        first = next((leg.candidate for _, leg in self.store.journal()), None)
+        return first == FIRST_TOWERS if first else START not in (self.store.fact("components") or {})
+
     def _hypervolume(self) -> float:
         """Of the entries that stand for the front, found anew when that costs little of the time that has passed."""
         covered, found, cost = self._watched
@@ -195,7 +201,7 @@ class Search:
             elif attempt.state == "finished":
                 leg = reached[name, attempt.number]
                 self._end(leg, came[leg])
-                self._seconds.setdefault((known[name].kind, leg.steps), []).append(attempt.seconds or 0.0)
+                self._took(leg, attempt.seconds or 0.0)
 
         self._under_way = {leg.candidate for leg in self.schedule.legs if leg not in self._ended}
         self._unheard = {leg: e for leg, e in self._ended.items() if leg not in self.schedule.heard}
@@ -266,6 +272,11 @@ class Search:
         minutes = self.config.search.minutes
         return minutes is None or time.monotonic() - self._began + self._each(kind, steps) <= minutes * 60
 
+    def _took(self, leg: Leg, seconds: float) -> None:
+        kind = self.schedule.candidates[leg.candidate].kind
+        if kind != "early":  # which says nothing of any other
+            self._seconds.setdefault((kind, leg.steps), []).append(seconds)
+
     def _each(self, kind: Kind, steps: int) -> float:
         """The seconds that such a leg has taken so far, on average, or else any leg."""
         known = self._seconds.get((kind, steps)) or [s for several in self._seconds.values() for s in several]
@@ -334,7 +345,7 @@ class Search:
         else:
             self._end(leg, result.evaluations)
             record.finished(attempt, result.evaluations, result.seconds)
-            self._seconds.setdefault((attempt.candidate.kind, leg.steps), []).append(result.seconds)
+            self._took(leg, result.seconds)
         if self.config.search.mode == "async":
             self._hear(record, leg)
 

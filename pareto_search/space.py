@@ -16,6 +16,8 @@ ACCURACY = ("ndcg", "recall", "hr", "mrr", "precision")
 """The metrics that count hits: -log p(next) is the surrogate of each."""
 SURROGATED = ("ild", "novelty", "credibility", "calibration", "history_novelty", "tail", "coverage", "gini")
 """The other metrics that training can be asked for: each has a surrogate loss, whose weight is a gene."""
+START = "warm-start"
+"""The component that candidates start from."""
 TEXT = "text"
 FITTED = "fitted"
 """What a config's `space` says of a gene that is to take its likeliest value."""

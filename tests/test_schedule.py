@@ -131,12 +131,14 @@ def test_the_first_towers_of_the_warm_start_are_evaluated_before_all_of_it_whate
 def test_the_first_towers_are_on_the_front_until_all_of_the_warm_start_is() -> None:
     fresh = early()
     first, whole = decided(fresh, "begin"), decided(fresh, "merge")
-    fresh.hear(first, scored(first, (0.9, 0.1), (0.1, 0.9)))
+    fresh.hear(first, scored(first, (0.9, 0.1), (0.5, 0.5)))
     assert {e.candidate for e in fresh.front} == {"e0000"}
+    trained(fresh, (0.2, 0.6))
     trained(fresh, (0.2, 0.2))
     assert {e.candidate for e in fresh.front} == {"e0000", "c0001"}
-    fresh.hear(whole, scored(whole, (0.5, 0.05)))  # which is dominated by what stood in for it
-    assert {e.candidate for e in fresh.front} == {"m0000", "c0001"}
+    trained(fresh, (0.4, 0.4))
+    fresh.hear(whole, scored(whole, (0.6, 0.05)))  # which is dominated by what stood in for it
+    assert {e.candidate for e in fresh.front} == {"m0000", "c0001", "c0003"}
 
 
 def test_the_first_towers_stay_on_the_front_where_all_of_the_warm_start_fails() -> None:

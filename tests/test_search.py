@@ -851,6 +851,22 @@ def test_the_first_towers_are_those_that_the_workers_fit_at_once(
         assert (found.early_towers, found.awaits_early) == (towers, towers > 0)
 
 
+def test_a_record_that_has_begun_without_the_first_towers_goes_on_without_them(
+    monkeypatch: pytest.MonkeyPatch, store: Store, run: Path
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(Search, "_begins_early", lambda _: False)
+        assert searched(store, run, Workers(), merging=True).is_over
+    found = Search(config(merging=True), store, run)
+    assert (found.early_towers, found.is_over) == (0, True)
+
+
+def test_a_search_that_is_given_its_components_needs_no_first_towers(store: Store, run: Path) -> None:
+    with store.transaction() as record:
+        record.put_fact("components", {"warm-start": "its sum"})
+    assert Search(config(merging=True), store, run).early_towers == 0
+
+
 @pytest.mark.parametrize("mode", ["async", "ordered"])
 def test_where_every_trained_candidate_fails_the_warm_start_does_not_hide_it(
     store: Store, run: Path, mode: str

@@ -22,7 +22,7 @@ def dropout(x: Tensor, rate: float, training: bool, generator: torch.Generator |
     draws.random_(-(2**63), None, generator=generator)
     # Compared into numbers of x's own type and multiplied: on a CPU a third of the time of a comparison and a `where`.
     keep = torch.ge(draws.view(torch.uint8)[: x.numel()].view(x.shape), threshold, out=torch.empty_like(x))
-    return x * keep.mul_(256 / (256 - threshold))
+    return (x * (256 / (256 - threshold))).mul_(keep)
 
 
 def kept(rate: float) -> float:

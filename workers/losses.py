@@ -50,9 +50,10 @@ class FullSoftmax(torch.autograd.Function):
         count, size = len(targets), min(chunk(len(vectors), states.device.type), len(targets))
         low, low_bias = vectors.to(states.dtype), bias.to(states.dtype)
         d_states, own = torch.empty_like(states), states.new_empty(count)
-        # Its last column is the gradient of the bias, which is the weight of an input that is always 1.
-        d_items = vectors.new_zeros(len(vectors), vectors.shape[1] + 1)
-        inputs = torch.cat([states, states.new_ones(count, 1)], 1)
+        # The bias is the weight of a further input, always 1; there are eight of it because a GPU wants aligned rows.
+        width = vectors.shape[1]
+        d_items = vectors.new_zeros(len(vectors), width + 8)
+        inputs = torch.cat([states, states.new_ones(count, 8)], 1)
         logits, shares = states.new_empty(2, size, len(vectors))  # the same memory for all chunks
         places = torch.arange(count, device=targets.device) % size * len(vectors) + targets  # in a flattened chunk
         for start in range(0, count, size):
@@ -65,7 +66,7 @@ class FullSoftmax(torch.autograd.Function):
             error.view(-1).index_add_(0, mine, error.new_full((1,), -1.0).expand(len(mine)))
             torch.mm(error, low, out=d_states[rows])
             d_items += torch.mm(error.T, inputs[rows])
-        ctx.save_for_backward(d_states, d_items[:, :-1], d_items[:, -1])
+        ctx.save_for_backward(d_states, d_items[:, :width], d_items[:, width])
         ctx.count = count
         return -own.float().clamp(min=TINY).log().mean()
 

@@ -104,7 +104,13 @@ class PeerSearch:
             self.known()
 
     def components(self) -> Components:
-        """Waits until they are fitted; one that the catalogue is too large for is left out."""
+        """Waits until they are fitted; one that the catalogue is too large for is left out.
+
+        Ours has ended when it is asked, perhaps before all of them were there.
+        """
+        if self.peer == OURS:
+            folders = {name: self.folder / "components" / name for name in self._fits}
+            return {name: checkpoint.read(folder) for name, folder in folders.items() if folder.is_dir()}
         files = {name: checkpoint.read(_there(self.folder / "components" / name)) for name in self._fits}
         towers = [files.pop(name) for name, (component, *_) in self._fits.items() if component == "warm-start"]
         return {"warm-start": joined(towers), **{name: found for name, found in files.items() if found}}

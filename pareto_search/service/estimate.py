@@ -38,7 +38,9 @@ def _by(config: SearchConfig, run: Path) -> tuple[float | None, str]:
     if not trained or not record.elapsed_seconds:
         return None, "nothing like it has come far enough here yet"
     # What was not killed while it was prepared: a search that went on the day after was not prepared for a day.
-    preparing = min(attempts[0].started - record.created, record.elapsed_seconds)
+    early = {c.id for c in candidates if c.kind == "early"}  # in the midst of it
+    begun = next(a.started for a in attempts if a.candidate not in early)
+    preparing = min(begun - record.created, record.elapsed_seconds)
     each = (record.elapsed_seconds - preparing) / len(trained)  # with the merging and fusing between them
     more = config.search.steps / before.search.steps * before.workers.count / config.workers.count
     return preparing + each * more * config.search.candidates, f"{before.name} took {each:.1f} s a candidate"

@@ -1,16 +1,20 @@
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from running import Finished, eventually, started, title
 
 from benchmarks import kills
 from pareto_search.store import Store
 
 
-def test_a_worker_killed_in_the_middle_of_a_candidate_costs_one_retry(undisturbed: Finished, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [0, 3])  # the first one is of the first towers, and tells its workers anew
+def test_a_worker_killed_in_the_middle_of_a_candidate_costs_one_retry(
+    undisturbed: Finished, tmp_path: Path, before: int
+) -> None:
     run = tmp_path / "run"
     with started("run", undisturbed.config, "--out", run) as driver:
-        eventually(driver.at_work)[0].kill()
+        eventually(lambda: len(kills.finished(run)) >= before and driver.at_work())[0].kill()
         ended = driver.end()
     assert ended.code == 0, ended.err
     assert kills.essence(run) == kills.essence(undisturbed.run)

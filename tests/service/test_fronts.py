@@ -175,7 +175,8 @@ def test_a_question_to_a_search_that_has_gone_on_since_is_told_so(tmp_path: Path
 def test_an_estimate_is_judged_by_what_was_searched_before(shared: Shared, store: Store) -> None:
     record, attempts = store.search, store.attempts()
     trained = [c.id for c in store.candidates() if c.kind == "trained"]
-    preparing = attempts[0].started - record.created
+    assert (attempts[0].candidate, attempts[1].candidate) == ("e0000", "m0000")
+    preparing = attempts[1].started - record.created
     assert 0 < preparing < record.elapsed_seconds
     expected = preparing + 10 * (record.elapsed_seconds - preparing) / len(trained)
     wish = {**shared.config, "search": {**shared.config["search"], "candidates": 10}}
