@@ -7,11 +7,12 @@ from running import Finished, undisturbed
 
 from pareto_search import SearchConfig, checkpoint
 from pareto_search.archive import choose
-from pareto_search.comparison import CURVE_SETTINGS, START
+from pareto_search.comparison import CURVE_SETTINGS
 from pareto_search.launch import workload
 from pareto_search.recsys import dataset
 from pareto_search.recsys.split import split
 from pareto_search.results import ENTRIES
+from pareto_search.space import START
 from pareto_search.store import Store
 from pareto_search.workers.worker import Worker
 

@@ -149,7 +149,7 @@ class RayPool:
         return [outcome for n in hung for outcome in self._failed(n, f"still running after {self._timeout:g} s")]
 
     def tell_all(self, method: str, *arguments: object) -> None:
-        """Calls a method on every worker, once those that are starting are there, and on each that replaces one later."""
+        """Calls a method on every worker, those that are starting too, and on each that replaces one later."""
         while self._starting:  # what they were told at first may no longer be so
             until = START + min(began for _, began in self._starting.values())
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=max(0.0, until - time.monotonic()))
