@@ -192,7 +192,7 @@ def test_ordered_mode_with_rungs_and_mergers_decides_the_same_whoever_is_fast(
 ) -> None:
     wishes = {**HALVING, "algorithm": algorithm, "seed": seed, "candidates": 16, "inheritance": inheritance}
     expected = undisturbed(tmp_path / "calm", **wishes)
-    assert {deed for deed, _ in expected[0]} == {"ask", "hear", "merge", "promote", "fuse"}
+    assert {deed for deed, _ in expected[0]} == {"begin", "ask", "hear", "merge", "promote", "fuse"}
     for n, workers in enumerate([Workers(pick=newest), Workers(pick=chance(seed)), Workers(5, chance(9)), Workers(1)]):
         store = create(tmp_path / f"run{n}")
         found = searched(store, tmp_path / f"run{n}", workers, **wishes)
