@@ -878,10 +878,10 @@ def test_where_every_trained_candidate_fails_the_warm_start_does_not_hide_it(
 
 
 def stepwise(clock: Clock, seconds: Mapping[int, float]) -> Deed:
-    """Attempts take as long as their rung says, one after the other; merged ones take no time."""
+    """Attempts take as long as their rung says, one after the other; what is not trained takes none."""
 
     def deed(attempt: Attempt) -> Outcome:
-        took = 0.0 if attempt.candidate.kind == "merged" else seconds[attempt.steps or FULL]
+        took = 0.0 if attempt.candidate.kind != "trained" else seconds[attempt.steps or FULL]
         clock.now += took
         return Outcome(attempt, replace(result(attempt), seconds=took), seconds=took)
 
