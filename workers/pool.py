@@ -32,7 +32,6 @@ FORKED = "Starting Ray client server failed"
 """What is said of a server that died as it was forked (github.com/ray-project/ray/issues/63202)."""
 JOINING = 15.0
 """Seconds for the nodes of a cluster to be all there."""
-NOBODY = "no worker is left and none could be started; see to the cluster and resume the search"
 START = 300.0
 """Seconds within which workers must have started: a base model may be large."""
 SPARE = 3
@@ -130,7 +129,7 @@ class RayPool:
         deadlines = [self._jobs[r].began + self._timeout for n in self._queues for r in self._under_way(n)]
         deadlines += [began + START for _, began in self._starting.values()]
         if not deadlines:
-            raise ClusterError(NOBODY)
+            raise ClusterError("no worker is left and none could be started; see to the cluster and resume the search")
         references = [*self._jobs, *self._starting]
         patience = max(0.0, min(deadlines) - time.monotonic())
         done, rest = ray.wait(references, num_returns=1, timeout=patience)
@@ -142,25 +141,23 @@ class RayPool:
         if done:
             ready = [r for queue in self._queues.values() for r in queue if r in done]
             return [outcome for r in ready if r in self._jobs for outcome in self._outcomes(r)]
-        self._give_up_late()
         now = time.monotonic()
+        for reference in [r for r, (_, began) in self._starting.items() if now - began >= START]:
+            ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
         over = now - self._timeout
         hung = [n for n in self._queues if any(self._jobs[r].began <= over for r in self._under_way(n))]
         return [outcome for n in hung for outcome in self._failed(n, f"still running after {self._timeout:g} s")]
 
     def tell_all(self, method: str, *arguments: object) -> None:
-        """Calls a method on every worker, those that are starting too, and on each that replaces one later."""
-        while self._starting:  # what they were told at first may no longer be so
-            until = START + min(began for _, began in self._starting.values())
-            done, _ = ray.wait(list(self._starting), num_returns=1, timeout=max(0.0, until - time.monotonic()))
-            for reference in done:
-                with suppress(RayError):  # one fewer, then
-                    self._admit(reference)
-            self._give_up_late()
-        if not self._actors:
-            raise ClusterError(NOBODY)
+        """Calls a method on every worker, and on each that replaces one later."""
         shared = [ray.put(a) for a in arguments]
         self._setup[method] = shared
+        for number, _ in self._starting.values():  # with what was true before; for some there may be no room
+            ray.kill(self._handles.pop(number))
+        missing = len(self._starting)
+        self._starting.clear()
+        for _ in range(missing):
+            self._spawn()
         self._gather([getattr(a, method).remote(*shared) for a in self._actors.values()])
 
     def map(self, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
@@ -222,12 +219,6 @@ class RayPool:
                 f"the workers differ in base model or precision: {sorted(identities)}; install the same base model on "
                 "every node, and set model.dtype"
             )
-
-    def _give_up_late(self) -> None:
-        """Ends the workers that have been starting for too long."""
-        now = time.monotonic()
-        for reference in [r for r, (_, began) in self._starting.items() if now - began >= START]:
-            ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
 
     def _admit(self, reference: Any) -> str | None:
         """A worker has started and says what it is; None for one that died without a word, and was begun again."""

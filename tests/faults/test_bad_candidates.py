@@ -56,7 +56,7 @@ def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_thems
     scored = {e.candidate for e in store.evaluations()}
     merged = {c.id: set(c.parents) for c in store.candidates() if c.kind == "merged"}
     store.close()
-    good = {"c0005", "c0006", "c0007", *merged}
+    good = {"e0000", "c0005", "c0006", "c0007", *merged}
     assert all(parents <= good for parents in merged.values())
     assert set().union(*merged.values()) & {"c0005", "c0006", "c0007"}
     assert {name for (name, _), (state, _) in ended.items() if state == "finished"} == good
