@@ -90,7 +90,7 @@ class Comparison:
             self._fit(START, range(self._config.model.towers), self._config.blended)
         elif TEXT not in components:  # an older release had it for a target alone
             self._keep({TEXT: self._pool.map([("fit", TEXT)])[0]})
-        self._equip(START)
+        self._equip()
         if self._store.fact("curves") is None:
             self._notice("Finding the warm start's curve.")
             old = self._old_curve()

@@ -152,11 +152,10 @@ class RayPool:
         """Calls a method on every worker, and on each that replaces one later."""
         shared = [ray.put(a) for a in arguments]
         self._setup[method] = shared
-        for number, _ in self._starting.values():  # with what was true before; for some there may be no room
-            ray.kill(self._handles.pop(number))
-        missing = len(self._starting)
+        starting = list(self._starting.values())
         self._starting.clear()
-        for _ in range(missing):
+        for number, _ in starting:  # they know what was true before, and for some there may be no room: begun again
+            ray.kill(self._handles.pop(number))
             self._spawn()
         self._gather([getattr(a, method).remote(*shared) for a in self._actors.values()])
 

@@ -60,7 +60,7 @@ def test_a_driver_killed_while_it_fits_the_other_towers_goes_on_with_them(
         eventually(lambda: kills.finished(run))
         driver.process.send_signal(signal.SIGKILL)
         driver.process.wait()
-    assert set(kills.finished(run)) == {"e0000"}
+    assert "e0000" in kills.finished(run)
     ended = pareto_search("resume", run)
     assert ended.code == 0, ended.err
     assert kills.essence(run) == kills.essence(undisturbed.run)

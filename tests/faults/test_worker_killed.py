@@ -8,7 +8,7 @@ from benchmarks import kills
 from pareto_search.store import Store
 
 
-@pytest.mark.parametrize("before", [0, 3])  # the first one is of the first towers, and tells its workers anew
+@pytest.mark.parametrize("before", [0, 3])  # at first the other workers are told more while one starts
 def test_a_worker_killed_in_the_middle_of_a_candidate_costs_one_retry(
     undisturbed: Finished, tmp_path: Path, before: int
 ) -> None:
