@@ -54,10 +54,10 @@ class Idle:
     def __init__(self, load: SearchConfig, *_: object) -> None:
         self._load = load
 
-    def identity(self) -> str:
-        return "idle"
+    def call(self, method: str, *arguments: Any) -> str | Result:
+        return "idle" if method == "identity" else self._run(*arguments)
 
-    def run(self, attempt: Attempt, _: Sequence[Files] = ()) -> Result:
+    def _run(self, attempt: Attempt, _: Sequence[Files] = ()) -> Result:
         name, steps = attempt.candidate.id, attempt.steps or self._load.search.steps
         digest = hashlib.sha256(repr(attempt.candidate.genes).encode()).digest()
         rng = random.Random(digest)
@@ -141,7 +141,7 @@ def searched(candidates: int, watch: Stopwatch) -> float:
         record = SearchRecord(warm.name, warm.identity(), warm.to_yaml(), 0, "", "", "", "", lanes=WORKERS)
         store = Store.create(Path(folder, "search.db"), record)
         stack.callback(store.close)
-        stack.enter_context(patch.object(pool, "Worker", Idle))
+        stack.enter_context(patch.object(pool, "WorkerActor", Idle))
         load: Any = warm
         workers = stack.enter_context(RayPool(load, count=WORKERS))
         Search(warm, store, Path(folder)).run(workers)

@@ -20,7 +20,7 @@ from pareto_search.search import Search, Watcher
 from pareto_search.space import metric_family
 from pareto_search.store import SearchRecord, Store, lock
 from pareto_search.workers.base import locate
-from pareto_search.workers.worker import LARGEST_SQUARE, Workload
+from pareto_search.workers.workload import LARGEST_SQUARE, Workload
 
 FROM_TRAINING = ("novelty", "credibility", "tail")
 """Metrics of what the training part says of an item."""

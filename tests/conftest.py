@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray lets its workers wait for whatever else runs: beside other tests, for minutes.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 import json
 from collections.abc import Callable, Iterator
@@ -173,7 +175,7 @@ def encoder(tiny_base: Any, toy: Dataset) -> Any:
 @pytest.fixture(scope="session")
 def workload(tiny_base: Any, toy: Dataset, toy_split: Split, objectives: tuple[Objective, ...]) -> Any:
     """A search over the toy data, for workers in this process."""
-    from pareto_search.workers.worker import Workload
+    from pareto_search.workers.workload import Workload
 
     return Workload(
         base=tiny_base.id,

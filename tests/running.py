@@ -72,12 +72,9 @@ class Driver:
 def started(*arguments: str | Path) -> Iterator[Driver]:
     """A `pareto-search` under way; what is left of it afterwards is killed."""
     command = [sys.executable, "-c", "from pareto_search.cli import main; main()", *map(str, arguments)]
-    # A Ray that a test has started in this process leaves its own mode of authentication behind, which is not a user's.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = {**inherited, "HF_HUB_OFFLINE": "1"}
     pipe = subprocess.PIPE
     driver = Driver(
-        subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+        subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), start_new_session=True)
     )
     try:
         yield driver
@@ -93,6 +90,12 @@ def pareto_search(*arguments: str | Path) -> Ended:
     """Runs a command to its end."""
     with started(*arguments) as driver:
         return driver.end()
+
+
+def environment() -> dict[str, str]:
+    """A user's: without our token, and without what a Ray that a test has started in this process leaves behind."""
+    ours = {name for name in os.environ if name.startswith(("RAY_", "PARETO_SEARCH_TOKEN"))} - {"RAY_worker_niceness"}
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def eventually(what: Callable[[], T], patience: float = PATIENCE) -> T:

@@ -25,7 +25,8 @@ from pareto_search.refreshing import moved
 from pareto_search.workers.evaluate import scorer
 from pareto_search.workers.recommend import Serving, sequences
 from pareto_search.workers.recommender import Recommender
-from pareto_search.workers.worker import Worker, Workload
+from pareto_search.workers.worker import Worker
+from pareto_search.workers.workload import Workload
 
 NAME = "f0001-s00"
 

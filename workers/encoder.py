@@ -23,8 +23,8 @@ from transformers.utils import logging
 from pareto_search.errors import CheckpointError, ConfigError
 from pareto_search.workers.base import Base
 from pareto_search.workers.bucket import Bucket, arguments
+from pareto_search.workers.workload import Precision
 
-Precision = Literal["auto", "bfloat16", "float32", "nf4"]
 Pooling = Literal["mean", "first", "last"]
 """What becomes an item's text vector, brought to unit length: the mean of the last hidden states, or one of them."""
 POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "cls": "first", "lasttoken": "last"}

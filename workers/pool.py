@@ -19,7 +19,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pareto_search.candidate import Attempt
 from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
 from pareto_search.executor import Files, Outcome, Result
-from pareto_search.workers.worker import PackWorker, Worker, Workload
+from pareto_search.workers.actor import PackWorkerActor, WorkerActor
+from pareto_search.workers.workload import Workload
 
 PATIENCE = 10.0
 """Seconds to wait for a cluster's port to answer."""
@@ -157,7 +158,7 @@ class RayPool:
         for number, _ in starting:  # they know what was true before, and for some there may be no room: begun again
             ray.kill(self._handles.pop(number))
             self._spawn()
-        self._gather([getattr(a, method).remote(*shared) for a in self._actors.values()])
+        self._gather([_call(actor, method, *shared) for actor in self._actors.values()])
 
     def map(self, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
         """Spreads calls over the workers and returns their results in order.
@@ -174,7 +175,7 @@ class RayPool:
         while waiting or running:
             while waiting and idle:
                 (place, (method, *arguments)), number = waiting.pop(), idle.pop(0)
-                running[getattr(self._actors[number], method).remote(*arguments, *same)] = place, number
+                running[_call(self._actors[number], method, *arguments, *same)] = place, number
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 place, number = running.pop(reference)
@@ -187,15 +188,15 @@ class RayPool:
         device = "cuda" if self._gpus else "cpu"
         options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0}
         if self._pack == 1:
-            remote = ray.remote(**options)(Worker)
+            remote = ray.remote(**options)(WorkerActor)
         else:
-            remote = ray.remote(**options, max_concurrency=self._pack)(PackWorker)
+            remote = ray.remote(**options, max_concurrency=self._pack)(PackWorkerActor)
         actor = remote.remote(self._load, self._cpus, device)
         # Of an actor that does several things at once, Ray does not keep the order of the calls.
-        before = [getattr(actor, method).remote(*shared) for method, shared in self._setup.items()]
+        before = [_call(actor, method, *shared) for method, shared in self._setup.items()]
         self._spawned += 1
         self._handles[self._spawned] = actor
-        self._starting[actor.identity.remote(*before)] = self._spawned, time.monotonic()
+        self._starting[_call(actor, "identity", *before)] = self._spawned, time.monotonic()
 
     def _await_all(self) -> None:
         """Waits for the first workers, which must all be there and be alike."""
@@ -250,9 +251,8 @@ class RayPool:
     def _place(self, job: _Job) -> int:
         """Puts a job into the shortest queue."""
         number = min(self._queues, key=lambda n: (len(self._queues[n]), n))
-        actor = self._actors[number]
-        run = actor.run if self._pack == 1 else actor.run_beside
-        reference = run.remote(job.attempt, job.sources)
+        method = "run" if self._pack == 1 else "run_beside"
+        reference = _call(self._actors[number], method, job.attempt, job.sources)
         self._jobs[reference] = job
         self._queues[number].append(reference)
         if reference in self._under_way(number):
@@ -326,6 +326,11 @@ class RayPool:
             raise SearchError(f"a worker failed: {_line(error.cause or error)}") from error
         except RayError as error:
             raise SearchError(f"a worker could not start or died: {_line(error)}") from error
+
+
+def _call(actor: Any, method: str, *arguments: object) -> Any:
+    """A reference to what a worker will answer; Ray and the list of processes call the task by the method's name."""
+    return actor.call.options(name=f"Worker.{method}").remote(method, *arguments)
 
 
 def connect(address: str | None, cpus: float) -> None:

@@ -21,9 +21,10 @@ from pareto_search.recsys.rerank import blend, relevance, rerank
 from pareto_search.recsys.split import Sequences, Split, gaps, order_of, split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.base import locate
-from pareto_search.workers.encoder import Encoder, Precision, precision
+from pareto_search.workers.encoder import Encoder, precision
 from pareto_search.workers.evaluate import Scores, component, score, scorer
 from pareto_search.workers.recommender import TowerScorer
+from pareto_search.workers.workload import Precision
 
 REASONS = 2
 FEATURES = "features.safetensors"

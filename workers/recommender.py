@@ -11,7 +11,7 @@ NeurIPS 2017).
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from pareto_search.errors import CheckpointError
 from pareto_search.executor import Files
 from pareto_search.recsys.split import GAPS, SAME_MOMENT, Sequences
 from pareto_search.workers.dropout import dropout
-
-TowerKind = Literal["attention", "decayed_mean"]
+from pareto_search.workers.workload import TowerKind
 
 HEADS = 2
 UNTOLD = 0.1

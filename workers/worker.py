@@ -5,7 +5,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypedDict
 
 import numpy as np
@@ -14,18 +13,18 @@ import torch
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Genes
 from pareto_search.executor import Files, Result
 from pareto_search.fusion import fused
-from pareto_search.objective import Constraint, Objective, Values
+from pareto_search.objective import Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import ItemSimilarity, Scorer
 from pareto_search.recsys.metrics import PerUser
 from pareto_search.recsys.ranking import Ranking, search_settings
 from pareto_search.recsys.rerank import Reranker
-from pareto_search.recsys.split import SAME_MOMENT, Part, Split
+from pareto_search.recsys.split import SAME_MOMENT, Part
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.space import TEXT, SearchSpace
 from pareto_search.workers.base import locate
 from pareto_search.workers.distillation import Teacher
-from pareto_search.workers.encoder import Encoder, Precision, precision
+from pareto_search.workers.encoder import Encoder, precision
 from pareto_search.workers.evaluate import (
     Scores,
     blended,
@@ -41,10 +40,11 @@ from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.merge import merge
 from pareto_search.workers.pack import Pack
 from pareto_search.workers.patience import patiently
-from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer, joined
+from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined
 from pareto_search.workers.reranker import DeviceReranker
 from pareto_search.workers.task import Task
 from pareto_search.workers.train import OPTIMISER, FineTuning, fine_tune, train_tower
+from pareto_search.workers.workload import LARGEST_SQUARE, TowerKind, Workload
 
 DRAWS = 8
 """How many members a fusion draws, the same ones perhaps several times."""
@@ -54,50 +54,6 @@ DROPOUT, TIED_DROPOUT = 0.3, 0.1
 """Of the towers; less is best where much of the data is tied, because each epoch orders ties anew: noise of its own."""
 TIED = 0.2
 """The share of interactions at the same moment as the one before them from which on much is tied."""
-LARGEST_SQUARE = 20_000
-"""Items up to which EASE and ItemKNN are fitted: their matrices grow with the square."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What all candidates of a search share; sent to each worker once.
-
-    Attributes:
-        base, revision, dtype, max_item_tokens, history, tower, towers, time_gaps, width: the config's section `model`.
-        texts: what the encoder reads, one an item.
-        categories: of each item, or None where distances come from the frozen text vectors.
-        space: serving genes only.
-        metrics: what is evaluated.
-        rungs: the steps at which a candidate is scored; the last one is the full rung.
-        patience: see `patience.patiently`; None for none of it.
-        layers: the most blocks that any candidate adapts.
-        rank: the highest that any candidate's adapter may have, but for whole maps.
-        notes: written into each checkpoint's `recommender.json`.
-    """
-
-    base: str
-    revision: str | None
-    dtype: Precision
-    max_item_tokens: int
-    history: int
-    tower: TowerKind
-    towers: int
-    time_gaps: bool
-    width: int
-    texts: Sequence[str]
-    categories: Sequence[Sequence[str]] | None
-    split: Split
-    objectives: Sequence[Objective]
-    constraints: Sequence[Constraint]
-    metrics: Sequence[str]
-    space: SearchSpace
-    rungs: Sequence[int]
-    patience: int | None
-    serving_settings: int
-    seed: int
-    layers: int
-    rank: int
-    notes: Mapping[str, object] = field(default_factory=dict)
 
 
 class Course(TypedDict):

@@ -28,7 +28,8 @@ from pareto_search.results import ENTRIES, write_whole
 from pareto_search.space import BLENDED, SASREC, SearchSpace
 from pareto_search.store import Store
 from pareto_search.workers.recommender import joined
-from pareto_search.workers.worker import Components, Worker, Workload
+from pareto_search.workers.worker import Components, Worker
+from pareto_search.workers.workload import Workload
 
 Tier = Literal["tuned", "default"]
 Report = Callable[[int, Values], None]

@@ -37,7 +37,8 @@ from pareto_search.workers.lora import is_target
 from pareto_search.workers.losses import Histories, ItemTensors, Scalarisation, Scalariser, list_values
 from pareto_search.workers.recommender import Recommender, TowerScorer
 from pareto_search.workers.train import TOWER_BATCHES, DivergedError
-from pareto_search.workers.worker import Worker, Workload
+from pareto_search.workers.worker import Worker
+from pareto_search.workers.workload import Workload
 
 TEXTS = 64
 """Texts in a batch of the encoder."""

@@ -22,7 +22,8 @@ from pareto_search.recsys.split import split
 from pareto_search.workers.base import locate
 from pareto_search.workers.evaluate import scorer
 from pareto_search.workers.lora import loaded
-from pareto_search.workers.worker import Worker, Workload
+from pareto_search.workers.worker import Worker
+from pareto_search.workers.workload import Workload
 
 COLUMNS = Columns(
     user="user_id",

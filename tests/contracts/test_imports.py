@@ -87,7 +87,7 @@ def group(name: str) -> str:
 
 def test_the_house_is_found() -> None:
     assert {"", "cli", "launch", "search", "recsys.metrics", "workers.worker", *NOUNS} <= set(MODULES)
-    assert {i.target for i in ours("workers.pool")} >= {"candidate", "workers.worker"}
+    assert {i.target for i in ours("workers.pool")} >= {"candidate", "workers.actor"}
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -172,6 +172,10 @@ def test_the_loop_knows_no_face_and_only_faces_know_launch() -> None:
 def test_words_and_commands_come_without_torch_and_ray() -> None:
     # --help must be quick: what the package and the command line load, they load without workers.
     assert {m for m in loaded("") | loaded("cli") if group(m) == "workers"} == set()
+
+
+def test_the_driver_leaves_torch_to_its_workers() -> None:
+    assert not importers("torch") & (loaded("launch") | loaded("workers.pool"))
 
 
 def test_ray_is_imported_in_the_pool_and_the_deployment_only() -> None:

@@ -23,14 +23,17 @@ from pareto_search.workers import pool
 TIMEOUT = 20
 
 
-class Poisoned(pool.Worker):
+class Poisoned(pool.WorkerActor):
     """A worker that some candidates are bad for."""
 
-    def run(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Any:
+    def call(self, method: str, *arguments: Any) -> Any:
+        return self._run(*arguments) if method == "run" else super().call(method, *arguments)
+
+    def _run(self, attempt: Attempt, sources: Sequence[Files]) -> Any:
         candidate = attempt.candidate
         if candidate.id == "c0001":  # a learning rate at which no loss stays a number
             poisoned = replace(candidate, genes={**candidate.genes, "tower_lr": 1e30})
-            return super().run(replace(attempt, candidate=poisoned), sources)
+            return super().call("run", replace(attempt, candidate=poisoned), sources)
         if candidate.id == "c0002":
             raise ValueError("first line\nsecond line \x1b[31m" + "x" * 10_000)
         if candidate.id == "c0003":
@@ -38,14 +41,14 @@ class Poisoned(pool.Worker):
             os._exit(1)
         if candidate.id == "c0004":
             time.sleep(3600)
-        return super().run(attempt, sources)
+        return super().call("run", attempt, sources)
 
 
 def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_themselves(
     undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
-    monkeypatch.setattr(pool, "Worker", Poisoned)
+    monkeypatch.setattr(pool, "WorkerActor", Poisoned)
     config = small.write_config(
         undisturbed.config.with_name("poisoned.yaml"), candidates=7, candidate_timeout=TIMEOUT, mode="async"
     )

@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ import ray
 from running import Finished
 
 from benchmarks import small
-from pareto_search.candidate import Attempt
 from pareto_search.config import SearchConfig
-from pareto_search.executor import Files
 from pareto_search.launch import run_search
 from pareto_search.store import Store
 from pareto_search.workers import pool
@@ -23,24 +20,25 @@ from pareto_search.workers import pool
 TIMEOUT = 7
 
 
-class Poisoned(pool.PackWorker):
+class Poisoned(pool.PackWorkerActor):
     """A worker that some candidates are bad for."""
 
-    async def run_beside(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Any:
-        if attempt.candidate.id == "c0002":
+    async def call(self, method: str, *arguments: Any) -> Any:
+        candidate = arguments[0].candidate.id if method == "run_beside" else None
+        if candidate == "c0002":
             raise ValueError("what nobody expected")
-        if attempt.candidate.id == "c0003":
+        if candidate == "c0003":
             os._exit(1)
-        if attempt.candidate.id == "c0004":
+        if candidate == "c0004":
             time.sleep(3600)
-        return await super().run_beside(attempt, sources)
+        return await super().call(method, *arguments)
 
 
 def test_candidates_that_take_a_pack_down_with_them_are_found_out_and_their_neighbours_are_not_to_blame(
     undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
-    monkeypatch.setattr(pool, "PackWorker", Poisoned)
+    monkeypatch.setattr(pool, "PackWorkerActor", Poisoned)
     config = small.write_config(
         undisturbed.config.with_name("packs.yaml"),
         workers={"count": 1, "pack": 3},

@@ -1,7 +1,6 @@
 """A service as its users have it: a process of its own, reached over HTTP."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -17,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 import yaml
-from running import PATIENCE, alive, eventually
+from running import PATIENCE, alive, environment, eventually
 
 from benchmarks import small
 
@@ -47,14 +46,12 @@ class Service:
 def serving(root: Path, *options: str | Path, token: str | None = TOKEN) -> Iterator[Service]:
     """A service under way; what is left of it, of its searches and of its deployments is killed afterwards."""
     command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "serve", "--port", "0"]
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PARETO_SEARCH_TOKEN"))}
-    environment = inherited | ({"PARETO_SEARCH_TOKEN": token} if token else {})
     process = subprocess.Popen(
         [*command, "--root", str(root), *map(str, options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment() | ({"PARETO_SEARCH_TOKEN": token} if token else {}),
     )
     try:
         assert process.stdout is not None

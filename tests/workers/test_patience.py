@@ -16,7 +16,8 @@ from pareto_search.recsys.ranking import Ranking
 from pareto_search.workers.evaluate import scorer
 from pareto_search.workers.patience import patiently
 from pareto_search.workers.train import OPTIMISER, DivergedError, FineTuning, fine_tune
-from pareto_search.workers.worker import PackWorker, Worker, Workload
+from pareto_search.workers.worker import PackWorker, Worker
+from pareto_search.workers.workload import Workload
 
 
 class Scripted:

@@ -12,7 +12,8 @@ from pareto_search.entry import of_run
 from pareto_search.recsys.baselines import ItemSimilarity
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.recommend import History, Serving, sequences
-from pareto_search.workers.recommender import Recommender, Shape, TowerKind, TowerScorer
+from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
+from pareto_search.workers.workload import TowerKind
 
 CHOSEN = np.array([3, 11, 0], np.int32)
 NO_GROUPS = np.zeros(0, np.int32)

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running import Finished, eventually, undisturbed
+from running import Finished, environment, eventually, undisturbed
 
 from pareto_search import load_front
 from pareto_search.publish import pinned, publish
@@ -89,10 +89,10 @@ def deployment(toy_run: Path, toy: Dataset, tmp_path_factory: pytest.TempPathFac
     # In a process of its own: what other tests' Ray has left in this one's environment does not go with its tokens.
     processes = multiprocessing.get_context("spawn")
     ours, theirs = processes.Pipe()
-    with pytest.MonkeyPatch.context() as environment:
-        for name in [n for n in os.environ if n.startswith("RAY_")]:
-            environment.delenv(name)
-        environment.setenv("PARETO_SEARCH_CACHE", str(folder / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - environment().keys():
+            patch.delenv(name)
+        patch.setenv("PARETO_SEARCH_CACHE", str(folder / "cache"))
         process = processes.Process(target=host, args=(theirs, place, toy, port))
         process.start()
     theirs.close()
@@ -200,10 +200,9 @@ def test_a_canary_answers_its_share_of_the_users_and_is_counted(deployment: Depl
     assert {deployment.ask(user=user, k=3)[1]["entry"] for user in answered} == {RERANKED}
 
 
-def complaint(*arguments: str | Path, **environment: str) -> str:
+def complaint(*arguments: str | Path, **more: str) -> str:
     command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "deploy", *map(str, arguments)]
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PARETO_SEARCH_TOKEN"))}
-    ended = subprocess.run(command, capture_output=True, text=True, env=inherited | environment, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment() | more, check=False)
     lines = ended.stderr.strip().splitlines()
     assert (ended.returncode, len(lines)) == (2, 1), ended.stderr
     return lines[0].removeprefix("pareto-search: ")
@@ -229,11 +228,10 @@ def test_serves_own_config_runs_entries_behind_its_proxy(undisturbed: Finished, 
     config["applications"][0]["args"] = {"run": str(undisturbed.run), "entries": names}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"PARETO_SEARCH_TOKEN": TOKEN, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another token"}
+    tokens = {"PARETO_SEARCH_TOKEN": TOKEN, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another token"}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is deaf to it
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment() | tokens)
         try:
             deployed = Deployment(port, multiprocessing.Pipe()[0])
             eventually(lambda: process.poll() is not None or is_there(deployed))

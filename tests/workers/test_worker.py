@@ -21,7 +21,8 @@ from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.evaluate import component, score, scorer
 from pareto_search.workers.recommender import joined
 from pareto_search.workers.train import OPTIMISER, DivergedError
-from pareto_search.workers.worker import PackWorker, Worker, Workload
+from pareto_search.workers.worker import PackWorker, Worker
+from pareto_search.workers.workload import Workload
 
 NAMES = ("ease", "sasrec", "text", "warm-start")
 
