@@ -93,9 +93,9 @@ def pareto_search(*arguments: str | Path) -> Ended:
 
 
 def environment() -> dict[str, str]:
-    """A user's: without our token, and without what a Ray that a test has started in this process leaves behind."""
-    ours = {name for name in os.environ if name.startswith(("RAY_", "PARETO_SEARCH_TOKEN"))} - {"RAY_worker_niceness"}
-    return {name: value for name, value in os.environ.items() if name not in ours}
+    """A user's: without what a Ray that a test has started in this process leaves behind."""
+    behind = {name for name in os.environ if name.startswith("RAY_")} - {"RAY_worker_niceness"}
+    return {name: value for name, value in os.environ.items() if name not in behind}
 
 
 def eventually(what: Callable[[], T], patience: float = PATIENCE) -> T:

@@ -31,7 +31,7 @@ def test_a_worker_killed_in_the_middle_of_a_candidate_costs_one_retry(
 def test_a_worker_killed_at_its_start_is_begun_again(undisturbed: Finished, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with started("run", undisturbed.config, "--out", run) as driver:
-        eventually(lambda: [p for p in driver.family() if title(p) == "ray::Worker.__init__"])[0].kill()
+        eventually(lambda: [p for p in driver.family() if title(p) == "ray::WorkerActor.__init__"])[0].kill()
         ended = driver.end()
     assert ended.code == 0, ended.err
     assert kills.essence(run) == kills.essence(undisturbed.run)
