@@ -20,7 +20,7 @@ from pareto_search.errors import ParetoSearchError
 from pareto_search.recsys.ranking import KEPT, Ranking
 from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batches
-from pareto_search.workers.candidate_loss import BATCH, CandidateLoss, forward
+from pareto_search.workers.candidate_loss import CandidateLoss, forward
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import FULL_RATE, Adapter, Form, LoraShape, Targets, fresh, inherit, placed
 from pareto_search.workers.losses import Histories, list_values
@@ -30,6 +30,8 @@ from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
 from pareto_search.workers.sample import Scopes
 from pareto_search.workers.task import Task
 
+WINDOWS, RISE = 96, 0.45
+"""Of a batch of a tower that is trained from nothing; and the share of its steps in which the learning rate rises."""
 TOWER_BATCHES = 6
 """Tower batches per encoder step: an encode costs as much as many of them."""
 ENCODED = 6144
@@ -69,10 +71,10 @@ def train_tower(
     tower = model.towers[0]
     if text is not None:
         tower.centre(text)
-    batches = Batches(train, shape.history, BATCH, seed, ties=shape.gaps, offered=offered)
+    batches = Batches(train, shape.history, WINDOWS, seed, ties=shape.gaps, offered=offered)
     steps = epochs * batches.per_epoch
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps, pct_start=RISE)
     scopes = Scopes(train, shape, seed, device)
     for batch in islice(batches, steps):
         scope = scopes.of(batch)

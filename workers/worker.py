@@ -48,8 +48,8 @@ from pareto_search.workers.workload import LARGEST_SQUARE, TowerKind, Workload
 
 DRAWS = 8
 """How many members a fusion draws, the same ones perhaps several times."""
-SASREC_EPOCHS = 30
-WARM_START_EPOCHS = 20
+SASREC_EPOCHS = 22
+WARM_START_EPOCHS = 15
 DROPOUT, TIED_DROPOUT = 0.3, 0.1
 """Of the towers; less is best where much of the data is tied, because each epoch orders ties anew: noise of its own."""
 TIED = 0.2
