@@ -30,6 +30,8 @@ LEAST_SHARE = 0.02
 """The share of the users that a group must have for a gap to count it."""
 BINS = 12
 """Of probabilities: above 1/2, above 1/4, and so on; the last one reaches down to 0."""
+DRAWN = 20_000
+"""How many users a bootstrap draws at once: they fit into a cache, and NumPy is called a few times only."""
 RECENCY = 0.8
 """The weight of an item of the history relative to the one after it."""
 
@@ -321,8 +323,10 @@ def interval(values: PerUser, resamples: int = 1000, seed: int = 0) -> tuple[flo
     Args:
         values: `(m,)` one value a user.
     """
-    rng = np.random.default_rng(seed)
-    means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)])
+    rng, users = np.random.default_rng(seed), len(values)
+    some = max(1, DRAWN // users)
+    counts = [min(some, resamples - begun) for begun in range(0, resamples, some)]
+    means = np.concatenate([values[rng.integers(0, users, (count, users))].mean(1) for count in counts])
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

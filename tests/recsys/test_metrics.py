@@ -277,6 +277,15 @@ def test_the_interval_does_not_change_from_one_call_to_the_next() -> None:
     assert interval(values) == interval(values)
 
 
+def test_the_interval_is_the_same_however_many_users_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(50)
+    whole = interval(values)
+    monkeypatch.setattr(metrics, "DRAWN", 350)
+    assert interval(values) == whole
+    monkeypatch.setattr(metrics, "DRAWN", 1)
+    assert interval(values) == whole
+
+
 def test_coverage_and_gini_have_no_value_for_a_user() -> None:
     tally = Tally(["ndcg@2", "coverage@2", "gini@2"], statistics())
     tally.add(ranked([[0, 1]], [0]))
