@@ -18,7 +18,7 @@ __all__ = ["ParetoSearchError", "SearchConfig", "UserError", "__version__", "loa
 
 
 def __getattr__(name: str) -> Any:
-    # Ray and torch are imported when a search is run, not when its words are.
+    # What a search is run with is imported when one is run, not when its words are.
     if name in ("refresh", "run_search"):
         from pareto_search import launch
 

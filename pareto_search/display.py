@@ -14,7 +14,7 @@ from rich.table import Table
 from pareto_search.results import COMPARED, Document, readable, with_interval
 
 if TYPE_CHECKING:
-    from pareto_search import search  # loads torch, for which --help need not wait
+    from pareto_search import search  # loads pymoo, for which --help need not wait
 
 
 class Live:

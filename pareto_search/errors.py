@@ -43,6 +43,10 @@ class SearchError(UserError):
     """The search cannot go on."""
 
 
+class DivergedError(ParetoSearchError):
+    """A loss or a weight is no longer a number; here and not with training, whose torch the driver does without."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that ends a message about an unknown name: the closest known one, or all of them.
 

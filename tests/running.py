@@ -93,7 +93,7 @@ def pareto_search(*arguments: str | Path) -> Ended:
 
 
 def environment() -> dict[str, str]:
-    """A user's: without what a Ray that a test has started in this process leaves behind."""
+    """A user's, but for the rank of Ray's workers: without what a Ray that a test has started here leaves behind."""
     behind = {name for name in os.environ if name.startswith("RAY_")} - {"RAY_worker_niceness"}
     return {name: value for name, value in os.environ.items() if name not in behind}
 

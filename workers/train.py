@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pareto_search.candidate import Genes
-from pareto_search.errors import ParetoSearchError
+from pareto_search.errors import DivergedError
 from pareto_search.recsys.ranking import KEPT, Ranking
 from pareto_search.recsys.split import Sequences
 from pareto_search.workers.batches import Batches
@@ -38,10 +38,6 @@ ENCODED = 6144
 """How many items an encoder step takes, at most."""
 OPTIMISER = "optimiser.safetensors"
 """The file that makes a state of a checkpoint."""
-
-
-class DivergedError(ParetoSearchError):
-    """The loss is no longer a number."""
 
 
 def train_tower(

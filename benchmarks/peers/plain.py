@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.peers.peer import PeerSearch, Report
 from pareto_search.candidate import Evaluation, Genes
-from pareto_search.errors import ConfigError
+from pareto_search.errors import ConfigError, DivergedError
 from pareto_search.executor import Result
 from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.ranking import Ranking
@@ -36,7 +36,7 @@ from pareto_search.workers.evaluate import similarity
 from pareto_search.workers.lora import is_target
 from pareto_search.workers.losses import Histories, ItemTensors, Scalarisation, Scalariser, list_values
 from pareto_search.workers.recommender import Recommender, TowerScorer
-from pareto_search.workers.train import TOWER_BATCHES, DivergedError
+from pareto_search.workers.train import TOWER_BATCHES
 from pareto_search.workers.worker import Worker
 from pareto_search.workers.workload import Workload
 

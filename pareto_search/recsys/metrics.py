@@ -318,12 +318,14 @@ def parse_metric(name: str) -> Asked:
 
 
 def interval(values: PerUser, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean over users (percentile method).
+    """The 95 % bootstrap interval of the mean over users (percentile method); NaN where there are none.
 
     Args:
         values: `(m,)` one value a user.
     """
     rng, users = np.random.default_rng(seed), len(values)
+    if not users:
+        return math.nan, math.nan
     some = max(1, DRAWN // users)
     counts = [min(some, resamples - begun) for begun in range(0, resamples, some)]
     means = np.concatenate([values[rng.integers(0, users, (count, users))].mean(1) for count in counts])

@@ -83,7 +83,7 @@ def main(folder: Path) -> None:
 
 
 def _serve(folder: Path, tell: Callable[..., None]) -> None:
-    from pareto_search.launch import deploy  # torch takes seconds
+    from pareto_search.launch import deploy  # takes a second
 
     done = None
     while True:

@@ -52,7 +52,7 @@ def main(folder: Path, address: str | None) -> None:
     """Searches to the end of the budget, or until it is told to stop."""
     begin(folder)
     told = _Told(folder)
-    from pareto_search.launch import run_search  # torch takes seconds
+    from pareto_search.launch import run_search  # takes a second
     from pareto_search.search import Watcher
 
     try:

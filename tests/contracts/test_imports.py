@@ -1,6 +1,9 @@
 """Imports have one direction and no circles: faces -> launch -> search and workers -> nouns and recsys."""
 
 import ast
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pareto_search
+from pareto_search.errors import DivergedError
 
 ROOT = Path(pareto_search.__file__).parent
 NOUNS = {"errors", "candidate", "objective", "space", "archive"}
@@ -175,7 +179,15 @@ def test_words_and_commands_come_without_torch_and_ray() -> None:
 
 
 def test_the_driver_leaves_torch_to_its_workers() -> None:
-    assert not importers("torch") & (loaded("launch") | loaded("workers.pool"))
+    diverged = pickle.dumps(DivergedError("the loss is not finite"))  # which workers tell it
+    program = f"""
+import pickle, sys
+import pareto_search.launch, pareto_search.workers.pool
+pickle.loads({diverged!r})
+print({{"torch", "transformers", "peft"}} & sys.modules.keys())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "set()"
 
 
 def test_ray_is_imported_in_the_pool_and_the_deployment_only() -> None:

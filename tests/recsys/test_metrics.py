@@ -278,12 +278,15 @@ def test_the_interval_does_not_change_from_one_call_to_the_next() -> None:
 
 
 def test_the_interval_is_the_same_however_many_users_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).random(50)
-    whole = interval(values)
-    monkeypatch.setattr(metrics, "DRAWN", 350)
-    assert interval(values) == whole
-    monkeypatch.setattr(metrics, "DRAWN", 1)
-    assert interval(values) == whole
+    values, rng = np.random.default_rng(0).random(50), np.random.default_rng(0)
+    means = [values[rng.integers(0, 50, 50)].mean() for _ in range(1000)]
+    for drawn in (20_000, 350, 1):
+        monkeypatch.setattr(metrics, "DRAWN", drawn)
+        assert interval(values) == pytest.approx(np.percentile(means, [2.5, 97.5]))
+
+
+def test_nobody_has_no_interval() -> None:
+    assert all(math.isnan(bound) for bound in interval(np.empty(0)))
 
 
 def test_coverage_and_gini_have_no_value_for_a_user() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from pareto_search.errors import DivergedError
 from pareto_search.objective import Objective
 from pareto_search.recsys.baselines import ease
 from pareto_search.recsys.dataset import Dataset
@@ -26,7 +27,7 @@ from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.pack import Pack, encoder_step
 from pareto_search.workers.recommender import Shape
 from pareto_search.workers.task import Task
-from pareto_search.workers.train import DivergedError, EncoderStep, FineTuning, fine_tune, train_tower
+from pareto_search.workers.train import EncoderStep, FineTuning, fine_tune, train_tower
 
 SHAPE = Shape(n_items=20, width=16, history=6, tower="attention", text_width=32, item_embeddings=True)
 STEPS = 4

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from pareto_search.candidate import Attempt, Candidate
+from pareto_search.errors import DivergedError
 from pareto_search.executor import Result
 from pareto_search.objective import Objective
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.workers.evaluate import scorer
 from pareto_search.workers.patience import patiently
-from pareto_search.workers.train import OPTIMISER, DivergedError, FineTuning, fine_tune
+from pareto_search.workers.train import OPTIMISER, FineTuning, fine_tune
 from pareto_search.workers.worker import PackWorker, Worker
 from pareto_search.workers.workload import Workload
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from pareto_search.errors import DivergedError
 from pareto_search.objective import Objective
 from pareto_search.recsys.baselines import Popularity, Scorer, ease
 from pareto_search.recsys.dataset import Dataset
@@ -28,7 +29,7 @@ from pareto_search.workers.losses import ItemTensors, divergence, list_values
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined
 from pareto_search.workers.sample import Scopes
 from pareto_search.workers.task import Task
-from pareto_search.workers.train import OPTIMISER, DivergedError, EncoderStep, FineTuning, fine_tune, train_tower
+from pareto_search.workers.train import OPTIMISER, EncoderStep, FineTuning, fine_tune, train_tower
 
 SHAPE = Shape(n_items=20, width=16, history=6, tower="attention", text_width=32, item_embeddings=True)
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load
 
 from pareto_search.candidate import Attempt, Candidate
+from pareto_search.errors import DivergedError
 from pareto_search.executor import Result
 from pareto_search.recsys import baselines
 from pareto_search.recsys.dataset import Dataset
@@ -20,7 +21,7 @@ from pareto_search.workers.base import Base
 from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.evaluate import component, score, scorer
 from pareto_search.workers.recommender import joined
-from pareto_search.workers.train import OPTIMISER, DivergedError
+from pareto_search.workers.train import OPTIMISER
 from pareto_search.workers.worker import PackWorker, Worker
 from pareto_search.workers.workload import Workload
 
