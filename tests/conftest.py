@@ -4,7 +4,6 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.pop("PARETO_SEARCH_TOKEN", None)  # tests have their own
 # Ray lets its workers wait for whatever else runs: beside other tests, for minutes.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 

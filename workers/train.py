@@ -47,6 +47,7 @@ def train_tower(
     *,
     epochs: int,
     seed: int,
+    least: int = 0,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     offered: NDArray[np.bool_] | None = None,
@@ -59,6 +60,7 @@ def train_tower(
     Args:
         shape: `towers` is 1.
         text: `(n_items, t)`, or None for IDs alone.
+        least: so many steps at least, however few the epochs have.
         dtype: of products; parameters are float32.
         offered: as for `Batches`.
     """
@@ -68,7 +70,7 @@ def train_tower(
     if text is not None:
         tower.centre(text)
     batches = Batches(train, shape.history, WINDOWS, seed, ties=shape.gaps, offered=offered)
-    steps = epochs * batches.per_epoch
+    steps = max(epochs * batches.per_epoch, least)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps, pct_start=RISE)
     scopes = Scopes(train, shape, seed, device)

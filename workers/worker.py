@@ -50,6 +50,8 @@ DRAWS = 8
 """How many members a fusion draws, the same ones perhaps several times."""
 SASREC_EPOCHS = 22
 WARM_START_EPOCHS = 15
+LEAST_STEPS = 40
+"""Of either, where so little data is there that an epoch is a batch or two."""
 DROPOUT, TIED_DROPOUT = 0.3, 0.1
 """Of the towers; less is best where much of the data is tied, because each epoch orders ties anew: noise of its own."""
 TIED = 0.2
@@ -143,6 +145,7 @@ class Worker:
             text,
             split.train,
             epochs=epochs,
+            least=LEAST_STEPS,
             seed=_seed(seed, f"tower {number}") if number else seed,
             dtype=self.encoder.dtype,
             device=self.device,

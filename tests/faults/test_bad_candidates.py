@@ -24,7 +24,7 @@ TIMEOUT = 20
 
 
 class Poisoned(pool.WorkerActor):
-    """A worker that some candidates are bad for."""
+    """A worker that some candidates are bad for, and one is good."""
 
     def call(self, method: str, *arguments: Any) -> Any:
         return self._run(*arguments) if method == "run" else super().call(method, *arguments)
@@ -41,7 +41,12 @@ class Poisoned(pool.WorkerActor):
             os._exit(1)
         if candidate.id == "c0004":
             time.sleep(3600)
-        return super().call("run", attempt, sources)
+        result = super().call("run", attempt, sources)
+        if candidate.id == "c0005":  # on the front for certain, so that there is something to merge
+            alone, *others = result.evaluations
+            best = replace(alone, values={**alone.values, "ndcg@5": 1.0})
+            return replace(result, evaluations=(best, *others))
+        return result
 
 
 def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_themselves(
@@ -61,7 +66,7 @@ def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_thems
     store.close()
     good = {"e0000", "c0005", "c0006", "c0007", *merged}
     assert all(parents <= good for parents in merged.values())
-    assert set().union(*merged.values()) & {"c0005", "c0006", "c0007"}
+    assert set().union(*merged.values()) >= {"c0005"}
     assert {name for (name, _), (state, _) in ended.items() if state == "finished"} == good
     assert scored == good
     assert front["front"]
