@@ -92,10 +92,14 @@ def pareto_search(*arguments: str | Path) -> Ended:
         return driver.end()
 
 
-def environment() -> dict[str, str]:
-    """A user's, but for the rank of Ray's workers: without what a Ray that a test has started here leaves behind."""
+def environment(*without: str) -> dict[str, str]:
+    """A user's, but for the rank of Ray's workers: without what a Ray that a test has started here leaves behind.
+
+    Args:
+        without: names that are not in it either.
+    """
     behind = {name for name in os.environ if name.startswith("RAY_")} - {"RAY_worker_niceness"}
-    return {name: value for name, value in os.environ.items() if name not in behind}
+    return {name: value for name, value in os.environ.items() if name not in behind.union(without)}
 
 
 def eventually(what: Callable[[], T], patience: float = PATIENCE) -> T:

@@ -46,13 +46,12 @@ class Service:
 def serving(root: Path, *options: str | Path, token: str | None = TOKEN) -> Iterator[Service]:
     """A service under way; what is left of it, of its searches and of its deployments is killed afterwards."""
     command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "serve", "--port", "0"]
-    inherited = {k: v for k, v in environment().items() if k != "PARETO_SEARCH_TOKEN"}
     process = subprocess.Popen(
         [*command, "--root", str(root), *map(str, options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=inherited | ({"PARETO_SEARCH_TOKEN": token} if token else {}),
+        env=environment("PARETO_SEARCH_TOKEN") | ({"PARETO_SEARCH_TOKEN": token} if token else {}),
     )
     try:
         assert process.stdout is not None

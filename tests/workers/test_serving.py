@@ -202,7 +202,7 @@ def test_a_canary_answers_its_share_of_the_users_and_is_counted(deployment: Depl
 
 def complaint(*arguments: str | Path, **more: str) -> str:
     command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "deploy", *map(str, arguments)]
-    inherited = {k: v for k, v in environment().items() if k != "PARETO_SEARCH_TOKEN"}
+    inherited = environment("PARETO_SEARCH_TOKEN")
     ended = subprocess.run(command, capture_output=True, text=True, env=inherited | more, check=False)
     lines = ended.stderr.strip().splitlines()
     assert (ended.returncode, len(lines)) == (2, 1), ended.stderr

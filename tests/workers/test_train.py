@@ -208,6 +208,15 @@ def test_towers_with_the_same_seed_are_the_same(encoder: Encoder, toy_split: Spl
     assert first != other
 
 
+def test_however_few_the_epochs_a_tower_takes_the_least_steps(encoder: Encoder, toy_split: Split) -> None:
+    assert Batches(toy_split.train, SHAPE.history, train.WINDOWS, 0).per_epoch == 1
+    as_three, three, more, one = (
+        train_tower(SHAPE, encoder.frozen, toy_split.train, epochs=epochs, least=least, seed=0).files({})
+        for epochs, least in ((1, 3), (3, 0), (3, 2), (1, 0))
+    )
+    assert as_three == three == more != one
+
+
 def test_the_list_objectives_see_only_what_a_user_had_not_seen(
     task: Task, genes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
