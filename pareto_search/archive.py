@@ -40,8 +40,7 @@ def worth(evaluation: Evaluation, objectives: Sequence[Objective]) -> Values:
     """
     if not evaluation.margins:
         return evaluation.values
-    sign = {o.name: 1.0 if o.direction == "maximise" else -1.0 for o in objectives}
-    return {o.name: evaluation.values[o.name] - sign[o.name] * evaluation.margins.get(o.name, 0.0) for o in objectives}
+    return {o.name: evaluation.values[o.name] - o.sign * evaluation.margins.get(o.name, 0.0) for o in objectives}
 
 
 def front(

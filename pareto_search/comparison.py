@@ -14,7 +14,7 @@ from pareto_search.candidate import Evaluation, Genes
 from pareto_search.executor import Files
 from pareto_search.fusion import weights_of
 from pareto_search.objective import Values, is_feasible
-from pareto_search.recsys.ranking import search_settings
+from pareto_search.recsys.inner_search import search_settings
 from pareto_search.render import write
 from pareto_search.report import report
 from pareto_search.results import Document
@@ -35,10 +35,10 @@ TARGETED = ((TEXT, ()), (TEXT, ("ease",)), (SASREC, ("ease", TEXT)))
 """What a practitioner would try as well where a target's items have little but their text."""
 SQUARE = ("item-knn", "ease")
 """Baselines that grow with the square of the catalogue, and are left out where it is large."""
-CURVE_SETTINGS = 8
+CURVE_SETTINGS = 4
 """A baseline's inner search has this many times the settings of a candidate's: it has no earlier one to start from,
 and what it finds for the warm start is where all candidates start."""
-EARLY_SETTINGS = 4
+EARLY_SETTINGS = 2
 """The same for the warm start's first towers, for which all others wait."""
 
 
@@ -136,7 +136,7 @@ class Comparison:
         return self._curve(calls, {call: self._together(*call[1:]) for call in calls})
 
     def _teach(self, curve: Sequence[Document]) -> None:
-        self._pool.tell_all("teach", [point["serving"] for point in curve])
+        self._pool.tell_all("teach", [(point["serving"], point["validation"]) for point in curve])
 
     def _keep(self, fitted: Mapping[str, Files | None], without: str | None = None) -> None:
         """Adds components to those of the run, and removes one; one that the catalogue is too large for is left out."""

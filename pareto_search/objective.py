@@ -29,6 +29,11 @@ class Objective:
     reference: float
     ideal: float
 
+    @property
+    def sign(self) -> float:
+        """By what a raw value is multiplied for more to be better."""
+        return 1.0 if self.direction == "maximise" else -1.0
+
     def normalise(self, value: float) -> float:
         """0 at the reference and 1 at the ideal, whatever the direction."""
         return (value - self.reference) / (self.ideal - self.reference)

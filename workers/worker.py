@@ -16,8 +16,9 @@ from pareto_search.fusion import fused
 from pareto_search.objective import Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import ItemSimilarity, Scorer
+from pareto_search.recsys.inner_search import search_settings
 from pareto_search.recsys.metrics import PerUser
-from pareto_search.recsys.ranking import Ranking, search_settings
+from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.rerank import Reranker
 from pareto_search.recsys.split import SAME_MOMENT, Part
 from pareto_search.recsys.statistics import ItemStatistics, category_features
@@ -94,7 +95,7 @@ class Worker:
         features = self.encoder.frozen.numpy() if load.categories is None else category_features(load.categories)
         self.items = ItemStatistics.of(load.split.train, load.split.n_items, features, load.split.offered)
         self._reranker = Reranker(self.items) if device == "cpu" else DeviceReranker(self.items, device)
-        self.known: Sequence[Genes] = ()
+        self.known: Sequence[tuple[Genes, Values]] = ()
         self.components: dict[str, Scorer] = {}
         self._latest: tuple[str, Sequence[str], Ranking] | None = None
 
@@ -171,8 +172,8 @@ class Worker:
             self._warm = TowerScorer.of(start, self.encoder.frozen.to(self.device))  # shares its parameters
             self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
 
-    def teach(self, known: Sequence[Genes]) -> None:
-        """Takes the settings from which each candidate's inner search starts, those of the curve that was found."""
+    def teach(self, known: Sequence[tuple[Genes, Values]]) -> None:
+        """Takes the warm start's curve: each candidate's inner search starts from its settings, and is to add to it."""
         self.known, self._latest = known, None
 
     def curve(self, name: str, blend: Sequence[str], count: int) -> list[tuple[Genes, Values]]:
@@ -307,7 +308,7 @@ class Worker:
         margins = {} if alone or is_warm_start else self._margins(ranking)
         return tuple(
             Evaluation(candidate.id, attempt.number, steps, number, setting, values, margins)
-            for number, (setting, values) in enumerate(self._settings(candidate, ranking, alone))
+            for number, (setting, values) in enumerate(self._settings(candidate, ranking, margins, alone))
         )
 
     def _margins(self, ranking: Ranking) -> dict[str, float]:
@@ -339,13 +340,23 @@ class Worker:
         weights = Ranking(self.load.split.validation, self.items, scorers).selected(DRAWS)
         return fused(pool, weights, self._notes({"candidate": candidate.id}))
 
-    def _settings(self, candidate: Candidate, ranking: Ranking, alone: bool) -> list[tuple[Genes, Values]]:
-        """Serving settings with their values on validation, the model alone first."""
+    def _settings(
+        self, candidate: Candidate, ranking: Ranking, margins: Values, alone: bool
+    ) -> list[tuple[Genes, Values]]:
+        """Serving settings with their values on validation, the model alone first.
+
+        What they are to beat is the warm start's curve by more than chance, as `archive.worth` has it.
+        """
         load = self.load
         if alone:
             return [({}, ranking.values([{}], load.metrics)[0])]
         seed = _seed(load.seed, candidate.id)
-        return self._inner_search(ranking, load.serving_settings, seed, self.known)
+        known = [setting for setting, _ in self.known]
+        to_beat = [
+            {o.name: values[o.name] + o.sign * margins.get(o.name, 0.0) for o in load.objectives}
+            for _, values in self.known
+        ]
+        return self._inner_search(ranking, load.serving_settings, seed, known, to_beat)
 
     @property
     def _blended(self) -> tuple[str, ...]:
@@ -353,7 +364,12 @@ class Worker:
         return tuple(name for name in self.components if name in self.load.space.roles)
 
     def _inner_search(
-        self, ranking: Ranking, count: int, seed: int, known: Sequence[Genes] = ()
+        self,
+        ranking: Ranking,
+        count: int,
+        seed: int,
+        known: Sequence[Genes] = (),
+        beside: Sequence[Values] = (),
     ) -> list[tuple[Genes, Values]]:
         """So many settings beside the model alone, which comes first."""
         return search_settings(
@@ -364,6 +380,7 @@ class Worker:
             count=count,
             seed=seed,
             known=known,
+            beside=beside,
         )
 
     def _ranking(self, part: Part, model: Scorer, blend: Sequence[str]) -> Ranking:

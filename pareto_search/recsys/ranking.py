@@ -1,16 +1,13 @@
-"""Ranks a part under many settings, in chunks of users, and searches for good settings."""
+"""Ranks a part under many settings, in chunks of users."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
-from pareto_search.archive import choose
 from pareto_search.candidate import Genes
-from pareto_search.objective import Constraint, Objective, Values, is_feasible
 from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.ensemble import select
 from pareto_search.recsys.likelihood import likeliest
@@ -26,13 +23,6 @@ KEPT = 20 * CHUNK
 """Up to how many scores of each model a ranking keeps."""
 TIMED, LISTED = 11, 10
 """Latency is timed of so many users, for a list of so many items."""
-ROUNDS, ROUND = 24, 8
-"""The inner search proposes in so many rounds, but at least so many settings in each."""
-SPREAD = (0.12, 0.02)
-"""The deviation of the first round's proposals and of the last one's, in units of a serving gene's range."""
-STEP = 0.6
-"""How far a proposal goes, at most, from one good setting towards another."""
-ELITE = 32
 
 
 class Chunk(NamedTuple):
@@ -168,56 +158,3 @@ class Ranking:
             barred = self._items.barred(history)
             barred[np.repeat(np.arange(len(barred)), np.diff(targets.indptr)), targets.items] = False  # bought again
             yield Chunk(history, targets, {n: relevance(s, history, barred) for n, s in self._scorers.items()})
-
-
-def search_settings(
-    evaluate: Callable[[Sequence[Genes]], Sequence[Values]],
-    space: SearchSpace,
-    objectives: Sequence[Objective],
-    *,
-    constraints: Sequence[Constraint] = (),
-    count: int,
-    seed: int,
-    known: Sequence[Genes] = (),
-) -> list[tuple[Genes, Values]]:
-    """The inner search: serving settings of one model that together cover most hypervolume.
-
-    First come the model alone, what is fixed alone, and the known settings, or a Sobol sequence where none are known;
-    then rounds of settings between two of those that add most hypervolume so far, with ever less noise: good settings
-    lie near a surface, and what is between two of them is near it too.
-
-    Args:
-        evaluate: from settings to their values on validation.
-        space: serving genes only.
-        constraints: what is good keeps these, if any setting does.
-        count: how many settings to evaluate beside the model alone.
-        known: settings that served a similar model well.
-
-    Returns:
-        Each setting with its values, the model alone first.
-    """
-    genes = space.genes
-    rng = np.random.default_rng(seed)
-    settings: list[Genes] = [{}, *([dict(space.fixed)] if space.fixed and count else [])]
-    left = count + 1 - len(settings)
-    known = [k for k in known if genes and k.keys() >= {g.name for g in genes}][:left]
-    vectors = np.array([space.to_unit(k) for k in known]).reshape(len(known), len(genes))
-    if not known and genes:
-        vectors = qmc.Sobol(len(genes), rng=rng).random_base2(max(0, int(left / 8).bit_length() - 1))[:left]
-    tried = np.concatenate([np.zeros((len(settings), len(genes))), vectors])
-    settings += [space.from_unit(list(v)) for v in vectors]
-    values = [*evaluate(settings)]
-    left = count + 1 - len(settings)
-    rounds = min(ROUNDS, -(-left // ROUND)) if genes else 0
-    for number, spread in enumerate(np.geomspace(*SPREAD, rounds)):
-        kept = [i for i, v in enumerate(values) if is_feasible(v, objectives, constraints)] or list(range(len(values)))
-        good = tried[[kept[i] for i in choose([values[i] for i in kept], objectives, ELITE)] or [0]]
-        size = left * (number + 1) // rounds - left * number // rounds
-        one, other = good[rng.integers(len(good), size=(2, size))]
-        near = one + rng.uniform(0.0, STEP, (size, 1)) * (other - one) + rng.normal(0.0, spread, (size, len(genes)))
-        near = np.clip(near, 0.0, np.nextafter(1.0, 0.0))
-        proposed = [space.from_unit(list(v)) for v in near]
-        tried = np.concatenate([tried, near])
-        settings += proposed
-        values += evaluate(proposed)
-    return list(zip(settings, values, strict=True))

@@ -1,20 +1,17 @@
-"""Ranking a part under many settings, and the search for good settings."""
+"""Ranking a part under many settings."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pareto_search.candidate import Genes
-from pareto_search.objective import Objective
 from pareto_search.recsys import ranking
-from pareto_search.recsys.ranking import Ranking, search_settings
+from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Part, Sequences
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.space import Gene, SearchSpace
 
-OBJECTIVES = [Objective("up", "maximise", 0.0, 1.0), Objective("across", "maximise", 0.0, 1.0)]
 GENES = (Gene("diversity", "real", "serving", high=0.98), Gene("ease", "real", "serving"))
 SPACE = SearchSpace(GENES, {}, {g.name: g.role for g in GENES})
 
@@ -57,21 +54,6 @@ def test_groups_go_with_their_users_through_all_chunks(monkeypatch: pytest.Monke
     assert Ranking(grouped, ITEMS, {"model": Fixed()}).values([{}], [*names, "hr@2"])[0] == whole
 
 
-def circle(settings: Sequence[Genes]) -> list[dict[str, float]]:
-    """A curve of trade-offs: the more diversity the less of `up`; blending is a waste."""
-    return [
-        {
-            "up": 0.9 - float(s.get("diversity", 0)) ** 2 / 2 - 0.1 * float(s.get("ease", 0)),
-            "across": 0.1 + 0.8 * float(s.get("diversity", 0)),
-        }
-        for s in settings
-    ]
-
-
-def search(count: int, known: Sequence[Genes] = (), seed: int = 0) -> list[Genes]:
-    return [s for s, _ in search_settings(circle, SPACE, OBJECTIVES, count=count, seed=seed, known=known)]
-
-
 def test_values_by_hand() -> None:
     # After the masked history, the lists start 0->[1, 2], 2->[3, 4] (its target 4 is in the history, and stays),
     # 1->[2, 4] (3 is seen), 5->[0, 1] (0 is the target again) and 2->[3, 4].
@@ -107,67 +89,6 @@ def test_each_setting_is_blended_from_the_same_scores() -> None:
     assert turned["ndcg@2"] < alone["ndcg@2"]
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 24, 64])
-def test_the_model_alone_comes_first_and_the_count_is_kept(count: int) -> None:
-    found = search(count)
-    assert found[0] == {}
-    assert len(found) == count + 1
-
-
-def test_each_setting_has_its_own_values() -> None:
-    found = search_settings(circle, SPACE, OBJECTIVES, count=20, seed=0)
-    assert [v for _, v in found] == circle([s for s, _ in found])
-
-
-def test_settings_stay_within_the_genes_bounds() -> None:
-    found = search(64)
-    assert all(0 <= float(s.get("diversity", 0)) <= 0.98 and 0 <= float(s.get("ease", 0)) <= 1 for s in found[1:])
-
-
-def test_known_settings_are_evaluated_first() -> None:
-    known = [{"diversity": 0.1, "ease": 0.7}, {"diversity": 0.98, "ease": 0.0}, {"diversity": 0.5, "ease": 1.0}]
-    found = search(10, known)
-    assert [found[1 + i]["diversity"] for i in range(3)] == pytest.approx([0.1, 0.98, 0.5])
-    assert [found[1 + i]["ease"] for i in range(3)] == pytest.approx([0.7, 0.0, 1.0])
-    assert len(found) == 11
-
-
-def test_more_known_settings_than_fit_are_cut() -> None:
-    known = [{"diversity": i / 10, "ease": 0.5} for i in range(9)]
-    assert [s.get("diversity", 0) for s in search(4, known)] == pytest.approx([0, 0, 0.1, 0.2, 0.3])
-
-
-def test_a_seed_decides_everything() -> None:
-    assert search(24) == search(24)
-    assert search(24) != search(24, seed=1)
-
-
-def test_without_serving_genes_only_the_model_alone_is_evaluated() -> None:
-    asked: list[Sequence[Genes]] = []
-
-    def evaluate(settings: Sequence[Genes]) -> list[dict[str, float]]:
-        asked.append(settings)
-        return [{"up": 0.5, "across": 0.5} for _ in settings]
-
-    nothing = SearchSpace((), {}, {})
-    assert search_settings(evaluate, nothing, OBJECTIVES, count=8, seed=0) == [({}, {"up": 0.5, "across": 0.5})]
-    assert [len(s) for s in asked] == [1]
-
-
-def test_a_fixed_gene_holds_in_every_setting_but_the_model_alone() -> None:
-    fixed = SearchSpace(GENES[:1], {"ease": 0.3}, SPACE.roles)
-    alone, *others = [s for s, _ in search_settings(circle, fixed, OBJECTIVES, count=9, seed=0)]
-    assert alone == {}
-    assert {s.get("ease", 0) for s in others} == {0.3}
-    assert others[0] == {"ease": 0.3}
-    assert len(others) == 9
-
-
-def test_a_setting_that_lacks_what_varies_is_not_known() -> None:
-    known = [{"ease": 0.1}, {"diversity": 0.5, "ease": 0.2}]
-    assert search(4, known)[1] == pytest.approx({"diversity": 0.5, "ease": 0.2})
-
-
 def test_fitted_genes_take_their_likeliest_values_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     space = SearchSpace(GENES[:1], {}, SPACE.roles, ("sharpness",))
     whole = Ranking(part(), ITEMS, {"model": Fixed()}).fitted(space)
@@ -179,13 +100,6 @@ def test_fitted_genes_take_their_likeliest_values_whatever_the_chunks(monkeypatc
     monkeypatch.setattr(ranking, "KEPT", 2 * 6)  # the first two users alone
     few = Ranking(part(), ITEMS, {"model": Fixed()}).fitted(space)
     assert few.fixed != pytest.approx(whole.fixed, rel=1e-2)
-
-
-def test_later_rounds_look_near_what_was_good() -> None:
-    # Blending only costs here, so settings that cover much have little of it.
-    found = search(64)
-    blended = [float(s.get("ease", 0)) for s in found]
-    assert np.mean(blended[-16:]) < np.mean(blended[1:17]) / 2
 
 
 def test_only_what_is_offered_is_ranked() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from pareto_search.errors import DivergedError
 from pareto_search.executor import Result
 from pareto_search.recsys import baselines
 from pareto_search.recsys.dataset import Dataset
+from pareto_search.recsys.inner_search import FIRST
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Split, split
 from pareto_search.workers import worker as module
@@ -164,13 +166,31 @@ def test_a_worker_that_was_taught_starts_from_the_known_settings(
     workload: Workload, worker: Worker, attempt: Attempt
 ) -> None:
     known = {g.name: g.from_unit(0.25) for g in workload.space.genes}
-    worker.teach([known])
+    worker.teach([(known, {o.name: o.reference for o in workload.objectives})])
     try:
         alone, fitted, third, *_ = (e.serving for e in worker.run(attempt).evaluations)
     finally:
         worker.teach(())
     assert alone == {}
     assert third == pytest.approx(known | dict(fitted))
+
+
+def test_what_the_warm_start_has_already_is_not_looked_for(
+    workload: Workload, worker: Worker, attempt: Attempt
+) -> None:
+    known = {g.name: g.from_unit(0.25) for g in workload.space.genes}
+
+    def found(share: float) -> list[Mapping[str, Any]]:
+        worker.teach([(known, {o.name: o.reference + share * (o.ideal - o.reference) for o in workload.objectives})])
+        try:
+            return [e.serving for e in worker.run(attempt).evaluations]
+        finally:
+            worker.teach(())
+
+    nothing, everything = found(0.0), found(5.0)
+    begun = 2 + FIRST  # with the model alone, and what is fixed alone
+    assert nothing[:begun] == everything[:begun]
+    assert nothing[begun:] != everything[begun:]
 
 
 def test_every_model_is_blended_in_the_likeliest_way(worker: Worker, result: Result, workload: Workload) -> None:
