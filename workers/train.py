@@ -32,6 +32,9 @@ from pareto_search.workers.task import Task
 
 WINDOWS, RISE = 96, 0.45
 """Of a batch of a tower that is trained from nothing; and the share of its steps in which the learning rate rises."""
+TABLE_RATE, LAYER_RATE, DECAY = 1e-2, 5e-3, 0.1
+"""The highest learning rates of what is looked up by item, place or gap, each row of which few windows meet, and of the
+layers, which all meet; and the weight decay of both."""
 TOWER_BATCHES = 6
 """Tower batches per encoder step: an encode costs as much as many of them."""
 ENCODED = 6144
@@ -54,8 +57,7 @@ def train_tower(
 ) -> Recommender:
     """A recommender with one tower, trained on frozen text vectors, or on IDs alone (SASRec).
 
-    AdamW with one cycle to a peak of 5e-3 and decay 0.05, softmax at every position: full, or sampled where the
-    catalogue is large.
+    AdamW with one cycle, softmax at every position: full, or sampled where the catalogue is large.
 
     Args:
         shape: `towers` is 1.
@@ -71,8 +73,11 @@ def train_tower(
         tower.centre(text)
     batches = Batches(train, shape.history, WINDOWS, seed, ties=shape.gaps, offered=offered)
     steps = max(epochs * batches.per_epoch, least)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps, pct_start=RISE)
+    tables, layers = list(tower.parameters(recurse=False)), [p for c in tower.children() for p in c.parameters()]
+    optimiser = torch.optim.AdamW([{"params": tables}, {"params": layers}], weight_decay=DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, [TABLE_RATE, LAYER_RATE], total_steps=steps, pct_start=RISE
+    )
     scopes = Scopes(train, shape, seed, device)
     for batch in islice(batches, steps):
         scope = scopes.of(batch)

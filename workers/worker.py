@@ -49,8 +49,8 @@ from pareto_search.workers.workload import LARGEST_SQUARE, TowerKind, Workload
 
 DRAWS = 8
 """How many members a fusion draws, the same ones perhaps several times."""
-SASREC_EPOCHS = 22
-WARM_START_EPOCHS = 15
+SASREC_EPOCHS = 18
+WARM_START_EPOCHS = 12
 LEAST_STEPS = 40
 """Of either, where so little data is there that an epoch is a batch or two."""
 DROPOUT, TIED_DROPOUT = 0.3, 0.1
@@ -352,11 +352,13 @@ class Worker:
             return [({}, ranking.values([{}], load.metrics)[0])]
         seed = _seed(load.seed, candidate.id)
         known = [setting for setting, _ in self.known]
+        # For the first towers others wait, and their curve has just been found.
+        count = min(load.serving_settings, len(known) + 1) if candidate.kind == "early" else load.serving_settings
         to_beat = [
             {o.name: values[o.name] + o.sign * margins.get(o.name, 0.0) for o in load.objectives}
             for _, values in self.known
         ]
-        return self._inner_search(ranking, load.serving_settings, seed, known, to_beat)
+        return self._inner_search(ranking, count, seed, known, to_beat)
 
     @property
     def _blended(self) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
-from scipy.stats import qmc
 
 from pareto_search.archive import choose
 from pareto_search.candidate import Genes
@@ -45,7 +44,7 @@ def search_settings(
 ) -> list[tuple[Genes, Values]]:
     """Serving settings of one model that together cover most hypervolume.
 
-    First come the model alone, what is fixed alone, and the known settings, or a Sobol sequence where none are known.
+    First come the model alone, what is fixed alone, and the known settings, or a Sobol sequence where few are known.
     Then follow rounds: values move smoothly with the settings, so a trend and radial basis functions through what was
     evaluated foretell many others, and those are evaluated that would add most. (A search for several objectives by
     such a surrogate: Akhtar and Shoemaker, Journal of Global Optimization 2016.)
@@ -64,12 +63,14 @@ def search_settings(
     genes = space.genes
     rng = np.random.default_rng(seed)
     settings: list[Genes] = [{}, *([dict(space.fixed)] if space.fixed and count else [])]
-    apart = len(settings)  # what varies is not in these, so they have no place among the others
-    known = [k for k in known if genes and k.keys() >= {g.name for g in genes}][: count + 1 - apart]
+    before = len(settings)  # what varies is not in these, so they have no place among the others
+    known = [k for k in known if genes and k.keys() >= {g.name for g in genes}][: count + 1 - before]
     tried = np.array([space.to_unit(k) for k in known]).reshape(len(known), len(genes))
     if genes and len(known) < FIRST:
-        anywhere = qmc.Sobol(len(genes), rng=rng).random(FIRST)
-        tried = np.concatenate([tried, anywhere])[: min(FIRST, count + 1 - apart)]
+        from scipy.stats import qmc  # only now: it takes .6 s to be imported, and a worker that is taught needs none
+
+        sobol = qmc.Sobol(len(genes), rng=rng).random(FIRST)
+        tried = np.concatenate([tried, sobol])[: min(FIRST, count + 1 - before)]
     settings += [space.from_unit(list(v)) for v in tried]
     values = [*evaluate(settings)]
     left = count + 1 - len(settings)
@@ -79,9 +80,9 @@ def search_settings(
         kept = [i for i, v in enumerate(values) if is_feasible(v, objectives, constraints)]
         among = kept or range(len(values))
         good = [among[i] for i in choose([values[i] for i in among], objectives, ELITE)]
-        others = _others(tried[[i - apart for i in good if i >= apart]], len(genes), rng)
+        others = _others(tried[[i - before for i in good if i >= before]], len(genes), rng)
         metrics = [o.name for o in objectives] + [c.metric for c in constraints]
-        foretold = _foretold(tried, values[apart:], metrics, others)
+        foretold = _foretold(tried, values[before:], metrics, others)
         promising = _promising([*beside, *(values[i] for i in kept)], foretold, objectives, constraints)[:size]
         proposed = [space.from_unit(list(v)) for v in others[promising]]
         tried = np.concatenate([tried, others[promising]])
