@@ -136,7 +136,7 @@ class Comparison:
         return self._curve(calls, {call: self._together(*call[1:]) for call in calls})
 
     def _teach(self, curve: Sequence[Document]) -> None:
-        self._pool.tell_all("teach", [(point["serving"], point["validation"]) for point in curve])
+        self._pool.tell_all("teach", [point["serving"] for point in curve], [point["validation"] for point in curve])
 
     def _keep(self, fitted: Mapping[str, Files | None], without: str | None = None) -> None:
         """Adds components to those of the run, and removes one; one that the catalogue is too large for is left out."""

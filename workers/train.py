@@ -33,8 +33,8 @@ from pareto_search.workers.task import Task
 WINDOWS, RISE = 96, 0.45
 """Of a batch of a tower that is trained from nothing; and the share of its steps in which the learning rate rises."""
 TABLE_RATE, LAYER_RATE, DECAY = 1e-2, 5e-3, 0.1
-"""The highest learning rates of what is looked up by item, place or gap, each row of which few windows meet, and of the
-layers, which all meet; and the weight decay of both."""
+"""The highest learning rates of tables, by item, place, gap or group, and of layers; and the weight decay of both. Most
+rows of a table are met by few windows, and may take larger steps."""
 TOWER_BATCHES = 6
 """Tower batches per encoder step: an encode costs as much as many of them."""
 ENCODED = 6144

@@ -13,7 +13,7 @@ import torch
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Genes
 from pareto_search.executor import Files, Result
 from pareto_search.fusion import fused
-from pareto_search.objective import Values
+from pareto_search.objective import Objective, Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import ItemSimilarity, Scorer
 from pareto_search.recsys.inner_search import search_settings
@@ -95,7 +95,8 @@ class Worker:
         features = self.encoder.frozen.numpy() if load.categories is None else category_features(load.categories)
         self.items = ItemStatistics.of(load.split.train, load.split.n_items, features, load.split.offered)
         self._reranker = Reranker(self.items) if device == "cpu" else DeviceReranker(self.items, device)
-        self.known: Sequence[tuple[Genes, Values]] = ()
+        self.known: Sequence[Genes] = ()
+        self.covered: Sequence[Values] = ()
         self.components: dict[str, Scorer] = {}
         self._latest: tuple[str, Sequence[str], Ranking] | None = None
 
@@ -172,9 +173,13 @@ class Worker:
             self._warm = TowerScorer.of(start, self.encoder.frozen.to(self.device))  # shares its parameters
             self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
 
-    def teach(self, known: Sequence[tuple[Genes, Values]]) -> None:
-        """Takes the warm start's curve: each candidate's inner search starts from its settings, and is to add to it."""
-        self.known, self._latest = known, None
+    def teach(self, known: Sequence[Genes], covered: Sequence[Values] = ()) -> None:
+        """Takes the settings from which each candidate's inner search starts, those of the curve that was found.
+
+        Args:
+            covered: the values that the front has from it already, to which a candidate is to add.
+        """
+        self.known, self.covered, self._latest = known, covered, None
 
     def curve(self, name: str, blend: Sequence[str], count: int) -> list[tuple[Genes, Values]]:
         """A baseline's curve on validation: the inner search over re-ranking and the named blends."""
@@ -351,14 +356,10 @@ class Worker:
         if alone:
             return [({}, ranking.values([{}], load.metrics)[0])]
         seed = _seed(load.seed, candidate.id)
-        known = [setting for setting, _ in self.known]
         # For the first towers others wait, and their curve has just been found.
-        count = min(load.serving_settings, len(known) + 1) if candidate.kind == "early" else load.serving_settings
-        to_beat = [
-            {o.name: values[o.name] + o.sign * margins.get(o.name, 0.0) for o in load.objectives}
-            for _, values in self.known
-        ]
-        return self._inner_search(ranking, count, seed, known, to_beat)
+        count = min(load.serving_settings, len(self.known) + 1) if candidate.kind == "early" else load.serving_settings
+        to_beat = [_beating(values, margins, load.objectives) for values in self.covered]
+        return self._inner_search(ranking, count, seed, self.known, to_beat)
 
     @property
     def _blended(self) -> tuple[str, ...]:
@@ -452,6 +453,11 @@ def _inherited(candidate: Candidate, sources: Sequence[Files]) -> dict[str, floa
             folder = name.removesuffix(own)
         found |= {folder + trained: operations for trained, operations in training_of(files).items()}
     return found
+
+
+def _beating(values: Values, margins: Values, objectives: Sequence[Objective]) -> dict[str, float]:
+    """What a model has to have so that its `archive.worth` is as good as these values."""
+    return {o.name: values[o.name] + o.sign * margins.get(o.name, 0.0) for o in objectives}
 
 
 def _seed(seed: int, candidate: str) -> int:

@@ -128,8 +128,8 @@ class PeerSearch:
         longest = {name: fit for name, fit in alone.items() if name == SASREC}
         return {**longest, **towers, **alone}
 
-    def known(self) -> list[tuple[Genes, Values]]:
-        """Waits until it is found: the warm start's curve."""
+    def known(self) -> list[Genes]:
+        """Waits until they are found: the settings that serve the warm start well."""
         return json.loads(_there(self.folder / "known.json").read_text(encoding="utf-8"))
 
     def record(self, genes: Genes, result: Result) -> None:
@@ -155,13 +155,13 @@ class PeerSearch:
             return False
         return True
 
-    def _known(self, worker: Worker, components: Components) -> list[tuple[Genes, Values]]:
-        """The warm start's curve that our launch would teach."""
+    def _known(self, worker: Worker, components: Components) -> list[Genes]:
+        """The settings of the warm start's curve that our launch would teach."""
         config = self.config
         count = CURVE_SETTINGS * config.search.serving_settings
         curve = worker.curve("warm-start", [n for n in BLENDED if n in components], count)
         kept = [(setting, v) for setting, v in curve if is_feasible(v, config.objectives, config.constraints)]
-        return [kept[i] for i in choose([v for _, v in kept], config.objectives, ENTRIES)]
+        return [dict(kept[i][0]) for i in choose([v for _, v in kept], config.objectives, ENTRIES)]
 
     def _recorded(self) -> list[Trial]:
         contents = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob("trials/[!.]*.json")]

@@ -32,7 +32,7 @@ def search(count: int, known: Sequence[Genes] = (), seed: int = 0) -> list[Genes
     return [s for s, _ in search_settings(circle, SPACE, OBJECTIVES, count=count, seed=seed, known=known)]
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 24, 64])
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 24, 64, 900])
 def test_the_model_alone_comes_first_and_the_count_is_kept(count: int) -> None:
     found = search(count)
     assert found[0] == {}
@@ -106,7 +106,7 @@ def test_few_settings_cover_nearly_what_there_is(seed: int) -> None:
     whole = 0.09 + 0.8 * (0.9 * 0.98 - 0.98**3 / 6)
     found = hypervolume(circle(search(24, seed=seed)), OBJECTIVES)
     assert 0.95 * whole < found < whole
-    # Those of a setting that are anywhere else lie below the curve.
+    # Settings drawn by chance lie below the curve.
     anywhere = np.random.default_rng(seed).random((24, 2)) * [0.98, 1.0]
     chance = hypervolume(circle([{"diversity": x, "ease": y} for x, y in anywhere.tolist()]), OBJECTIVES)
     assert whole - found < 0.6 * (whole - chance)
@@ -121,7 +121,8 @@ def test_what_a_constraint_forbids_is_seldom_evaluated(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_where_nothing_is_good_enough_it_goes_where_something_may_be(seed: int) -> None:
-    # Good enough is a diversity of .95 at least with an ease of .113 at most: one setting in 290.
+    # Good enough is a diversity of .95 at least with an ease of .39 at most, and .1 at a diversity of .98: one setting
+    # in 130.
     high = [Objective("up", "maximise", 0.41, 1.0), Objective("across", "maximise", 0.86, 1.0)]
     found = search_settings(circle, SPACE, high, count=40, seed=seed)
     assert hypervolume([v for _, v in found], high) > 0
@@ -137,6 +138,23 @@ def test_what_is_there_already_is_not_looked_for_again() -> None:
 
     assert beyond(there) > 0.8 * (count - FIRST)
     assert beyond([]) < beyond(there)
+
+
+def test_where_nothing_can_be_added_it_looks_near_what_is_good() -> None:
+    # All of the curve is there, so whatever is foretold adds nothing; good is a little of everything without ease.
+    there = circle([{"diversity": x} for x in np.linspace(0, 0.98, 400).tolist()])
+    found = search_settings(circle, SPACE, OBJECTIVES, count=40, seed=0, beside=there)
+    assert np.mean([float(s["ease"]) for s, _ in found[-24:]]) < 0.2  # anywhere it would be .5
+
+
+def test_a_constraint_that_all_just_keep_forbids_nothing() -> None:
+    def with_size(settings: Sequence[Genes]) -> list[dict[str, float]]:
+        return [v | {"parameters": 22_713_216.1} for v in circle(settings)]
+
+    def found(*constraints: Constraint) -> list[Genes]:
+        return [s for s, _ in search_settings(with_size, SPACE, OBJECTIVES, constraints=constraints, count=24, seed=0)]
+
+    assert found(Constraint("parameters", False, 22_713_216.1)) == found()
 
 
 @pytest.mark.parametrize("hole", [0.3, 1.0])

@@ -208,6 +208,26 @@ def test_towers_with_the_same_seed_are_the_same(encoder: Encoder, toy_split: Spl
     assert first != other
 
 
+def test_tables_and_layers_of_a_new_tower_learn_at_rates_of_their_own(
+    encoder: Encoder, toy_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    class Watched(torch.optim.AdamW):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    [tower] = train_tower(SHAPE, encoder.frozen, toy_split.train, epochs=1, seed=0).towers
+    names = {id(parameter): name for name, parameter in tower.named_parameters()}
+    tables, layers = ({names[id(p)] for p in group["params"]} for group in made[0].param_groups)
+    assert {"item_bias", "item_embedding", "position"} <= tables
+    assert {"projection.weight", "attention_in.weight", "final_norm.bias"} <= layers
+    assert tables | layers == set(names.values())
+    assert [group["max_lr"] for group in made[0].param_groups] == [train.TABLE_RATE, train.LAYER_RATE]
+
+
 def test_however_few_the_epochs_a_tower_takes_the_least_steps(encoder: Encoder, toy_split: Split) -> None:
     assert Batches(toy_split.train, SHAPE.history, train.WINDOWS, 0).per_epoch == 1
     as_three, three, more, one = (

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from pareto_search.candidate import Attempt, Candidate
+from pareto_search.archive import worth
+from pareto_search.candidate import Attempt, Candidate, Evaluation
 from pareto_search.errors import DivergedError
 from pareto_search.executor import Result
+from pareto_search.objective import Objective
 from pareto_search.recsys import baselines
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.inner_search import FIRST
@@ -166,7 +168,7 @@ def test_a_worker_that_was_taught_starts_from_the_known_settings(
     workload: Workload, worker: Worker, attempt: Attempt
 ) -> None:
     known = {g.name: g.from_unit(0.25) for g in workload.space.genes}
-    worker.teach([(known, {o.name: o.reference for o in workload.objectives})])
+    worker.teach([known])
     try:
         alone, fitted, third, *_ = (e.serving for e in worker.run(attempt).evaluations)
     finally:
@@ -175,9 +177,19 @@ def test_a_worker_that_was_taught_starts_from_the_known_settings(
     assert third == pytest.approx(known | dict(fitted))
 
 
+def test_what_is_to_be_beaten_is_worth_as_much_as_the_warm_start() -> None:
+    up, down = Objective("ndcg@10", "maximise", 0.0, 1.0), Objective("gini@10", "minimise", 1.0, 0.0)
+    margins = {"ndcg@10": 0.02, "gini@10": 0.05}
+    beating = module._beating({"ndcg@10": 0.1, "gini@10": 0.6, "ild@10": 0.3}, margins, [up, down])
+    assert beating == pytest.approx({"ndcg@10": 0.12, "gini@10": 0.55})
+    assert worth(Evaluation("c0001", 1, 40, 0, {}, beating, margins), [up, down]) == pytest.approx(
+        {"ndcg@10": 0.1, "gini@10": 0.6}
+    )
+
+
 def test_the_first_towers_are_tried_with_what_their_curve_found_alone(workload: Workload, worker: Worker) -> None:
     known = [{g.name: g.from_unit(u) for g in workload.space.genes} for u in (0.25, 0.75)]
-    worker.teach([(setting, {o.name: o.reference for o in workload.objectives}) for setting in known])
+    worker.teach(known)
     try:
         early, warm = (
             worker.run(Attempt(Candidate(*of))).evaluations
@@ -196,7 +208,8 @@ def test_what_the_warm_start_has_already_is_not_looked_for(
     known = {g.name: g.from_unit(0.25) for g in workload.space.genes}
 
     def found(share: float) -> list[Mapping[str, Any]]:
-        worker.teach([(known, {o.name: o.reference + share * (o.ideal - o.reference) for o in workload.objectives})])
+        covered = {o.name: o.reference + share * (o.ideal - o.reference) for o in workload.objectives}
+        worker.teach([known], [covered])
         try:
             return [e.serving for e in worker.run(attempt).evaluations]
         finally:
