@@ -356,10 +356,8 @@ class Worker:
         if alone:
             return [({}, ranking.values([{}], load.metrics)[0])]
         seed = _seed(load.seed, candidate.id)
-        # For the first towers others wait, and their curve has just been found.
-        count = min(load.serving_settings, len(self.known) + 1) if candidate.kind == "early" else load.serving_settings
         to_beat = [_beating(values, margins, load.objectives) for values in self.covered]
-        return self._inner_search(ranking, count, seed, self.known, to_beat)
+        return self._inner_search(ranking, load.serving_settings, seed, self.known, to_beat)
 
     @property
     def _blended(self) -> tuple[str, ...]:

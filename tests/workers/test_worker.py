@@ -187,21 +187,6 @@ def test_what_is_to_be_beaten_is_worth_as_much_as_the_warm_start() -> None:
     )
 
 
-def test_the_first_towers_are_tried_with_what_their_curve_found_alone(workload: Workload, worker: Worker) -> None:
-    known = [{g.name: g.from_unit(u) for g in workload.space.genes} for u in (0.25, 0.75)]
-    worker.teach(known)
-    try:
-        early, warm = (
-            worker.run(Attempt(Candidate(*of))).evaluations
-            for of in (("e0000", {}, (), "early"), ("m0000", {}, (), "merged"))
-        )
-    finally:
-        worker.teach(())
-    _, fitted, *others = (e.serving for e in early)
-    assert others == [pytest.approx(setting | dict(fitted)) for setting in known]
-    assert len(warm) == workload.serving_settings + 1
-
-
 def test_what_the_warm_start_has_already_is_not_looked_for(
     workload: Workload, worker: Worker, attempt: Attempt
 ) -> None:
