@@ -43,6 +43,11 @@ def worth(evaluation: Evaluation, objectives: Sequence[Objective]) -> Values:
     return {o.name: evaluation.values[o.name] - o.sign * evaluation.margins.get(o.name, 0.0) for o in objectives}
 
 
+def worthy(worths: Values, margins: Values, objectives: Sequence[Objective]) -> dict[str, float]:
+    """The values that are worth so much under these margins: the inverse of `worth`."""
+    return {o.name: worths[o.name] + o.sign * margins.get(o.name, 0.0) for o in objectives}
+
+
 def front(
     evaluations: Sequence[Evaluation],
     objectives: Sequence[Objective],

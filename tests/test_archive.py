@@ -6,7 +6,7 @@ import moocore
 import numpy as np
 import pytest
 
-from pareto_search.archive import choose, front, hypervolume, non_dominated, worth
+from pareto_search.archive import choose, front, hypervolume, non_dominated, worth, worthy
 from pareto_search.candidate import Evaluation
 from pareto_search.objective import Constraint, Objective
 
@@ -72,6 +72,8 @@ def test_what_lies_within_a_margin_does_not_count_in_either_direction() -> None:
     found = worth(lucky(1, 0.5, 5.0, up=0.125, down=1.0), [UP, DOWN])
     assert found == {"up": 0.375, "down": 6.0}
     assert worth(lucky(1, 0.5, 5.0, up=0.125), [UP, DOWN]) == {"up": 0.375, "down": 5.0}  # the other has no margin
+    assert worthy(found, {"up": 0.125, "down": 1.0}, [UP, DOWN]) == {"up": 0.5, "down": 5.0}
+    assert worthy({"up": 0.375, "down": 5.0}, {"up": 0.125}, [UP, DOWN]) == {"up": 0.5, "down": 5.0}
 
 
 def test_the_warm_start_stays_on_the_front_until_it_is_beaten_by_more_than_chance() -> None:

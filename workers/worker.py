@@ -10,10 +10,11 @@ from typing import TypedDict
 import numpy as np
 import torch
 
+from pareto_search.archive import worthy
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Genes
 from pareto_search.executor import Files, Result
 from pareto_search.fusion import fused
-from pareto_search.objective import Objective, Values
+from pareto_search.objective import Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import ItemSimilarity, Scorer
 from pareto_search.recsys.inner_search import search_settings
@@ -356,7 +357,7 @@ class Worker:
         if alone:
             return [({}, ranking.values([{}], load.metrics)[0])]
         seed = _seed(load.seed, candidate.id)
-        to_beat = [_beating(values, margins, load.objectives) for values in self.covered]
+        to_beat = [worthy(values, margins, load.objectives) for values in self.covered]
         return self._inner_search(ranking, load.serving_settings, seed, self.known, to_beat)
 
     @property
@@ -451,11 +452,6 @@ def _inherited(candidate: Candidate, sources: Sequence[Files]) -> dict[str, floa
             folder = name.removesuffix(own)
         found |= {folder + trained: operations for trained, operations in training_of(files).items()}
     return found
-
-
-def _beating(values: Values, margins: Values, objectives: Sequence[Objective]) -> dict[str, float]:
-    """What a model has to have so that its `archive.worth` is as good as these values."""
-    return {o.name: values[o.name] + o.sign * margins.get(o.name, 0.0) for o in objectives}
 
 
 def _seed(seed: int, candidate: str) -> int:

@@ -45,10 +45,9 @@ def search_settings(
     """Serving settings of one model that together cover most hypervolume.
 
     First come the model alone, what is fixed alone, and the known settings, with some of a Sobol sequence where they
-    are few.
-    Then follow rounds: values move smoothly with the settings, so a trend and radial basis functions through what was
-    evaluated foretell many others, and those are evaluated that would add most. (A search for several objectives by
-    such a surrogate: Akhtar and Shoemaker, Journal of Global Optimization 2016.)
+    are few. Then follow rounds: values move smoothly with the settings, so a trend and radial basis functions through
+    what was evaluated foretell many others, and those are evaluated that would add most. (A search for several
+    objectives by such a surrogate: Akhtar and Shoemaker, Journal of Global Optimization 2016.)
 
     Args:
         evaluate: from settings to their values on validation.

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from pareto_search.archive import worth
-from pareto_search.candidate import Attempt, Candidate, Evaluation
+from pareto_search.candidate import Attempt, Candidate
 from pareto_search.errors import DivergedError
 from pareto_search.executor import Result
-from pareto_search.objective import Objective
 from pareto_search.recsys import baselines
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.inner_search import FIRST
@@ -175,16 +173,6 @@ def test_a_worker_that_was_taught_starts_from_the_known_settings(
         worker.teach(())
     assert alone == {}
     assert third == pytest.approx(known | dict(fitted))
-
-
-def test_what_is_to_be_beaten_is_worth_as_much_as_the_warm_start() -> None:
-    up, down = Objective("ndcg@10", "maximise", 0.0, 1.0), Objective("gini@10", "minimise", 1.0, 0.0)
-    margins = {"ndcg@10": 0.02, "gini@10": 0.05}
-    beating = module._beating({"ndcg@10": 0.1, "gini@10": 0.6, "ild@10": 0.3}, margins, [up, down])
-    assert beating == pytest.approx({"ndcg@10": 0.12, "gini@10": 0.55})
-    assert worth(Evaluation("c0001", 1, 40, 0, {}, beating, margins), [up, down]) == pytest.approx(
-        {"ndcg@10": 0.1, "gini@10": 0.6}
-    )
 
 
 def test_what_the_warm_start_has_already_is_not_looked_for(
