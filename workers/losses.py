@@ -26,7 +26,11 @@ SMOOTHING = 0.1
 TINY = torch.finfo(torch.float32).tiny
 LEAST = 256
 """How many positions a softmax takes at once, at least: with fewer its products take longer."""
-CACHED, LOGITS = 2**21, 2**26
+ROWS = 128
+"""They are filled up to a multiple of so many: oneDNN prepares itself for milliseconds for each shape of a product that
+it has not seen, and hardly two batches have as many positions.
+"""
+CACHED, LOGITS = 3 * 2**20, 2**26
 """About how many logits a chunk has: those that stay in a CPU's cache, and those of a GPU, where each chunk costs the
 start of a dozen kernels.
 """
@@ -34,7 +38,12 @@ start of a dozen kernels.
 
 def chunk(n_items: int, device: str) -> int:
     """How many positions a softmax over so many items takes at once."""
-    return max(LEAST, (CACHED if device == "cpu" else LOGITS) // n_items)
+    return max(LEAST, (CACHED if device == "cpu" else LOGITS) // n_items // ROWS * ROWS)
+
+
+def filled(states: Tensor) -> Tensor:
+    """States `(p, d)` with rows of zeros after them; see `ROWS`."""
+    return nn.functional.pad(states, (0, 0, 0, -len(states) % ROWS))
 
 
 class FullSoftmax(torch.autograd.Function):
@@ -47,26 +56,27 @@ class FullSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, vectors, bias, targets):  # type: ignore[no-untyped-def]
         """Loss of states `(p, d)` against item vectors `(n, d)`, biases `(n,)` and target items `(p,)`."""
-        count, size = len(targets), min(chunk(len(vectors), states.device.type), len(targets))
-        low, low_bias = vectors.to(states.dtype), bias.to(states.dtype)
-        d_states, own = torch.empty_like(states), states.new_empty(count)
+        count, width = states.shape
         # The bias is the weight of a further input, always 1; there are eight of it because a GPU wants aligned rows.
-        width = vectors.shape[1]
+        # Rows that only fill up are zeros, so that items have no gradient of them.
+        inputs = filled(torch.cat([states, states.new_ones(count, 8)], 1))
+        size = min(chunk(len(vectors), states.device.type), len(inputs))
+        low, low_bias = vectors.to(states.dtype), bias.to(states.dtype)
         d_items = vectors.new_zeros(len(vectors), width + 8)
-        inputs = torch.cat([states, states.new_ones(count, 8)], 1)
+        d_states, own = states.new_empty(len(inputs), width), states.new_empty(count)
         logits, shares = states.new_empty(2, size, len(vectors))  # the same memory for all chunks
         places = torch.arange(count, device=targets.device) % size * len(vectors) + targets  # in a flattened chunk
-        for start in range(0, count, size):
+        for start in range(0, len(inputs), size):
             rows = slice(start, start + size)
-            mine = places[rows]
-            torch.addmm(low_bias, states[rows], low.T, out=logits[: len(mine)])
-            error = torch.softmax(logits[: len(mine)], 1, out=shares[: len(mine)])
+            some, mine = inputs[rows], places[rows]
+            torch.addmm(low_bias, some[:, :width], low.T, out=logits[: len(some)])
+            error = torch.softmax(logits[: len(some)], 1, out=shares[: len(some)])
             torch.index_select(error.view(-1), 0, mine, out=own[rows])
             # Not by scatter_add_, which takes a hundred times as long in bfloat16 on a CPU.
             error.view(-1).index_add_(0, mine, error.new_full((1,), -1.0).expand(len(mine)))
             torch.mm(error, low, out=d_states[rows])
-            d_items += torch.mm(error.T, inputs[rows])
-        ctx.save_for_backward(d_states, d_items[:, :width], d_items[:, width])
+            d_items += torch.mm(error.T, some)
+        ctx.save_for_backward(d_states[:count], d_items[:, :width], d_items[:, width])
         ctx.count = count
         return -own.float().clamp(min=TINY).log().mean()
 
@@ -99,7 +109,8 @@ def sampled_cross_entropy(states: Tensor, vectors: Tensor, bias: Tensor, targets
     rows, exact = sample.items, vectors.dtype
     own = (states.to(exact) * nn.functional.embedding(targets, vectors)).sum(1) + bias[targets]
     some = vectors.index_select(0, rows).to(states.dtype)
-    others = torch.mm(states, some.T).to(exact) + (bias[rows] - sample.log_inclusion)
+    products = torch.mm(filled(states), some.T)[: len(states)]
+    others = products.to(exact) + (bias[rows] - sample.log_inclusion)
     others = others.masked_fill(targets[:, None] == rows, -torch.inf)
     return (torch.logaddexp(own, others.logsumexp(1)) - own).mean()
 

@@ -178,7 +178,8 @@ class Worker:
         """Takes the settings from which each candidate's inner search starts, those of the curve that was found.
 
         Args:
-            covered: the values that the front has from it already, to which a candidate is to add.
+            covered: the values of these with the warm start, which are its evaluations, and to which others are to
+                add.
         """
         self.known, self.covered, self._latest = known, covered, None
 
@@ -312,10 +313,22 @@ class Worker:
         alone, is_warm_start = steps < full, candidate.kind != "trained" and not candidate.parents
         ranking = self._ranking(self.load.split.validation, model, () if alone else self._blended)
         margins = {} if alone or is_warm_start else self._margins(ranking)
+        found: list[tuple[Genes, Values]]
+        if alone:
+            found = self._alone(ranking)
+        elif is_warm_start and self.covered:  # all workers together have found its curve
+            curve = zip(self.known, self.covered, strict=True)
+            found = [*self._alone(ranking), *((setting, values) for setting, values in curve if setting)]
+        else:
+            found = self._settings(candidate, ranking, margins)
         return tuple(
             Evaluation(candidate.id, attempt.number, steps, number, setting, values, margins)
-            for number, (setting, values) in enumerate(self._settings(candidate, ranking, margins, alone))
+            for number, (setting, values) in enumerate(found)
         )
+
+    def _alone(self, ranking: Ranking) -> list[tuple[Genes, Values]]:
+        """A model without re-ranking and without what is blended in."""
+        return [({}, ranking.values([{}], self.load.metrics)[0])]
 
     def _margins(self, ranking: Ranking) -> dict[str, float]:
         """For each objective, the standard error over users of the model's difference from the warm start."""
@@ -346,16 +359,12 @@ class Worker:
         weights = Ranking(self.load.split.validation, self.items, scorers).selected(DRAWS)
         return fused(pool, weights, self._notes({"candidate": candidate.id}))
 
-    def _settings(
-        self, candidate: Candidate, ranking: Ranking, margins: Values, alone: bool
-    ) -> list[tuple[Genes, Values]]:
+    def _settings(self, candidate: Candidate, ranking: Ranking, margins: Values) -> list[tuple[Genes, Values]]:
         """Serving settings with their values on validation, the model alone first.
 
         What they are to beat is the warm start's curve by more than chance, as `archive.worth` has it.
         """
         load = self.load
-        if alone:
-            return [({}, ranking.values([{}], load.metrics)[0])]
         seed = _seed(load.seed, candidate.id)
         to_beat = [worthy(values, margins, load.objectives) for values in self.covered]
         return self._inner_search(ranking, load.serving_settings, seed, self.known, to_beat)

@@ -9,6 +9,7 @@ import torch
 from items import statistics
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pareto_search.objective import Objective
 from pareto_search.recsys import metrics
@@ -21,6 +22,7 @@ from pareto_search.workers.losses import (
     CACHED,
     LEAST,
     LOGITS,
+    ROWS,
     SURROGATES,
     Histories,
     ItemTensors,
@@ -28,7 +30,9 @@ from pareto_search.workers.losses import (
     chunk,
     cross_entropy,
     list_values,
+    sampled_cross_entropy,
 )
+from pareto_search.workers.sample import Sampler
 
 ILD = Objective("ild@10", "maximise", reference=0.4, ideal=1.0)
 NOVELTY = Objective("novelty@10", "maximise", reference=0.1, ideal=0.8)
@@ -92,6 +96,36 @@ def test_in_bfloat16_the_full_softmax_is_near(barred: int, monkeypatch: pytest.M
     for mine, other in zip(ours, theirs, strict=True):
         assert float((mine.grad.float() - other.grad).norm() / other.grad.norm()) < 0.01
         assert mine.grad.dtype == mine.dtype
+
+
+class Products(TorchDispatchMode):
+    """The shapes of all products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[tuple[int, ...], ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.shapes.add(tuple(tuple(x.shape) for x in args if isinstance(x, Tensor)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_batches_of_about_as_many_positions_have_products_of_the_same_shapes(
+    sampled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "CACHED", 0)  # 256 positions at once
+    vectors, bias, found = torch.randn(50, 16).requires_grad_(), torch.zeros(50), []
+    sample = Sampler(np.ones(50), 30).draw(np.random.default_rng(0))
+    for positions in (300, 301, 384):
+        states, targets = torch.randn(positions, 16).requires_grad_(), torch.zeros(positions, dtype=torch.int64)
+        with Products() as products:
+            how = (states, vectors, bias, targets)
+            (sampled_cross_entropy(*how, sample) if sampled else cross_entropy(*how)).backward()
+        found.append(products.shapes)
+    assert len(found[0]) >= 3
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_target_that_is_as_good_as_impossible_has_a_finite_loss() -> None:
@@ -240,5 +274,6 @@ def test_the_gradient_of_a_scalarisation_is_its_slope(kind: str) -> None:
 
 def test_on_a_gpu_a_softmax_takes_more_positions_at_once_but_not_more_than_it_can_hold() -> None:
     for device, most in (("cpu", CACHED), ("cuda", LOGITS)):
-        assert chunk(1682, device) * 1682 <= most < (chunk(1682, device) + 1) * 1682
+        assert chunk(1682, device) * 1682 <= most < (chunk(1682, device) + ROWS) * 1682
+        assert chunk(1682, device) % ROWS == 0
         assert chunk(10**6, device) == LEAST

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from pareto_search.candidate import Attempt, Candidate
+from pareto_search.candidate import FIRST_TOWERS, WARM_START, Attempt, Candidate
 from pareto_search.errors import DivergedError
 from pareto_search.executor import Result
 from pareto_search.recsys import baselines
@@ -192,6 +192,23 @@ def test_what_the_warm_start_has_already_is_not_looked_for(
     begun = 2 + FIRST  # with the model alone, and what is fixed alone
     assert nothing[:begun] == everything[:begun]
     assert nothing[begun:] != everything[begun:]
+
+
+@pytest.mark.parametrize("warm", [Candidate(FIRST_TOWERS, {}, (), "early"), Candidate(WARM_START, {}, (), "merged")])
+def test_the_warm_start_has_the_curve_that_was_found_for_it(
+    workload: Workload, worker: Worker, warm: Candidate
+) -> None:
+    curve = worker.curve("warm-start", ("ease", "text"), 4)
+    worker.teach([serving for serving, _ in curve], [values for _, values in curve])
+    try:
+        evaluations = worker.run(Attempt(warm)).evaluations
+    finally:
+        worker.teach(())
+    assert [e.serving for e in evaluations] == [serving for serving, _ in curve]
+    assert all(e.values == pytest.approx(values) for e, (_, values) in zip(evaluations, curve, strict=True))
+    assert [e.setting for e in evaluations] == list(range(5))
+    # Nobody has found it yet.
+    assert len(worker.run(Attempt(warm)).evaluations) == 1 + workload.serving_settings
 
 
 def test_every_model_is_blended_in_the_likeliest_way(worker: Worker, result: Result, workload: Workload) -> None:
