@@ -128,24 +128,10 @@ class RayPool:
 
     def wait(self) -> list[Outcome]:
         deadlines = [self._jobs[r].began + self._timeout for n in self._queues for r in self._under_way(n)]
-        deadlines += [began + START for _, began in self._starting.values()]
-        if not deadlines:
-            raise ClusterError("no worker is left and none could be started; see to the cluster and resume the search")
-        references = [*self._jobs, *self._starting]
-        patience = max(0.0, min(deadlines) - time.monotonic())
-        done, rest = ray.wait(references, num_returns=1, timeout=patience)
-        if done and rest:
-            done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        for reference in [r for r in done if r in self._starting]:
-            with suppress(RayError):  # one fewer, then
-                self._admit(reference)
-        if done:
+        if done := self._await(list(self._jobs), min(deadlines, default=math.inf)):
             ready = [r for queue in self._queues.values() for r in queue if r in done]
             return [outcome for r in ready if r in self._jobs for outcome in self._outcomes(r)]
-        now = time.monotonic()
-        for reference in [r for r, (_, began) in self._starting.items() if now - began >= START]:
-            ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
-        over = now - self._timeout
+        over = time.monotonic() - self._timeout
         hung = [n for n in self._queues if any(self._jobs[r].began <= over for r in self._under_way(n))]
         return [outcome for n in hung for outcome in self._failed(n, f"still running after {self._timeout:g} s")]
 
@@ -171,17 +157,39 @@ class RayPool:
         waiting = list(enumerate(calls))[::-1]
         running: dict[Any, tuple[int, int]] = {}
         results: list[Any] = [None] * len(calls)
-        idle = list(self._actors)
         while waiting or running:
-            while waiting and idle:
-                (place, (method, *arguments)), number = waiting.pop(), idle.pop(0)
+            idle = self._actors.keys() - {number for _, number in running.values()}  # also those that have just started
+            for number in sorted(idle)[: len(waiting)]:
+                place, (method, *arguments) = waiting.pop()
                 running[_call(self._actors[number], method, *arguments, *same)] = place, number
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
-                place, number = running.pop(reference)
+            for reference in self._await(list(running)):
+                place, _ = running.pop(reference)
                 results[place] = self._gather([reference])[0]
-                idle.append(number)
         return results
+
+    def _await(self, references: list[Any], deadline: float = math.inf) -> list[Any]:
+        """Waits until some of these are there, or a worker has started, or one takes too long for it.
+
+        Returns:
+            Those that are there; none, too, at the deadline.
+
+        Raises:
+            ClusterError: there is nothing to wait for.
+        """
+        if not references and not self._starting:
+            raise ClusterError("no worker is left and none could be started; see to the cluster and resume the search")
+        until = min([deadline, *(began + START for _, began in self._starting.values())])
+        patience = None if until == math.inf else max(0.0, until - time.monotonic())
+        done, rest = ray.wait([*references, *self._starting], num_returns=1, timeout=patience)
+        if done and rest:
+            done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        for reference in [r for r in done if r in self._starting]:
+            with suppress(RayError):  # one fewer, then
+                self._admit(reference)
+        now = time.monotonic()
+        for reference in [r for r, (_, began) in self._starting.items() if now - began >= START]:
+            ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
+        return [r for r in done if r in references]
 
     def _spawn(self) -> None:
         """Starts one more worker, which counts as free once it has its base model and components."""

@@ -13,12 +13,14 @@ import yaml
 from running import Finished, pareto_search
 
 from benchmarks import small
-from pareto_search.candidate import Attempt
+from pareto_search.candidate import Attempt, Candidate
 from pareto_search.config import SearchConfig
 from pareto_search.executor import Files
 from pareto_search.launch import run_search
 from pareto_search.store import Store
 from pareto_search.workers import pool
+from pareto_search.workers.worker import Worker
+from pareto_search.workers.workload import Workload
 
 TIMEOUT = 20
 
@@ -85,6 +87,18 @@ def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_thems
     assert "the worker died" in ended["c0003", 2][1]
     assert ended["c0004", 1][1] == f"still running after {TIMEOUT} s"
     assert all(len(error) <= 500 and error.isprintable() for _, error in ended.values())
+
+
+def test_who_has_no_worker_left_waits_for_the_next_one(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(pool, "WorkerActor", Poisoned)
+    with pool.RayPool(workload, count=1) as workers:
+        workers.submit(Attempt(Candidate("c0003", {})))
+        [outcome] = workers.wait()
+        assert outcome.lost
+        assert workers.free == 0
+        values = workers.map([("baseline", "popularity")] * 3)
+    assert values == [Worker(workload).baseline("popularity")] * 3
 
 
 def test_a_search_in_which_every_candidate_diverges_ends_with_one_line(undisturbed: Finished, tmp_path: Path) -> None:
