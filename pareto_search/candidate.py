@@ -39,6 +39,13 @@ class Candidate:
     parents: tuple[str, ...] = ()
     kind: Kind = "trained"
 
+    @property
+    def is_warm_start(self) -> bool:
+        """Whether it is all of the warm start, or its first towers. Its curve is found before it is run, so that how
+        long it takes says nothing of the others.
+        """
+        return self.kind != "trained" and not self.parents
+
 
 @dataclass(frozen=True)
 class Forerunner:

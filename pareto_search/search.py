@@ -27,7 +27,7 @@ WATCHING = 0.02
 @dataclass(frozen=True)
 class Progress:
     """Where a search stands, merged and fused candidates counted apart, an early one not at all; seconds left are None
-    until one of the others has finished.
+    until one that is not the warm start has finished.
     """
 
     finished: int
@@ -273,9 +273,9 @@ class Search:
         return minutes is None or time.monotonic() - self._began + self._each(kind, steps) <= minutes * 60
 
     def _took(self, leg: Leg, seconds: float) -> None:
-        kind = self.schedule.candidates[leg.candidate].kind
-        if kind != "early":  # which says nothing of any other
-            self._seconds.setdefault((kind, leg.steps), []).append(seconds)
+        candidate = self.schedule.candidates[leg.candidate]
+        if not candidate.is_warm_start:
+            self._seconds.setdefault((candidate.kind, leg.steps), []).append(seconds)
 
     def _each(self, kind: Kind, steps: int) -> float:
         """The seconds that such a leg has taken so far, on average, or else any leg."""

@@ -417,6 +417,19 @@ def test_a_budget_of_minutes_ends_the_search_before_a_candidate_that_would_end_l
     assert {a.state for a in store.attempts()} == {"finished"}
 
 
+def test_how_long_the_warm_start_takes_says_nothing_of_a_merger(
+    monkeypatch: pytest.MonkeyPatch, store: Store, run: Path
+) -> None:
+    clock = Clock(monkeypatch)
+    began = clock.now
+
+    def deed(attempt: Attempt) -> Outcome:
+        return clock.slow(0.01 if attempt.candidate.is_warm_start else 30)(attempt)
+
+    searched(store, run, Workers(2, deed=deed), mode="async", merging=True, minutes=2, candidates=1000)
+    assert 60 <= clock.now - began <= 120
+
+
 def test_time_spent_before_a_resume_counts(monkeypatch: pytest.MonkeyPatch, store: Store, run: Path) -> None:
     clock = Clock(monkeypatch)
     searched(store, run, Workers(2, deed=clock.slow(30)), mode="async", minutes=100, candidates=6)

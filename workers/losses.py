@@ -27,8 +27,8 @@ TINY = torch.finfo(torch.float32).tiny
 LEAST = 256
 """How many positions a softmax takes at once, at least: with fewer its products take longer."""
 ROWS = 128
-"""They are filled up to a multiple of so many: oneDNN prepares itself for milliseconds for each shape of a product that
-it has not seen, and hardly two batches have as many positions.
+"""The positions of a softmax are filled up to a multiple of so many: oneDNN prepares itself for milliseconds for each
+shape of a product that it has not seen, and hardly two batches have as many.
 """
 CACHED, LOGITS = 3 * 2**20, 2**26
 """About how many logits a chunk has: those that stay in a CPU's cache, and those of a GPU, where each chunk costs the

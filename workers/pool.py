@@ -305,8 +305,9 @@ class RayPool:
             self._average = math.inf  # the reply of one that ended just before may be lost too: its second try is alone
             return self._failed(number, f"the worker died: {_line(error)}", lost=True)
         job = self._take(number, reference)
-        known = self._average if math.isfinite(self._average) else result.seconds
-        self._average = (1 - RECENT) * known + RECENT * result.seconds
+        if not job.attempt.candidate.is_warm_start:
+            known = self._average if math.isfinite(self._average) else result.seconds
+            self._average = (1 - RECENT) * known + RECENT * result.seconds
         return [Outcome(job.attempt, result, seconds=time.monotonic() - job.began)]
 
     def _failed(self, number: int, error: str, lost: bool = False) -> list[Outcome]:

@@ -178,7 +178,7 @@ class Worker:
         """Takes the settings from which each candidate's inner search starts, those of the curve that was found.
 
         Args:
-            covered: the values of these with the warm start, which are its evaluations, and to which others are to
+            covered: what the warm start has with each of them: its own evaluations, to which those of others are to
                 add.
         """
         self.known, self.covered, self._latest = known, covered, None
@@ -229,7 +229,8 @@ class Worker:
     def run(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Result:
         """Trains a candidate to a rung, or merges or fuses its parents, and evaluates what comes out.
 
-        Below the full rung the checkpoint alone is scored; at the full one the inner search follows.
+        Below the full rung the checkpoint alone is scored; at the full one the inner search follows, but for the warm
+        start, whose curve all workers have found.
 
         Args:
             sources: as for `Executor.submit`.
@@ -310,15 +311,13 @@ class Worker:
         """The model's evaluations on validation."""
         candidate, full = attempt.candidate, self.load.rungs[-1]
         steps = attempt.steps or full
-        alone, is_warm_start = steps < full, candidate.kind != "trained" and not candidate.parents
+        alone = steps < full
         ranking = self._ranking(self.load.split.validation, model, () if alone else self._blended)
-        margins = {} if alone or is_warm_start else self._margins(ranking)
-        found: list[tuple[Genes, Values]]
+        margins = {} if alone or candidate.is_warm_start else self._margins(ranking)
         if alone:
-            found = self._alone(ranking)
-        elif is_warm_start and self.covered:  # all workers together have found its curve
-            curve = zip(self.known, self.covered, strict=True)
-            found = [*self._alone(ranking), *((setting, values) for setting, values in curve if setting)]
+            found = self._alone(model)
+        elif candidate.is_warm_start and self.covered:
+            found = self._alone(model) + self._of_known(ranking)
         else:
             found = self._settings(candidate, ranking, margins)
         return tuple(
@@ -326,9 +325,17 @@ class Worker:
             for number, (setting, values) in enumerate(found)
         )
 
-    def _alone(self, ranking: Ranking) -> list[tuple[Genes, Values]]:
+    def _alone(self, model: Scorer) -> list[tuple[Genes, Values]]:
         """A model without re-ranking and without what is blended in."""
+        ranking = self._ranking(self.load.split.validation, model, ())
         return [({}, ranking.values([{}], self.load.metrics)[0])]
+
+    def _of_known(self, ranking: Ranking) -> list[tuple[Genes, Values]]:
+        """The warm start's curve, with the costs of its checkpoint, which has an adapter."""
+        curve = zip(self.known, self.covered, strict=True)
+        return [
+            (setting, {**values, **ranking.costs(setting, self.load.metrics)}) for setting, values in curve if setting
+        ]
 
     def _margins(self, ranking: Ranking) -> dict[str, float]:
         """For each objective, the standard error over users of the model's difference from the warm start."""

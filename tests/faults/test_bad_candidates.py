@@ -15,6 +15,7 @@ from running import Finished, pareto_search
 from benchmarks import small
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.config import SearchConfig
+from pareto_search.errors import ClusterError
 from pareto_search.executor import Files
 from pareto_search.launch import run_search
 from pareto_search.store import Store
@@ -89,6 +90,7 @@ def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_thems
     assert all(len(error) <= 500 and error.isprintable() for _, error in ended.values())
 
 
+@pytest.mark.timeout(120)
 def test_who_has_no_worker_left_waits_for_the_next_one(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(pool, "WorkerActor", Poisoned)
@@ -99,6 +101,18 @@ def test_who_has_no_worker_left_waits_for_the_next_one(workload: Workload, monke
         assert workers.free == 0
         values = workers.map([("baseline", "popularity")] * 3)
     assert values == [Worker(workload).baseline("popularity")] * 3
+
+
+@pytest.mark.timeout(120)
+def test_who_has_no_worker_left_and_gets_none_is_told(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(pool, "WorkerActor", Poisoned)
+    with pool.RayPool(workload, count=1) as workers:
+        workers.submit(Attempt(Candidate("c0003", {})))
+        monkeypatch.setattr(pool, "START", 0.1)  # seconds, in which none can start
+        assert workers.wait()[0].lost
+        with pytest.raises(ClusterError, match="no worker is left and none could be started"):
+            workers.map([("baseline", "popularity")])
 
 
 def test_a_search_in_which_every_candidate_diverges_ends_with_one_line(undisturbed: Finished, tmp_path: Path) -> None:

@@ -198,17 +198,32 @@ def test_what_the_warm_start_has_already_is_not_looked_for(
 def test_the_warm_start_has_the_curve_that_was_found_for_it(
     workload: Workload, worker: Worker, warm: Candidate
 ) -> None:
-    curve = worker.curve("warm-start", ("ease", "text"), 4)
-    worker.teach([serving for serving, _ in curve], [values for _, values in curve])
-    try:
-        evaluations = worker.run(Attempt(warm)).evaluations
-    finally:
-        worker.teach(())
-    assert [e.serving for e in evaluations] == [serving for serving, _ in curve]
-    assert all(e.values == pytest.approx(values) for e, (_, values) in zip(evaluations, curve, strict=True))
-    assert [e.setting for e in evaluations] == list(range(5))
+    alone, *curve = worker.curve("warm-start", ("ease", "text"), 4)
+    for found in (curve[::-1], [*curve, alone]):
+        worker.teach([serving for serving, _ in found], [{**values, "ndcg@5": 0.9} for _, values in found])
+        try:
+            first, *others = worker.run(Attempt(warm)).evaluations
+        finally:
+            worker.teach(())
+        assert (first.serving, first.values) == ({}, pytest.approx(alone[1]))
+        # They are not measured once more.
+        known = [(serving, {**values, "ndcg@5": 0.9}) for serving, values in found if serving]
+        assert [(e.serving, e.values) for e in others] == known
+        assert [e.setting for e in others] == list(range(1, 5))
     # Nobody has found it yet.
     assert len(worker.run(Attempt(warm)).evaluations) == 1 + workload.serving_settings
+
+
+def test_the_warm_start_costs_what_its_checkpoint_does(workload: Workload, worker: Worker) -> None:
+    metrics = (*workload.metrics, "parameters")
+    counting = Worker(replace(workload, metrics=metrics))
+    counting.equip({name: files for name in NAMES if (files := worker.fit(name)) is not None})
+    curve = counting.curve("warm-start", ("ease", "text"), 4)
+    counting.teach([serving for serving, _ in curve], [values for _, values in curve])
+    result = counting.run(Attempt(Candidate(WARM_START, {}, (), "merged")))
+    tested = counting.test(result.files, [e.serving for e in result.evaluations])
+    assert [e.values["parameters"] for e in result.evaluations] == [t["parameters"]["mean"] for t in tested]
+    assert result.evaluations[1].values["parameters"] > curve[1][1]["parameters"]
 
 
 def test_every_model_is_blended_in_the_likeliest_way(worker: Worker, result: Result, workload: Workload) -> None:
