@@ -241,7 +241,7 @@ class Worker:
         began = time.perf_counter()
         candidate = attempt.candidate
         files = self._trained(attempt, sources) if candidate.kind == "trained" else self._made(candidate, sources)
-        # Scored from the files, as whoever reloads the checkpoint will.
+        # Scored from the files, as whoever reloads the checkpoint will; the warm start's curve alone was before.
         evaluations = self._evaluated(attempt, scorer(files, self.encoder))
         return Result(evaluations, files, time.perf_counter() - began)
 
@@ -311,10 +311,10 @@ class Worker:
         """The model's evaluations on validation."""
         candidate, full = attempt.candidate, self.load.rungs[-1]
         steps = attempt.steps or full
-        alone = steps < full
-        ranking = self._ranking(self.load.split.validation, model, () if alone else self._blended)
-        margins = {} if alone or candidate.is_warm_start else self._margins(ranking)
-        if alone:
+        below = steps < full
+        ranking = self._ranking(self.load.split.validation, model, self._blended)
+        margins = {} if below or candidate.is_warm_start else self._margins(ranking)
+        if below:
             found = self._alone(model)
         elif candidate.is_warm_start and self.covered:
             found = self._alone(model) + self._of_known(ranking)
@@ -350,7 +350,7 @@ class Worker:
         """What takes no training: the parents fused or merged, or the warm start with an adapter that is zero."""
         if candidate.kind == "fused":
             return self._fused(candidate, sources)
-        if not sources:
+        if candidate.is_warm_start:
             shape, generator = LoraShape(1, 1.0, 0.0, "query_value", 1), torch.Generator(self.device).manual_seed(0)
             files = fresh(self.encoder, shape, generator=generator).files(self.load.base, self.load.revision)
             return files | self._task.start.files(self._notes({"candidate": candidate.id}))

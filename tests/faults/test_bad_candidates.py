@@ -2,7 +2,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,16 @@ class Poisoned(pool.WorkerActor):
         return result
 
 
-def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_themselves(
-    undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are such."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
     monkeypatch.setattr(pool, "WorkerActor", Poisoned)
+
+
+def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_themselves(
+    undisturbed: Finished, tmp_path: Path, poisoned: None
+) -> None:
     config = small.write_config(
         undisturbed.config.with_name("poisoned.yaml"), candidates=7, candidate_timeout=TIMEOUT, mode="async"
     )
@@ -90,29 +95,27 @@ def test_candidates_that_diverge_raise_hang_or_kill_their_worker_cost_only_thems
     assert all(len(error) <= 500 and error.isprintable() for _, error in ended.values())
 
 
-@pytest.mark.timeout(120)
-def test_who_has_no_worker_left_waits_for_the_next_one(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(pool, "WorkerActor", Poisoned)
+@pytest.fixture
+def deserted(workload: Workload, poisoned: None) -> Iterator[pool.RayPool]:
+    """A pool whose one worker has died, in place of which another is starting."""
     with pool.RayPool(workload, count=1) as workers:
         workers.submit(Attempt(Candidate("c0003", {})))
         [outcome] = workers.wait()
         assert outcome.lost
         assert workers.free == 0
-        values = workers.map([("baseline", "popularity")] * 3)
-    assert values == [Worker(workload).baseline("popularity")] * 3
+        yield workers
 
 
 @pytest.mark.timeout(120)
-def test_who_has_no_worker_left_and_gets_none_is_told(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(pool, "WorkerActor", Poisoned)
-    with pool.RayPool(workload, count=1) as workers:
-        workers.submit(Attempt(Candidate("c0003", {})))
-        monkeypatch.setattr(pool, "START", 0.1)  # seconds, in which none can start
-        assert workers.wait()[0].lost
-        with pytest.raises(ClusterError, match="no worker is left and none could be started"):
-            workers.map([("baseline", "popularity")])
+def test_who_has_no_worker_left_waits_for_the_next_one(deserted: pool.RayPool, workload: Workload) -> None:
+    assert deserted.map([("baseline", "popularity")] * 3) == [Worker(workload).baseline("popularity")] * 3
+
+
+@pytest.mark.timeout(120)
+def test_who_has_no_worker_left_and_gets_none_is_told(deserted: pool.RayPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "START", 0.1)  # seconds, in which none can start
+    with pytest.raises(ClusterError, match="no worker is left and none could be started"):
+        deserted.map([("baseline", "popularity")])
 
 
 def test_a_search_in_which_every_candidate_diverges_ends_with_one_line(undisturbed: Finished, tmp_path: Path) -> None:
