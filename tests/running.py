@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from benchmarks import kills, small
 
@@ -136,16 +137,18 @@ class Finished:
     said: str
 
 
-_finished: list[Finished] = []
-
-
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The small search in ordered mode, done once for all modules that import this fixture."""
-    if not _finished:
-        folder = tmp_path_factory.mktemp("small")
-        config = small.make(folder, **kills.SEARCH)
-        ended = pareto_search("run", config, "--out", folder / "run")
-        assert ended.code == 0, ended.err
-        _finished.append(Finished(config, folder / "run", ended.out))
-    return _finished[0]
+    """The small search in ordered mode, done once for all modules that import this fixture, in whatever process; nobody
+    changes its run folder."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # which all processes share
+    config, run, said = (place / "small" / name for name in ("search.yaml", "run", "said"))
+    with FileLock(place / "small.lock"):
+        if not said.exists():
+            small.make(place / "small", **kills.SEARCH)
+            ended = pareto_search("run", config, "--out", run)
+            assert ended.code == 0, ended.err
+            said.write_text(ended.out)
+    return Finished(config, run, said.read_text())

@@ -402,39 +402,46 @@ def chosen(undisturbed: Finished) -> dict[str, Any]:
     return entry
 
 
-def test_evaluate_finds_the_reported_test_scores_again(call: Call, undisturbed: Finished) -> None:
+@pytest.fixture
+def copied(undisturbed: Finished, tmp_path: Path) -> Path:
+    """The run folder, for who changes it: a look at test is counted."""
+    return Path(shutil.copytree(undisturbed.run, tmp_path / "run"))
+
+
+def test_evaluate_finds_the_reported_test_scores_again(call: Call, undisturbed: Finished, copied: Path) -> None:
     entry = chosen(undisturbed)
     for part, reported in (
         ("test", {n: s["mean"] for n, s in entry["test"].items()}),
         ("validation", entry["validation"]),
     ):
-        ended = call("evaluate", undisturbed.run, entry["entry"], "--split", part, "--json")
+        ended = call("evaluate", copied, entry["entry"], "--split", part, "--json")
         found = {name: score["mean"] for name, score in json.loads(ended.out).items()}
         assert found == pytest.approx(reported, abs=1e-3)
-    shown = call("evaluate", undisturbed.run, entry["entry"]).out
+    shown = call("evaluate", copied, entry["entry"]).out
     assert f"{entry['entry']}  test  ndcg@5  {entry['test']['ndcg@5']['mean']:.4f}" in shown
 
 
-def test_only_a_look_at_test_that_has_happened_is_counted(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
-    run, entry = tmp_path / "run", chosen(undisturbed)["entry"]
-    shutil.copytree(undisturbed.run, run)
-    looks = load_front(run)["test_evaluations"]
-    assert call("evaluate", run, entry, "--split", "validation").code == 0
-    assert call("evaluate", run, entry, "--data", tmp_path / "nothing").code == 2
-    assert load_front(run)["test_evaluations"] == looks
-    assert call("evaluate", run, entry, "--split", "test").code == 0
-    assert load_front(run)["test_evaluations"] == looks + 1
+def test_only_a_look_at_test_that_has_happened_is_counted(
+    call: Call, undisturbed: Finished, copied: Path, tmp_path: Path
+) -> None:
+    entry = chosen(undisturbed)["entry"]
+    looks = load_front(copied)["test_evaluations"]
+    assert call("evaluate", copied, entry, "--split", "validation").code == 0
+    assert call("evaluate", copied, entry, "--data", tmp_path / "nothing").code == 2
+    assert load_front(copied)["test_evaluations"] == looks
+    assert call("evaluate", copied, entry, "--split", "test").code == 0
+    assert load_front(copied)["test_evaluations"] == looks + 1
 
 
 def test_an_exported_entry_is_evaluated_from_its_folder_alone(
-    call: Call, undisturbed: Finished, tmp_path: Path
+    call: Call, undisturbed: Finished, copied: Path, tmp_path: Path
 ) -> None:
     entry, to = chosen(undisturbed), tmp_path / "exported"
     assert call("export", undisturbed.run, entry["entry"], "--to", to).out == f"Wrote {to}\n"
     ended = call("evaluate", to, "--data", undisturbed.config, "--json")
     assert ended.code == 0, ended.err
     here = json.loads(ended.out)
-    again = json.loads(call("evaluate", undisturbed.run, entry["entry"], "--json").out)
+    again = json.loads(call("evaluate", copied, entry["entry"], "--json").out)
     shared = set(here) & set(again)
     assert {n: here[n]["mean"] for n in shared} == pytest.approx({n: again[n]["mean"] for n in shared})
     assert "give RUN ENTRY, or an ENTRY_FOLDER with --data" in call("evaluate", to).complaint
