@@ -13,8 +13,8 @@ ranked. Shown is NDCG@10 on test of:
     .1 shots, alone     from these only
 
 The weights of the blends are fitted to validation. Ratios are to the frozen encoder, with the 95 % interval of a paired
-bootstrap over the users, each of whom counts with the mean over the seeds, which decide who is trained on. This is
-before any fine-tuning: a search begins where it ends.
+bootstrap over the users, each of whom counts with the mean over the seeds, which decide who is trained on; the last
+line has that of the few shots to the few alone. This is before any fine-tuning: a search begins where it ends.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from pareto_search.workers.worker import Worker
 METRIC = "ndcg@10"
 RESAMPLES = 1000
 SHOTS = 0.1
+FEW, ALONE = f"{SHOTS:g} shots", f"{SHOTS:g} shots, alone"
 COLUMNS = {"user": "user_id", "item": "item_id", "timestamp": "position", "text": ["title"], "domain": "domain"}
 OBJECTIVES = [
     {"metric": METRIC, "reference": 0.01, "ideal": 0.15},
@@ -126,8 +127,8 @@ def main() -> None:
                     "frozen encoder": without["frozen encoder"],
                     "text": without["text"],
                     "0 shots": without["towers"],
-                    f"{SHOTS:g} shots": some["towers"],
-                    f"{SHOTS:g} shots, alone": alone["towers"],
+                    FEW: some["towers"],
+                    ALONE: alone["towers"],
                 }
                 for name, values in figures.items():
                     found.setdefault(name, []).append(values)
@@ -136,6 +137,8 @@ def main() -> None:
             print(f"target {target}, {METRIC} on test", flush=True)
             for name, (mean, times, low, high) in shown[target].items():
                 print(f"  {name:<20}{mean:.4f}  {times:.3f} x [{low:.3f}, {high:.3f}]", flush=True)
+            times, low, high = ratio(pooled[FEW], pooled[ALONE])
+            print(f"  {FEW}: {times:.3f} x [{low:.3f}, {high:.3f}] of {ALONE}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
 
