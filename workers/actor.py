@@ -9,10 +9,10 @@ from pareto_search.workers.workload import Workload
 class WorkerActor:
     """Passes calls on to its worker, one at a time."""
 
-    def __init__(self, load: Workload, cpus: float, device: str) -> None:
+    def __init__(self, load: Workload, cpus: float, device: str, scratch: str) -> None:
         from pareto_search.workers.worker import Worker
 
-        self._worker = Worker(load, cpus, device)
+        self._worker = Worker(load, cpus, device, scratch)
 
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self._worker, method)(*arguments)
@@ -21,10 +21,10 @@ class WorkerActor:
 class PackWorkerActor:
     """Passes calls on to its worker, several at a time where they wait for each other."""
 
-    def __init__(self, load: Workload, cpus: float, device: str) -> None:
+    def __init__(self, load: Workload, cpus: float, device: str, scratch: str) -> None:
         from pareto_search.workers.worker import PackWorker
 
-        self._worker = PackWorker(load, cpus, device)
+        self._worker = PackWorker(load, cpus, device, scratch)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         answer = getattr(self._worker, method)(*arguments)

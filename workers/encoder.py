@@ -23,6 +23,7 @@ from transformers.utils import logging
 from pareto_search.errors import CheckpointError, ConfigError
 from pareto_search.workers.base import Base
 from pareto_search.workers.bucket import Bucket, arguments
+from pareto_search.workers.prefix_cache import PrefixCache, Tensors
 from pareto_search.workers.workload import Precision
 
 Pooling = Literal["mean", "first", "last"]
@@ -34,6 +35,8 @@ TOKENS = 4096
 """The largest batch in tokens: activations stay bounded whatever the size of the catalogue."""
 WIDTHS = {"cpu": 1, "cuda": 8}
 """Texts are padded to a multiple of so many tokens."""
+POOLED = "pooled"
+"""A text's vector, among the states of the model that are kept."""
 CHECKED = 16
 """How many lengths are looked at to see whether a model is what it is taken for."""
 CACHED = 2**30
@@ -69,6 +72,7 @@ class Encoder:
             Dettmers et al., NeurIPS 2023).
         widths: texts are padded to a multiple of so many tokens, but no further than the longest; by default as suits
             the device.
+        cache: shared with the other workers of this machine; None computes all prefixes here.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Encoder:
         device: str = "cpu",
         pooling: Pooling | None = None,
         widths: int | None = None,
+        cache: PrefixCache | None = None,
     ) -> None:
         self.base, self.dtype, self.device = base, dtype, device
         self.kept = "nf4" if nf4 else str(dtype).removeprefix("torch.")
@@ -104,12 +109,18 @@ class Encoder:
         self._depths = range(lowest, min(len(self.blocks), lowest + 1 + CACHED // size))
         self._buckets: dict[int, Bucket] = {}
         self.frozen = torch.empty(len(texts), self.width)
-        for width in np.unique(self._widths):
-            members = np.flatnonzero(self._widths == width)
-            self._row[members] = np.arange(len(members))
-            bucket, vectors = self._cache(tokens[members, :width], lengths[members])
-            self._buckets[int(width)] = bucket
-            self.frozen[torch.from_numpy(members)] = vectors.cpu()
+        members = {str(width): np.flatnonzero(self._widths == width) for width in np.unique(self._widths)}
+
+        def run(width: str) -> Tensors:
+            mine = members[width]
+            return self._run(tokens[mine, : int(width)], lengths[mine])
+
+        parts = ((width, run(width)) for width in members) if cache is None else cache.each(list(members), run)
+        for width, part in parts:
+            mine = members[width]
+            self._row[mine] = np.arange(len(mine))
+            self._buckets[int(width)] = self._bucket(tokens[mine, : int(width)], lengths[mine], part)
+            self.frozen[torch.from_numpy(mine)] = part[POOLED].cpu()
         self._check()
 
     def chunks(self, items: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -208,28 +219,41 @@ class Encoder:
                 "blocks do not lead to its output; give another base model"
             )
 
+    def _bucket(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], part: Tensors) -> Bucket:
+        """What the top blocks are given for texts of one width.
+
+        Args:
+            part: as `_run` gives it.
+        """
+        _, first, kinds = np.unique(lengths, return_index=True, return_inverse=True)
+        top = {d: self.blocks[d] for d in range(self._depths[0], len(self.blocks))}
+        ids, counts, mask = self._inputs(tokens, lengths)
+        return Bucket(
+            None if mask is None else counts,
+            torch.from_numpy(kinds).to(self.device),
+            {d: part[str(d)] for d in self._depths},
+            arguments(self.model, top, ids[first], None if mask is None else mask[first]),
+        )
+
+    def _inputs(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Texts of one width, how many tokens of each count, and which; None where all do."""
+        ids, counts = torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
+        if lengths.min() == tokens.shape[1]:
+            return ids, counts, None
+        return ids, counts, (torch.arange(tokens.shape[1], device=self.device) < counts[:, None]).long()
+
     @torch.no_grad()
-    def _cache(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[Bucket, Tensor]:
-        """Runs the whole model over texts of one width and keeps what enters each of the top blocks.
+    def _run(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> Tensors:
+        """Runs the whole model over texts of one width.
 
         Args:
             tokens: `(items, width)`, of each as many as it is long.
 
         Returns:
-            The bucket, and pooled vectors `(items, t)`.
+            Pooled vectors `(items, t)`, and by the block's number the states that enter each of the top blocks.
         """
-        width = tokens.shape[1]
-        ids, counts = torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
-        mask = (torch.arange(width, device=self.device) < counts[:, None]).long() if lengths.min() < width else None
-        _, first, kinds = np.unique(lengths, return_index=True, return_inverse=True)
-        top = {d: self.blocks[d] for d in range(self._depths[0], len(self.blocks))}
+        ids, counts, mask = self._inputs(tokens, lengths)
         hidden = {d: torch.empty(*ids.shape, self.width, dtype=self.dtype, device=self.device) for d in self._depths}
-        bucket = Bucket(
-            None if mask is None else counts,
-            torch.from_numpy(kinds).to(self.device),
-            hidden,
-            arguments(self.model, top, ids[first], None if mask is None else mask[first]),
-        )
         start = 0
 
         def keep(depth: int) -> Any:
@@ -240,7 +264,7 @@ class Encoder:
 
         hooks = [self.blocks[d].register_forward_pre_hook(keep(d)) for d in self._depths]
         pooled: list[Tensor] = []
-        size = max(1, TOKENS // width)
+        size = max(1, TOKENS // ids.shape[1])
         try:
             for start in range(0, len(ids), size):
                 some = slice(start, start + size)
@@ -250,7 +274,7 @@ class Encoder:
         finally:
             for hook in hooks:
                 hook.remove()
-        return bucket, torch.cat(pooled)
+        return {POOLED: torch.cat(pooled), **{str(depth): states for depth, states in hidden.items()}}
 
 
 def pool(hidden: Tensor, pooling: Pooling, lengths: Tensor | None = None) -> Tensor:

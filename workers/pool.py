@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pareto_search.candidate import Attempt
 from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
 from pareto_search.executor import Files, Outcome, Result
+from pareto_search.workers import scratch
 from pareto_search.workers.actor import PackWorkerActor, WorkerActor
 from pareto_search.workers.workload import Workload
 
@@ -90,6 +91,7 @@ class RayPool:
         self._setup: dict[str, Any] = {}
         self._spawned = 0
         self._spare = SPARE * count
+        self._scratch = scratch.name()
         connect(address, count * cpus)
         try:
             _check(count, cpus, gpus, patience=0.0 if address is None else JOINING)
@@ -98,7 +100,7 @@ class RayPool:
                 self._spawn()
             self._await_all()
         except BaseException:
-            ray.shutdown()
+            self.close()
             raise
 
     def __enter__(self) -> "RayPool":
@@ -112,6 +114,7 @@ class RayPool:
         for actor in self._handles.values():
             ray.kill(actor)
         ray.shutdown()
+        scratch.discard(self._scratch)
 
     @property
     def free(self) -> int:
@@ -199,7 +202,7 @@ class RayPool:
             remote = ray.remote(**options)(WorkerActor)
         else:
             remote = ray.remote(**options, max_concurrency=self._pack)(PackWorkerActor)
-        actor = remote.remote(self._load, self._cpus, device)
+        actor = remote.remote(self._load, self._cpus, device, self._scratch)
         # Of an actor that does several things at once, Ray does not keep the order of the calls.
         before = [_call(actor, method, *shared) for method, shared in self._setup.items()]
         self._spawned += 1

@@ -42,8 +42,10 @@ from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.merge import merge
 from pareto_search.workers.pack import Pack
 from pareto_search.workers.patience import patiently
+from pareto_search.workers.prefix_cache import PrefixCache
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined
 from pareto_search.workers.reranker import DeviceReranker
+from pareto_search.workers.scratch import hold
 from pareto_search.workers.task import Task
 from pareto_search.workers.train import OPTIMISER, FineTuning, fine_tune, train_tower
 from pareto_search.workers.workload import LARGEST_SQUARE, TowerKind, Workload
@@ -78,9 +80,10 @@ class Worker:
     Args:
         cpus: threads of the numerical libraries.
         device: where the base model lives.
+        scratch: the `scratch.name` under which workers on one machine share what they need alike; None for none of it.
     """
 
-    def __init__(self, load: Workload, cpus: float = 1.0, device: str = "cpu") -> None:
+    def __init__(self, load: Workload, cpus: float = 1.0, device: str = "cpu", scratch: str | None = None) -> None:
         torch.set_num_threads(max(1, int(cpus)))
         self.load, self.device = load, device
         self.base = locate(load.base, load.revision)
@@ -92,6 +95,8 @@ class Worker:
             dtype=precision(load.dtype, device),
             nf4=load.dtype == "nf4",
             device=device,
+            # A GPU needs its own copy, and computes it in less time than it would be read.
+            cache=None if scratch is None or device != "cpu" else PrefixCache(hold(scratch)),
         )
         features = self.encoder.frozen.numpy() if load.categories is None else category_features(load.categories)
         self.items = ItemStatistics.of(load.split.train, load.split.n_items, features, load.split.offered)
@@ -436,8 +441,8 @@ class PackWorker(Worker):
     which needs no encoder, goes to threads of its own, so that the others train on.
     """
 
-    def __init__(self, load: Workload, cpus: float = 1.0, device: str = "cpu") -> None:
-        super().__init__(load, cpus, device)
+    def __init__(self, load: Workload, cpus: float = 1.0, device: str = "cpu", scratch: str | None = None) -> None:
+        super().__init__(load, cpus, device, scratch)
         self._pack = Pack(self.encoder)
 
     async def run_beside(self, attempt: Attempt, sources: Sequence[Files] = ()) -> Result:
