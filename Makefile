@@ -10,12 +10,13 @@ demo: .venv/installed
 serve: .venv/installed
 	$(BIN)/pareto-search serve --root runs/service
 
+# Tests wait for processes that they have started: three at a time keep two cores busy.
 test: .venv/installed
 	./tests/system-packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .

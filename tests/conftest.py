@@ -37,7 +37,7 @@ LONG = ("faults", "service", "test_domains.py", "test_serving.py", "test_cli.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that of two processes none is left alone with it at the end."""
+    """What takes longest comes first, so that no process is left alone with it at the end."""
     items.sort(key=lambda item: not set(LONG) & set(item.path.parts))
 
 
