@@ -1,6 +1,7 @@
 """Searches as a user has them: processes of their own, from outside."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,10 @@ class Finished:
     config: Path
     run: Path
     said: str
+
+    def copy(self, to: Path) -> Path:
+        """The run folder, for who changes it. Others may be reading the database, which has files of its own then."""
+        return Path(shutil.copytree(self.run, to, ignore=shutil.ignore_patterns("*-wal", "*-shm")))
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,12 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     return run
 
 
+@pytest.fixture
+def copied(undisturbed: Finished, tmp_path: Path) -> Path:
+    """Its run folder, for who changes it: a look at test is counted."""
+    return undisturbed.copy(tmp_path / "run")
+
+
 def commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     for name, command in group.commands.items():
         yield (*names, name), command
@@ -310,12 +316,12 @@ def test_a_search_shows_its_progress_and_at_the_end_its_front(undisturbed: Finis
     assert lines[-1] == f"Run folder: {undisturbed.run}; report: {undisturbed.run / 'report.html'}"
 
 
-def test_a_finished_search_is_shown_again_and_not_run_again(call: Call, undisturbed: Finished) -> None:
-    before = (undisturbed.run / "front.json").read_bytes()
-    ended = call("run", undisturbed.config, "--out", undisturbed.run)
+def test_a_finished_search_is_shown_again_and_not_run_again(call: Call, undisturbed: Finished, copied: Path) -> None:
+    before = (copied / "front.json").read_bytes()
+    ended = call("run", undisturbed.config, "--out", copied)
     assert ended.code == 0
     assert "Starting workers" not in ended.out
-    assert (undisturbed.run / "front.json").read_bytes() == before
+    assert (copied / "front.json").read_bytes() == before
 
 
 def test_the_front_is_a_table_with_the_baselines_or_the_file_itself(call: Call, undisturbed: Finished) -> None:
@@ -400,12 +406,6 @@ def chosen(undisturbed: Finished) -> dict[str, Any]:
     front = json.loads((undisturbed.run / "front.json").read_text())["front"]
     entry: dict[str, Any] = max(front, key=lambda e: e["serving"].get("ease", 0) + e["serving"].get("text", 0))
     return entry
-
-
-@pytest.fixture
-def copied(undisturbed: Finished, tmp_path: Path) -> Path:
-    """The run folder, for who changes it: a look at test is counted."""
-    return Path(shutil.copytree(undisturbed.run, tmp_path / "run"))
 
 
 def test_evaluate_finds_the_reported_test_scores_again(call: Call, undisturbed: Finished, copied: Path) -> None:
@@ -547,8 +547,7 @@ def _halve(run: Path) -> None:
 
 
 def test_fusions_are_added_to_a_search_that_is_over(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(undisturbed.run, run)
+    run = undisturbed.copy(tmp_path / "run")
     _halve(run)  # so that a fusion is on the front, which luck decides otherwise
     ended = pareto_search("resume", run, "--fusions", "2")
     assert ended.code == 0, ended.err
@@ -601,8 +600,7 @@ def test_an_entry_that_is_not_on_the_front_gets_one_line(call: Call, undisturbed
 
 
 def test_a_checkpoint_with_a_changed_byte_gets_one_line(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
-    run, entry = tmp_path / "run", chosen(undisturbed)
-    shutil.copytree(undisturbed.run, run)
+    run, entry = undisturbed.copy(tmp_path / "run"), chosen(undisturbed)
     weights = run / "checkpoints" / entry["candidate"] / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -1,5 +1,4 @@
 import dataclasses
-import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ class Untouchable:
 @pytest.fixture
 def run(undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pool, "RayPool", Untouchable)
-    shutil.copytree(undisturbed.run, tmp_path / "moved")
-    return tmp_path / "moved"
+    return undisturbed.copy(tmp_path / "moved")
 
 
 def budget(config: SearchConfig, candidates: int) -> SearchConfig:

@@ -1,7 +1,6 @@
 """What a search on newer data takes over from an older one, and what comes out of it."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,7 +36,7 @@ class Stopped:
 @pytest.fixture
 def first(undisturbed: Finished, tmp_path: Path) -> Path:
     """A search that is over, in a folder of its own."""
-    return Path(shutil.copytree(undisturbed.run, tmp_path / "first"))
+    return undisturbed.copy(tmp_path / "first")
 
 
 @pytest.fixture

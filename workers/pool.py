@@ -100,7 +100,7 @@ class RayPool:
                 self._spawn()
             self._await_all()
         except BaseException:
-            self.close()
+            self._leave()
             raise
 
     def __enter__(self) -> "RayPool":
@@ -113,6 +113,9 @@ class RayPool:
         """Ends the workers, and Ray where it is ours."""
         for actor in self._handles.values():
             ray.kill(actor)
+        self._leave()
+
+    def _leave(self) -> None:
         ray.shutdown()
         scratch.discard(self._scratch)
 

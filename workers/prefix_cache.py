@@ -9,7 +9,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pareto_search.workers.scratch import hold
+
 Tensors = dict[str, Tensor]
+
+
+def shared_prefixes(scratch: str) -> "PrefixCache | None":
+    """Those of all workers that are given this `scratch.name`; None where this machine has no room for them."""
+    try:
+        return PrefixCache(hold(scratch))
+    except OSError:
+        return None
 
 
 class PrefixCache:
@@ -42,19 +52,20 @@ class PrefixCache:
 
     def _part(self, name: str, compute: Callable[[str], Tensors], how: int) -> Tensors | None:
         """None where another worker is at it and `how` says not to wait."""
-        path = self._folder / name
-        with path.with_suffix(".lock").open("w") as lock:
+        path, unfinished = self._folder / name, self._folder / f"{name}.part"
+        homeless = self._folder / f"{name}.full"  # for it there was no room: each worker has its own, then
+        with (self._folder / f"{name}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | how)
             except BlockingIOError:
                 return None
-            if not path.exists():
+            if not path.exists() and not homeless.exists():
                 part = compute(name)
-                unfinished = path.with_suffix(".part")
                 try:
                     save_file(part, unfinished)
-                except (OSError, SafetensorError):  # the disk is full: each worker has its own, then
+                except (OSError, SafetensorError):
                     unfinished.unlink(missing_ok=True)
+                    homeless.touch()
                     return part
                 os.replace(unfinished, path)
-        return load_file(path)
+        return load_file(path) if path.exists() else compute(name)

@@ -22,15 +22,13 @@ def hold(folder: str) -> Path:
 
     Args:
         folder: a `name`.
+
+    Raises:
+        OSError: there is no room, or no way to keep it.
     """
     path = _path(folder)
-    while True:
-        path.mkdir(mode=0o700, exist_ok=True)
-        held = os.open(path, os.O_RDONLY)  # closed as the process ends, however it ends
-        fcntl.flock(held, fcntl.LOCK_SH)
-        if path.exists() and os.path.samestat(os.fstat(held), path.stat()):
-            break
-        os.close(held)  # it was removed before anyone kept it
+    while not _held(path):
+        pass  # it was removed before anyone kept it
     for other in path.parent.glob(PREFIX + "*"):
         if other != path:
             _remove_deserted(other)
@@ -39,18 +37,42 @@ def hold(folder: str) -> Path:
 
 def discard(folder: str) -> None:
     """Removes it, if it is on this machine; who has mapped its files into memory keeps them."""
-    shutil.rmtree(_path(folder), ignore_errors=True)
+    with suppress(OSError):
+        shutil.rmtree(_path(folder))
 
 
 def _path(folder: str) -> Path:
     return Path(tempfile.gettempdir()) / folder
 
 
-def _remove_deserted(folder: Path) -> None:
+def _held(path: Path) -> bool:
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)  # closed as the process ends, however it ends
+    except FileNotFoundError:
+        return False
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    if not _is(path, lock):
+        os.close(lock)
+        return False
+    return True
+
+
+def _remove_deserted(path: Path) -> None:
     with suppress(OSError):  # it is another user's, or in use, or gone
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
+            if _is(path, lock):
+                shutil.rmtree(path)
         finally:
             os.close(lock)
+
+
+def _is(path: Path, file: int) -> bool:
+    """Whether what is open is still what is there."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False

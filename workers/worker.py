@@ -42,10 +42,9 @@ from pareto_search.workers.losses import ItemTensors
 from pareto_search.workers.merge import merge
 from pareto_search.workers.pack import Pack
 from pareto_search.workers.patience import patiently
-from pareto_search.workers.prefix_cache import PrefixCache
+from pareto_search.workers.prefix_cache import shared_prefixes
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, joined
 from pareto_search.workers.reranker import DeviceReranker
-from pareto_search.workers.scratch import hold
 from pareto_search.workers.task import Task
 from pareto_search.workers.train import OPTIMISER, FineTuning, fine_tune, train_tower
 from pareto_search.workers.workload import LARGEST_SQUARE, TowerKind, Workload
@@ -96,7 +95,7 @@ class Worker:
             nf4=load.dtype == "nf4",
             device=device,
             # A GPU needs its own copy, and computes it in less time than it would be read.
-            cache=None if scratch is None or device != "cpu" else PrefixCache(hold(scratch)),
+            cache=None if scratch is None or device != "cpu" else shared_prefixes(scratch),
         )
         features = self.encoder.frozen.numpy() if load.categories is None else category_features(load.categories)
         self.items = ItemStatistics.of(load.split.train, load.split.n_items, features, load.split.offered)

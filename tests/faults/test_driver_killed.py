@@ -70,8 +70,7 @@ def test_a_driver_killed_while_it_fits_the_other_towers_goes_on_with_them(
 def test_a_driver_killed_before_the_baselines_are_known_finds_them_when_it_is_resumed(
     undisturbed: Finished, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(undisturbed.run, run)
+    run = undisturbed.copy(tmp_path / "run")
     (run / "front.json").unlink()
     store = Store.open(run / "search.db")
     components, curves = store.fact("components"), store.fact("curves")

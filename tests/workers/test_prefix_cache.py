@@ -1,7 +1,9 @@
 import os
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.workers import prefix_cache
+from pareto_search.workers import prefix_cache, scratch
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.prefix_cache import PrefixCache, Tensors
 
@@ -92,10 +94,24 @@ def test_on_a_full_disk_each_worker_has_its_own(
         raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(prefix_cache, "save_file", full)
-    for _ in range(2):
-        [(_, found)] = cache.each(["1"], part)
-        assert torch.equal(found["states"], part("1")["states"])
-    assert {p.name for p in tmp_path.iterdir()} == {"1.lock"}
+    [(_, found)] = cache.each(["1"], part)
+    assert torch.equal(found["states"], part("1")["states"])
+    assert {p.name for p in tmp_path.iterdir()} == {"1.lock", "1.full"}
+
+    both = threading.Barrier(2, timeout=PATIENCE)
+
+    def together(name: str) -> Tensors:
+        both.wait()
+        return part(name)
+
+    with ThreadPoolExecutor() as threads:
+        for found in threads.map(lambda _: dict(cache.each(["1"], together)), range(2)):
+            assert torch.equal(found["1"]["states"], part("1")["states"])
+
+
+def test_where_there_is_no_place_for_it_there_is_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert prefix_cache.shared_prefixes(scratch.name()) is None
 
 
 def test_an_encoder_with_anothers_prefixes_is_the_same_to_the_bit(

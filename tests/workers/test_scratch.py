@@ -1,6 +1,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,21 +40,38 @@ def test_what_nobody_keeps_is_removed_and_what_a_worker_keeps_is_not(temporary: 
     assert {p.name for p in temporary.iterdir()} == {kept, mine.name, *(p.name for p in others)}
 
 
+@pytest.mark.parametrize("call", ["open", "flock"])
 def test_a_folder_that_is_removed_before_it_is_kept_is_made_again(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    lock, removed = scratch.fcntl.flock, []
+    module = {"open": scratch.os, "flock": scratch.fcntl}[call]
+    real, removed = getattr(module, call), []
 
-    def late(file: int, how: int) -> None:
+    def late(*arguments: Any) -> Any:
         if not removed:
-            removed.append(how)
+            removed.append(mine)
             (temporary / mine).rmdir()
-        lock(file, how)
+        return real(*arguments)
 
     mine = scratch.name()
-    monkeypatch.setattr(scratch.fcntl, "flock", late)
+    monkeypatch.setattr(module, call, late)
     assert scratch.hold(mine).is_dir()
     assert removed
+
+
+def test_a_folder_that_somebody_keeps_again_is_not_removed(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, flock = temporary / scratch.name(), scratch.fcntl.flock
+    other.mkdir()
+
+    def late(file: int, how: int) -> None:
+        if how & scratch.fcntl.LOCK_EX and other.exists():  # another worker has removed it, and its owner made it anew
+            other.rename(temporary / "removed")
+            other.mkdir()
+        flock(file, how)
+
+    monkeypatch.setattr(scratch.fcntl, "flock", late)
+    scratch.hold(scratch.name())
+    assert other.exists()
 
 
 def test_a_folder_is_discarded_wherever_it_is(temporary: Path) -> None:
