@@ -86,7 +86,7 @@ def run(
 @cli.command()
 @HERE
 @click.option("--candidates", type=int, help="A new budget of candidates.")
-@click.option("--minutes", type=float, help="A new budget of time, from the start of the search.")
+@click.option("--minutes", type=float, help="A new budget of time: how long it searches, in all.")
 @click.option("--fusions", type=int, help="How often to average the scores of front members.")
 @ADDRESS
 @RETRAIN
@@ -313,7 +313,7 @@ def export_study(run: Path, to: Path) -> None:
     full = [e for e in store.evaluations() if e.steps == config.search.steps]
     count = write_study(to, config.name, config.objectives, store.candidates(), full)
     store.close()
-    click.echo(f"Wrote {count} evaluations to {to}; optuna-dashboard sqlite:///{to}")
+    click.echo(f"Wrote {count} evaluations to {to}; pip install optuna-dashboard, and: optuna-dashboard sqlite:///{to}")
 
 
 @cli.command()
@@ -474,7 +474,10 @@ def submit(config: Path, server: str, as_json: bool) -> None:
 
 @cli.group()
 def data() -> None:
-    """Data sets."""
+    """Data sets.
+
+    Example: pareto-search data fetch movielens-100k
+    """
 
 
 @data.command(name="fetch")

@@ -315,13 +315,15 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher:
     seen = store.search
     if seen.identity != config.identity():
         raise RunError(
-            f"the record of {run} is of another search, or one of another release; give --out a new folder, or the "
-            "search a new name"
+            f"the record of {run} is of another search, or one of another release; begin a new run folder, with a new "
+            "name for the search"
         )
     if (seen.data_sha256, seen.split_sha256) != (data.sha256, parts.sha256):
-        raise DataError(f"the data is not what {run} was begun with; give --out a new folder")
+        raise DataError(f"the data is not what {run} was begun with; bring that back, or begin a new run folder")
     if seen.base_sha256 != base.sha256:
-        raise CheckpointError(f"base model '{base.id}' is not what {run} was begun with; give --out a new folder")
+        raise CheckpointError(
+            f"base model '{base.id}' is not what {run} was begun with; bring that back, or begin a new run folder"
+        )
     if store.fact("run") is None:  # begun now, or killed before it could be noted
         with store.transaction() as changes:
             changes.put_fact("run", str(run.resolve()))

@@ -31,7 +31,7 @@ from pareto_search.store import lock
 
 STATE, OBJECTS = "run.json", "objects"
 CONFIG, RECORD = "search.yaml", "search.db"
-FILES, FOLDERS = (CONFIG, FRONT, "report.html"), ("checkpoints", "components", "old")
+FILES, FOLDERS = (CONFIG, FRONT, "report.html"), ("checkpoints", "components", "states", "old")
 """What of a run folder is published; and the record."""
 THREADS = 4
 
@@ -78,9 +78,7 @@ def pinned(run: str) -> str:
     Raises:
         RunError: nothing is published there.
     """
-    if "://" not in run:
-        return str(Path(run).resolve())
-    return run if _PINNED.search(run) else f"{run}#{_state(run)}"
+    return _pinned(run) if "://" in run else str(Path(run).resolve())
 
 
 def local(run: str) -> Path:
@@ -121,7 +119,7 @@ def fetch(url: str, folder: Path) -> None:
     """
     if os.path.lexists(folder):
         raise RunError(f"{folder} is there already; give --to a new folder")
-    place, _, state = pinned(url).rpartition("#")
+    place, _, state = _pinned(url).rpartition("#")
     new = folder.with_name(f".{folder.name}.{uuid4().hex}")
     try:
         new.mkdir(parents=True)
@@ -148,6 +146,10 @@ def fetch(url: str, folder: Path) -> None:
         raise RunError(f"{folder} cannot be written ({error.strerror}); mend that") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _pinned(url: str) -> str:
+    return url if _PINNED.search(url) else f"{url}#{_state(url)}"
 
 
 @contextmanager

@@ -494,7 +494,8 @@ def test_export_study_writes_every_evaluation(call: Call, undisturbed: Finished,
     ended = call("export-study", undisturbed.run, "--to", to)
     assert ended.code == 0, ended.err
     [study] = optuna.get_all_study_summaries(f"sqlite:///{to}")
-    assert ended.out == f"Wrote {study.n_trials} evaluations to {to}; optuna-dashboard sqlite:///{to}\n"
+    assert ended.out.startswith(f"Wrote {study.n_trials} evaluations to {to}; ")
+    assert ended.out.endswith(f"optuna-dashboard sqlite:///{to}\n")
     assert study.n_trials > 6  # candidates, each with several settings
     assert "is there already; give --to a new file" in call("export-study", undisturbed.run, "--to", to).complaint
 

@@ -8,11 +8,12 @@ import sqlalchemy as sa
 from running import Finished, undisturbed
 
 from pareto_search import SearchConfig, load_front
-from pareto_search.errors import ConfigError, RunError
+from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
 from pareto_search.launch import run_search
 from pareto_search.recsys import dataset
 from pareto_search.store import Store
 from pareto_search.workers import pool
+from pareto_search.workers.base import locate
 
 __all__ = ["undisturbed"]
 
@@ -173,3 +174,25 @@ def test_what_a_target_cannot_give_is_refused(
     monkeypatch.setattr("pareto_search.launch.load", lambda **_: data)
     with pytest.raises(ConfigError, match=complaint):
         run_search(config, tmp_path / "run")
+
+
+def test_data_and_base_model_have_to_be_what_a_search_was_begun_with(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SearchConfig.load(run / "search.yaml")
+    data, base = dataset.load(**config.data.arguments()), locate(config.model.base)
+    for name, other, error in (
+        ("load", lambda **_: dataclasses.replace(data, timestamps=data.timestamps + 1), DataError),
+        ("locate", lambda *_: dataclasses.replace(base, sha256="0" * 64), CheckpointError),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"pareto_search.launch.{name}", other)
+            with pytest.raises(error, match=r"is not what .* was begun with; bring that back, or begin a new run"):
+                run_search(config, run)
+
+
+def test_whose_record_is_elsewhere_is_told_to_resume_all_the_same(run: Path) -> None:
+    (run / "front.json").unlink()
+    (run / "search.db").unlink()  # as where the config names a store
+    with pytest.raises(RunError, match="resume it with 'pareto-search resume'"):
+        load_front(run)

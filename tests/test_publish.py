@@ -29,6 +29,7 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run #1"
     checkpoint.write(folder / "checkpoints" / "c0001", {"model.safetensors": WEIGHTS})
     checkpoint.write(folder / "components" / "ease", {"weights.safetensors": b"w"})
+    checkpoint.write(folder / "states" / "c0002", {"model.safetensors": b"waits at a rung"})
     (folder / "search.yaml").write_text("name: first")
     (folder / "front.json").write_text(front())
     with closing(sqlite3.connect(folder / "search.db")) as record:
@@ -205,6 +206,8 @@ def test_what_cannot_be_published_or_fetched_gets_one_line(
         publish.local("nothing://there")
     with pytest.raises(RunError, match="'s3:/models/first' is no URL; expected one such as"):
         publish.publish(run, "s3:/models/first")
+    with pytest.raises(RunError, match="'runs/first' is no URL; expected one such as"):
+        publish.fetch("runs/first", tmp_path / "back")
     with lock(run), pytest.raises(RunError, match="another process is running this search"):
         publish.publish(run, url)
     publish.publish(run, url)

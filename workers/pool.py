@@ -91,6 +91,7 @@ class RayPool:
         self._setup: dict[str, Any] = {}
         self._spawned = 0
         self._spare = SPARE * count
+        self._identity: str | None = None
         self._scratch = scratch.name()
         connect(address, count * cpus)
         try:
@@ -180,7 +181,7 @@ class RayPool:
             Those that are there; none, too, at the deadline.
 
         Raises:
-            ClusterError: there is nothing to wait for.
+            ClusterError: there is nothing to wait for, or a new worker is not as the others are.
         """
         if not references and not self._starting:
             raise ClusterError("no worker is left and none could be started; see to the cluster and resume the search")
@@ -213,9 +214,8 @@ class RayPool:
         self._starting[_call(actor, "identity", *before)] = self._spawned, time.monotonic()
 
     def _await_all(self) -> None:
-        """Waits for the first workers, which must all be there and be alike."""
+        """Waits for the first workers, which must all be there."""
         until = time.monotonic() + START
-        identities: set[str] = set()
         while self._starting:
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=max(0.0, until - time.monotonic()))
             if not done:
@@ -224,18 +224,17 @@ class RayPool:
                     "fewer workers, or wait"
                 )
             try:
-                identity = self._admit(done[0])
-                identities |= {identity} if identity is not None else set()
+                self._admit(done[0])
             except RayError:
                 self._gather(done)  # raises it in a user's words
-        if len(identities) > 1:
-            raise ClusterError(
-                f"the workers differ in base model or precision: {sorted(identities)}; install the same base model on "
-                "every node, and set model.dtype"
-            )
 
-    def _admit(self, reference: Any) -> str | None:
-        """A worker has started and says what it is; None for one that died without a word, and was begun again."""
+    def _admit(self, reference: Any) -> None:
+        """A worker has started and says what it is; one that died without a word is begun again.
+
+        Raises:
+            ClusterError: it is not as the others are.
+            RayError: it could not start.
+        """
         number, _ = self._starting.pop(reference)
         try:
             identity: str = ray.get(reference)
@@ -245,13 +244,18 @@ class RayPool:
             if isinstance(error, RayActorError) and not error.actor_init_failed and self._spare:
                 self._spare -= 1
                 self._spawn()
-                return None
+                return
             raise
+        self._identity = self._identity or identity
+        if identity != self._identity:
+            raise ClusterError(
+                f"the workers differ in base model or precision: {self._identity} and {identity}; install the same "
+                "base model on every node, and set model.dtype"
+            )
         self._actors[number] = self._handles[number]
         self._queues[number] = deque()
         while self._homeless:
             self._place(self._homeless.popleft())
-        return identity
 
     @property
     def _places(self) -> int:

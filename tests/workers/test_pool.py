@@ -1,13 +1,19 @@
 import os
+import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
 from running import title
 
+from pareto_search.candidate import Attempt, Candidate
+from pareto_search.errors import ClusterError
+from pareto_search.workers import pool
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.pool import RayPool
 from pareto_search.workers.workload import Workload
 
 
@@ -17,7 +23,7 @@ def test_the_workers_of_a_machine_share_their_prefixes_and_leave_nothing(
     monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # Ray's sockets want a short path
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with RayPool(workload, count=2):
+    with pool.RayPool(workload, count=2):
         [folder] = tmp_path.glob("pareto-search-workers-*")
         parts = {p for p in folder.iterdir() if not p.suffix}
         assert {p.name for p in parts} == set(map(str, encoder.lengths))
@@ -26,3 +32,29 @@ def test_the_workers_of_a_machine_share_their_prefixes_and_leave_nothing(
         for actor in actors:
             assert {str(p) for p in parts} <= {m.path for m in actor.memory_maps()}
     assert not list(tmp_path.glob("pareto-search-workers-*"))
+
+
+class Replaced(pool.WorkerActor):
+    """A worker that dies of its first candidate, and whose base model is another one from then on."""
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        died = Path(str(self._worker.load.notes["died"]))
+        if method == "run":
+            died.touch()
+            os._exit(1)
+        answer = super().call(method, *arguments)
+        return f"another than {answer}" if method == "identity" and died.exists() else answer
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_with_another_base_model_is_refused_also_where_it_replaces_one(
+    workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
+    monkeypatch.setattr(pool, "WorkerActor", Replaced)
+    with pool.RayPool(replace(workload, notes={"died": str(tmp_path / "died")}), count=1) as workers:
+        workers.submit(Attempt(Candidate("c0001", {})))
+        [outcome] = workers.wait()
+        assert outcome.lost
+        with pytest.raises(ClusterError, match=r"the workers differ in base model .* and another than"):
+            workers.map([("baseline", "popularity")])
