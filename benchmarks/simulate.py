@@ -248,6 +248,10 @@ class Fleet:
         return self._idle
 
     @property
+    def idle(self) -> int:
+        return self._idle
+
+    @property
     def busy(self) -> int:
         return self._running
 

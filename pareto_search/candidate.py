@@ -74,11 +74,13 @@ class Attempt:
 
     Attributes:
         steps: the rung at which it ends; None is the full one.
+        alone: whether nothing may run beside it on its worker, because the one before it was lost with its worker.
     """
 
     candidate: Candidate
     number: int = 1
     steps: int | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def idle(self) -> int:
+        """How many attempts can start at once that are to be alone: how many workers have nothing to do."""
+        ...
+
+    @property
     def busy(self) -> int:
         """How many attempts are under way."""
         ...

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pareto_search import archive
-from pareto_search.candidate import Candidate, Evaluation
+from pareto_search.candidate import WARM_START, Candidate, Evaluation
 from pareto_search.errors import RunError, nearest
 from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.store import SearchRecord, Store
@@ -144,6 +144,8 @@ def moments(
     points: list[tuple[float, float, str]] = []
     for number, (end, name, attempt) in enumerate(ended):
         news += mine.get((name, attempt), [])
+        if name == WARM_START:  # what its first towers dominated may be on the front now that these go
+            front, news = [], [e for _, who, n in ended[: number + 1] for e in mine.get((who, n), [])]
         if shown is None or number in shown:
             front, news = archive.front([*front, *news], objectives, constraints, steps), []
             values: list[Values] = [e.values for e in chosen(front, objectives)]

@@ -17,7 +17,7 @@ from pareto_search.space import START
 from pareto_search.store import Record, Store
 
 ATTEMPTS = 2
-"""How often a candidate may take its worker down with it."""
+"""How often a candidate's leg may be lost with its worker, the last time alone."""
 HOPELESS = 8
 """After so many failures and no success the fault is not the candidates'."""
 WATCHING = 0.02
@@ -47,7 +47,7 @@ class Watcher:
 
     Attributes:
         notice: takes one line of text.
-        progress: is called after every candidate.
+        progress: is called whenever candidates have ended.
     """
 
     notice: Callable[[str], None] = lambda _: None
@@ -202,6 +202,7 @@ class Search:
                 leg = reached[name, attempt.number]
                 self._end(leg, came[leg])
                 self._took(leg, attempt.seconds or 0.0)
+                self._deaths[name] = 0
 
         self._under_way = {leg.candidate for leg in self.schedule.legs if leg not in self._ended}
         self._unheard = {leg: e for leg, e in self._ended.items() if leg not in self.schedule.heard}
@@ -218,14 +219,22 @@ class Search:
 
     def _dispatch(self, record: Record, executor: Executor) -> None:
         """Gives every free worker something to do, as far as there is anything."""
-        while executor.free and (attempt := self._next(record)) is not None:
+        while self._has_room(executor) and (attempt := self._next(record)) is not None:
             self._tries[attempt.candidate.id] = attempt.number
             record.started(attempt, executor.submit(attempt, self._sources(attempt)))
+
+    def _has_room(self, executor: Executor) -> bool:
+        """Whether what is next can start; what was lost with its worker has to be alone."""
+        return (executor.idle if self._again and self._is_suspect(self._again[0]) else executor.free) > 0
+
+    def _is_suspect(self, attempt: Attempt) -> bool:
+        return self._deaths[attempt.candidate.id] > 0
 
     def _next(self, record: Record) -> Attempt | None:
         """What a free worker should do now, if anything."""
         if self._again:
-            return self._again.popleft()
+            attempt = self._again.popleft()
+            return replace(attempt, alone=self._is_suspect(attempt))
         if self._most is not None and len(self.schedule.legs) >= self._most:
             return None
         while self._hear_due(record):
@@ -346,6 +355,7 @@ class Search:
             self._end(leg, result.evaluations)
             record.finished(attempt, result.evaluations, result.seconds)
             self._took(leg, result.seconds)
+            self._deaths[name] = 0
         if self.config.search.mode == "async":
             self._hear(record, leg)
 

@@ -66,6 +66,17 @@ def test_the_front_grows_when_a_candidate_reaches_the_full_rung_and_not_before(s
     assert seconds == sorted(seconds)
 
 
+def test_what_the_first_towers_dominated_is_back_on_the_front_when_the_warm_start_is_there(store: Store) -> None:
+    finish(store, Candidate("e0000", {}, (), "early"), 1, 40, (0.5, 0.5))
+    finish(store, Candidate("c0001", {}), 1, 40, (0.4, 0.4))
+    finish(store, Candidate("m0000", {}, (), "merged"), 1, 40, (0.6, 0.2))
+    assert [volume for _, volume, _ in results.moments(store, OBJECTIVES, (), 40)] == [
+        pytest.approx(0.25),
+        pytest.approx(0.25),
+        pytest.approx(0.16 + 0.12 - 0.08),
+    ]
+
+
 def test_of_many_attempts_the_moments_are_evenly_spread_and_those_of_the_whole_curve(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

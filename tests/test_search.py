@@ -93,6 +93,10 @@ class Workers:
         return self.number - len(self.running)
 
     @property
+    def idle(self) -> int:
+        return self.free
+
+    @property
     def busy(self) -> int:
         return len(self.running)
 
@@ -464,6 +468,107 @@ def test_a_candidate_that_takes_two_workers_down_has_failed(store: Store, run: P
     assert "c0002" not in {e.candidate for e in found.evaluations}
     assert found.progress().failed == 1
     assert found.progress().finished == 11
+
+
+class Packed(Workers):
+    """One worker that runs several attempts side by side, and dies with all of them where one is a killer's."""
+
+    def __init__(self, killers: Callable[[Attempt], bool]) -> None:
+        super().__init__()
+        self.killers = killers
+        self.alone: list[str] = []
+
+    @property
+    def free(self) -> int:
+        return 0 if any(a.alone for a in self.running) else super().free
+
+    @property
+    def idle(self) -> int:
+        return int(not self.running)
+
+    def submit(self, attempt: Attempt, sources: Sequence[Files] = ()) -> str:
+        if attempt.alone:
+            assert not self.running
+            self.alone.append(attempt.candidate.id)
+        return super().submit(attempt, sources)
+
+    def wait(self) -> list[Outcome]:
+        if not any(map(self.killers, self.running)):
+            return super().wait()
+        dead, self.running = self.running, []
+        return [Outcome(attempt, error="the worker died: killed", lost=True) for attempt in dead]
+
+
+class Stopping(Packed):
+    """One that the driver dies beside, as soon as a candidate has ended well."""
+
+    def __init__(self, killers: Callable[[Attempt], bool], after: str) -> None:
+        super().__init__(killers)
+        self.after = after
+
+    def wait(self) -> list[Outcome]:
+        if self.after in self.ended:
+            raise Crash
+        return super().wait()
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_what_is_lost_together_is_tried_alone_before_anything_new(store: Store, run: Path, mode: str) -> None:
+    workers = Packed(lambda attempt: attempt.candidate.id == "c0003")
+    found = searched(store, run, workers, mode=mode)
+    together = {a.candidate for a in store.attempts() if a.state == "lost"}
+    assert len(together) == LANES
+    assert set(workers.alone) == together
+    first = next(n for n, a in enumerate(workers.submitted) if a.alone)
+    assert [a.alone for a in workers.submitted[first : first + LANES]] == [True] * LANES
+    assert [a.candidate for a in store.attempts() if a.state == "failed"] == ["c0003"]
+    assert found.progress().finished == 11
+
+
+def test_what_was_lost_together_is_tried_alone_after_a_resume_too(
+    monkeypatch: pytest.MonkeyPatch, store: Store, run: Path
+) -> None:
+    def killers(attempt: Attempt) -> bool:
+        return attempt.candidate.id == "c0003"
+
+    stopped = Packed(killers)
+    lost: list[Outcome] = []
+
+    def stop() -> list[Outcome]:
+        if lost:
+            raise Crash
+        found = Packed.wait(stopped)
+        lost.extend(outcome for outcome in found if outcome.lost)
+        return found
+
+    monkeypatch.setattr(stopped, "wait", stop)
+    with pytest.raises(Crash):
+        searched(store, run, stopped)
+    assert len(lost) == LANES
+    workers = Packed(killers)
+    searched(store, run, workers)
+    assert set(workers.alone) == {outcome.attempt.candidate.id for outcome in lost}
+    assert [a.candidate for a in store.attempts() if a.state == "failed"] == ["c0003"]
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_who_has_come_to_a_rung_is_no_suspect_any_more(store: Store, run: Path, stops: bool) -> None:
+    killed: list[int] = []
+
+    def killers(attempt: Attempt) -> bool:  # at each rung once, and nobody who is alone
+        kills = not attempt.alone and attempt.steps not in killed and attempt.candidate.id in ("c0002", "c0003")
+        if kills:
+            killed.append(int(attempt.steps or 0))
+        return kills
+
+    if stops:
+        with pytest.raises(Crash):
+            searched(store, run, Stopping(killers, after="c0003"), **HALVING)
+        assert len(killed) == 1
+    found = searched(store, run, Packed(killers), **HALVING)
+    assert len(killed) > 1
+    assert not [a for a in store.attempts() if a.state == "failed"]
+    assert found.progress().failed == 0
 
 
 def test_a_death_of_the_driver_is_not_held_against_a_candidate(

@@ -8,7 +8,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -34,8 +33,8 @@ FORKED = "Starting Ray client server failed"
 """What is said of a server that died as it was forked (github.com/ray-project/ray/issues/63202)."""
 JOINING = 15.0
 """Seconds for the nodes of a cluster to be all there."""
-START = 300.0
-"""Seconds within which workers must have started: a base model may be large."""
+START, PER_TEXT = 300.0, 0.05
+"""Seconds within which workers must have started: a base model may be large, and reads every text once."""
 SPARE = 3
 """How many workers may die at their start, for each that was asked for."""
 
@@ -51,7 +50,6 @@ RECENT = 0.2
 class _Job:
     attempt: Attempt
     sources: Sequence[Files]
-    alone: bool  # a suspect: nothing else may run on its worker
     began: float = 0.0  # when its worker took it up
 
 
@@ -87,11 +85,12 @@ class RayPool:
         self._queues: dict[int, deque[Any]] = {}  # each worker's jobs; as many as are in a pack are under way
         self._homeless: deque[_Job] = deque()  # whose worker was taken away before it began with them
         self._average = math.inf
-        self._suspects = 0  # attempts that were lost together: they are the next to be submitted, and run alone
         self._setup: dict[str, Any] = {}
         self._spawned = 0
         self._spare = SPARE * count
         self._identity: str | None = None
+        self._start = START + PER_TEXT * len(load.texts)
+        self._why = ""  # the latest of those that could not start could not
         self._scratch = scratch.name()
         connect(address, count * cpus)
         try:
@@ -122,21 +121,25 @@ class RayPool:
 
     @property
     def free(self) -> int:
-        return max(0, self._places * len(self._actors) - self.busy)
+        return sum(max(0, self._places - len(queue)) for queue in self._queues.values() if not self._is_alone(queue))
+
+    @property
+    def idle(self) -> int:
+        return sum(not queue for queue in self._queues.values())
 
     @property
     def busy(self) -> int:
         return len(self._jobs) + len(self._homeless)
 
     def submit(self, attempt: Attempt, sources: Sequence[Files] = ()) -> str:
-        alone = self._suspects > 0
-        self._suspects -= alone
-        return f"w{self._place(_Job(attempt, sources, alone))}"
+        return f"w{self._place(_Job(attempt, sources))}"
 
     def wait(self) -> list[Outcome]:
         deadlines = [self._jobs[r].began + self._timeout for n in self._queues for r in self._under_way(n)]
         if done := self._await(list(self._jobs), min(deadlines, default=math.inf)):
             ready = [r for queue in self._queues.values() for r in queue if r in done]
+            if self._pack > 1:
+                ready.sort(key=_is_error)  # what has ended well is not lost with what has not
             return [outcome for r in ready if r in self._jobs for outcome in self._outcomes(r)]
         over = time.monotonic() - self._timeout
         hung = [n for n in self._queues if any(self._jobs[r].began <= over for r in self._under_way(n))]
@@ -151,10 +154,16 @@ class RayPool:
         for number, _ in starting:  # they know what was true before, and for some there may be no room: begun again
             ray.kill(self._handles.pop(number))
             self._spawn()
-        self._gather([_call(actor, method, *shared) for actor in self._actors.values()])
+        told = {number: _call(actor, method, *shared) for number, actor in self._actors.items()}
+        for number, reference in told.items():
+            if _has_died(reference):
+                self._replace(number)  # by one that is told as it starts
+            else:
+                self._gather([reference])
 
     def map(self, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
-        """Spreads calls over the workers and returns their results in order.
+        """Spreads calls over the workers and returns their results in order. What is lost with its worker is called
+        once more.
 
         Args:
             calls: each a method's name and its arguments.
@@ -163,6 +172,7 @@ class RayPool:
         same = [ray.put(s) for s in shared]
         waiting = list(enumerate(calls))[::-1]
         running: dict[Any, tuple[int, int]] = {}
+        again: set[int] = set()
         results: list[Any] = [None] * len(calls)
         while waiting or running:
             idle = self._actors.keys() - {number for _, number in running.values()}  # also those that have just started
@@ -170,8 +180,13 @@ class RayPool:
                 place, (method, *arguments) = waiting.pop()
                 running[_call(self._actors[number], method, *arguments, *same)] = place, number
             for reference in self._await(list(running)):
-                place, _ = running.pop(reference)
-                results[place] = self._gather([reference])[0]
+                place, number = running.pop(reference)
+                if _has_died(reference) and place not in again:
+                    again.add(place)
+                    waiting.append((place, calls[place]))
+                    self._replace(number)
+                else:
+                    results[place] = self._gather([reference])[0]
         return results
 
     def _await(self, references: list[Any], deadline: float = math.inf) -> list[Any]:
@@ -184,18 +199,23 @@ class RayPool:
             ClusterError: there is nothing to wait for, or a new worker is not as the others are.
         """
         if not references and not self._starting:
-            raise ClusterError("no worker is left and none could be started; see to the cluster and resume the search")
-        until = min([deadline, *(began + START for _, began in self._starting.values())])
+            raise ClusterError(
+                f"no worker is left and none could be started{self._why}; see to the cluster and resume the search"
+            )
+        until = min([deadline, *(began + self._start for _, began in self._starting.values())])
         patience = None if until == math.inf else max(0.0, until - time.monotonic())
         done, rest = ray.wait([*references, *self._starting], num_returns=1, timeout=patience)
         if done and rest:
             done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for reference in [r for r in done if r in self._starting]:
-            with suppress(RayError):  # one fewer, then
+            try:
                 self._admit(reference)
+            except RayError as error:  # one fewer, then
+                self._why = f" ({_line(error)})"
         now = time.monotonic()
-        for reference in [r for r, (_, began) in self._starting.items() if now - began >= START]:
+        for reference in [r for r, (_, began) in self._starting.items() if now - began >= self._start]:
             ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
+            self._why = f" within {self._start:g} s"
         return [r for r in done if r in references]
 
     def _spawn(self) -> None:
@@ -215,13 +235,13 @@ class RayPool:
 
     def _await_all(self) -> None:
         """Waits for the first workers, which must all be there."""
-        until = time.monotonic() + START
+        until = time.monotonic() + self._start
         while self._starting:
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=max(0.0, until - time.monotonic()))
             if not done:
                 raise ClusterError(
-                    f"not all workers have started within {START:g} s; the cluster may be in others' use: ask for "
-                    "fewer workers, or wait"
+                    f"not all workers have started within {self._start:g} s; the cluster may be in others' use: ask "
+                    "for fewer workers, or wait"
                 )
             try:
                 self._admit(done[0])
@@ -260,15 +280,13 @@ class RayPool:
     @property
     def _places(self) -> int:
         """How many attempts each worker may have."""
-        if self._suspects or any(job.alone for job in (*self._jobs.values(), *self._homeless)):
-            return 1
         if self._pack > 1:
             return self._pack  # none has to wait there: while one's reply is on its way, the others train on
         return 2 if self._average < QUICK else 1
 
     def _place(self, job: _Job) -> int:
         """Puts a job into the shortest queue."""
-        number = min(self._queues, key=lambda n: (len(self._queues[n]), n))
+        number = min(self._queues, key=lambda n: (self._is_alone(self._queues[n]), len(self._queues[n]), n))
         method = "run" if self._pack == 1 else "run_beside"
         reference = _call(self._actors[number], method, job.attempt, job.sources)
         self._jobs[reference] = job
@@ -276,6 +294,10 @@ class RayPool:
         if reference in self._under_way(number):
             job.began = time.monotonic()
         return number
+
+    def _is_alone(self, queue: deque[Any]) -> bool:
+        """Whether nothing may run beside what is in the queue."""
+        return any(self._jobs[reference].attempt.alone for reference in queue)
 
     def _under_way(self, number: int) -> list[Any]:
         """What a worker is busy with, of all that waits for it."""
@@ -312,7 +334,6 @@ class RayPool:
             job = self._take(number, reference)
             return [Outcome(job.attempt, error=line, seconds=time.monotonic() - job.began)]
         except RayError as error:
-            self._average = math.inf  # the reply of one that ended just before may be lost too: its second try is alone
             return self._failed(number, f"the worker died: {_line(error)}", lost=True)
         job = self._take(number, reference)
         if not job.attempt.candidate.is_warm_start:
@@ -329,9 +350,7 @@ class RayPool:
         for _ in jobs:
             self._queues[number].popleft()
         self._replace(number)
-        if len(jobs) > 1:
-            self._suspects += len(jobs)
-            lost = True
+        lost = lost or len(jobs) > 1
         now = time.monotonic()
         return [Outcome(job.attempt, error=error, lost=lost, seconds=now - job.began) for job in jobs]
 
@@ -345,6 +364,26 @@ class RayPool:
             raise SearchError(f"a worker failed: {_line(error.cause or error)}") from error
         except RayError as error:
             raise SearchError(f"a worker could not start or died: {_line(error)}") from error
+
+
+def _is_error(reference: Any) -> bool:
+    """Whether a call that is over has not ended well."""
+    try:
+        ray.get(reference)
+    except RayError:
+        return True
+    return False
+
+
+def _has_died(reference: Any) -> bool:
+    """Waits for a call's end, and says whether it was lost with its worker or node."""
+    try:
+        ray.get(reference)
+    except RayTaskError:
+        return False
+    except RayError:
+        return True
+    return False
 
 
 def _call(actor: Any, method: str, *arguments: object) -> Any:

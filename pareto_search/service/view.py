@@ -10,7 +10,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from pareto_search import archive, decide, plots, results
-from pareto_search.candidate import Candidate, Evaluation
+from pareto_search.candidate import WARM_START, Candidate, Evaluation
 from pareto_search.config import SearchConfig
 from pareto_search.errors import AbsentError, ConfigError
 from pareto_search.objective import Constraint
@@ -113,7 +113,8 @@ class View:
         if revision != self._revision:
             self._position, news = self._store.evaluations_after(self._position)
             found = {(e.candidate, e.steps, e.setting): e for e in news}
-            again = not self._evaluations.keys().isdisjoint(found)  # a retry replaces what an attempt has scored
+            # A retry replaces what an attempt has scored; what the warm start's first towers dominated may come back.
+            again = not self._evaluations.keys().isdisjoint(found) or any(e.candidate == WARM_START for e in news)
             self._evaluations |= found
             among = self._evaluations.values() if again else [*self._front, *found.values()]
             config = self._config

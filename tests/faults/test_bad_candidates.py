@@ -113,8 +113,8 @@ def test_who_has_no_worker_left_waits_for_the_next_one(deserted: pool.RayPool, w
 
 @pytest.mark.timeout(120)
 def test_who_has_no_worker_left_and_gets_none_is_told(deserted: pool.RayPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "START", 0.1)  # seconds, in which none can start
-    with pytest.raises(ClusterError, match="no worker is left and none could be started"):
+    monkeypatch.setattr(deserted, "_start", 0.1)  # seconds, in which none can start
+    with pytest.raises(ClusterError, match=r"no worker is left and none could be started within 0\.1 s"):
         deserted.map([("baseline", "popularity")])
 
 

@@ -79,6 +79,19 @@ def test_every_look_shows_what_was_recorded_before_it(store: Store, config: Sear
     view.close()
 
 
+def test_what_the_first_towers_dominated_is_back_when_the_warm_start_is_there(
+    store: Store, config: SearchConfig, tmp_path: Path
+) -> None:
+    view = View(tmp_path)
+    finish(store, config, "e0000", 1, (0.5, 0.5))
+    assert front(view) == {"e0000-s00": (0.5, 0.5)}
+    finish(store, config, "c0001", 1, (0.4, 0.4))
+    assert front(view) == {"e0000-s00": (0.5, 0.5)}
+    finish(store, config, "m0000", 1, (0.6, 0.2))
+    assert front(view) == {"c0001-s00": (0.4, 0.4), "m0000-s00": (0.6, 0.2)}
+    view.close()
+
+
 def test_many_small_steps_end_at_the_front_of_all(store: Store, config: SearchConfig, tmp_path: Path) -> None:
     view = View(tmp_path)
     for n in range(30):

@@ -8,13 +8,19 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from running import title
+from running import alive, title
 
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.errors import ClusterError
 from pareto_search.workers import pool
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.workload import Workload
+
+
+def processes() -> list[psutil.Process]:
+    """The workers that live."""
+    family = psutil.Process(os.getpid()).children(recursive=True)
+    return [p for p in family if alive(p) and title(p).startswith("ray::Worker")]
 
 
 def test_the_workers_of_a_machine_share_their_prefixes_and_leave_nothing(
@@ -27,11 +33,24 @@ def test_the_workers_of_a_machine_share_their_prefixes_and_leave_nothing(
         [folder] = tmp_path.glob("pareto-search-workers-*")
         parts = {p for p in folder.iterdir() if not p.suffix}
         assert {p.name for p in parts} == set(map(str, encoder.lengths))
-        actors = [p for p in psutil.Process(os.getpid()).children(recursive=True) if "WorkerActor" in title(p)]
+        actors = processes()
         assert len(actors) == 2
         for actor in actors:
             assert {str(p) for p in parts} <= {m.path for m in actor.memory_maps()}
     assert not list(tmp_path.glob("pareto-search-workers-*"))
+
+
+@pytest.mark.timeout(120)
+def test_what_is_asked_of_workers_beside_candidates_survives_their_death(workload: Workload) -> None:
+    with pool.RayPool(workload, count=1) as workers:
+        for ask in (
+            lambda: workers.map([("baseline", "popularity")] * 2),
+            lambda: workers.tell_all("teach", [{}], []) or workers.map([("baseline", "popularity")]),
+        ):
+            [process] = processes()
+            process.kill()
+            assert set(map(type, ask())) == {dict}
+            assert process.pid not in {p.pid for p in processes()}
 
 
 class Replaced(pool.WorkerActor):
