@@ -30,7 +30,7 @@ class Outcome:
     """How an attempt ended: with a result, with an error, or lost with its worker.
 
     Attributes:
-        lost: the worker died, which says nothing about the candidate.
+        lost: it ended with its worker, or with others beside it there, of which any may be to blame.
         seconds: from submission.
     """
 

@@ -218,7 +218,7 @@ class Search:
             self._paused.discard(leg.candidate)
 
     def _dispatch(self, record: Record, executor: Executor) -> None:
-        """Gives every free worker something to do, as far as there is anything."""
+        """Gives free workers something to do, as far as there is anything and it has room."""
         while self._has_room(executor) and (attempt := self._next(record)) is not None:
             self._tries[attempt.candidate.id] = attempt.number
             record.started(attempt, executor.submit(attempt, self._sources(attempt)))

@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pareto_search.candidate import Attempt
 from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
-from pareto_search.executor import Files, Outcome, Result
+from pareto_search.executor import Files, Outcome
 from pareto_search.workers import scratch
 from pareto_search.workers.actor import PackWorkerActor, WorkerActor
 from pareto_search.workers.workload import Workload
@@ -138,9 +138,9 @@ class RayPool:
         deadlines = [self._jobs[r].began + self._timeout for n in self._queues for r in self._under_way(n)]
         if done := self._await(list(self._jobs), min(deadlines, default=math.inf)):
             ready = [r for queue in self._queues.values() for r in queue if r in done]
-            if self._pack > 1:
-                ready.sort(key=_is_error)  # what has ended well is not lost with what has not
-            return [outcome for r in ready if r in self._jobs for outcome in self._outcomes(r)]
+            replies = {r: _reply(r) for r in ready}
+            ready.sort(key=lambda r: isinstance(replies[r], RayError))  # of a pack, what has ended well is not lost
+            return [outcome for r in ready if r in self._jobs for outcome in self._outcomes(r, replies[r])]
         over = time.monotonic() - self._timeout
         hung = [n for n in self._queues if any(self._jobs[r].began <= over for r in self._under_way(n))]
         return [outcome for n in hung for outcome in self._failed(n, f"still running after {self._timeout:g} s")]
@@ -156,10 +156,11 @@ class RayPool:
             self._spawn()
         told = {number: _call(actor, method, *shared) for number, actor in self._actors.items()}
         for number, reference in told.items():
-            if _has_died(reference):
+            reply = _reply(reference)
+            if _is_loss(reply):
                 self._replace(number)  # by one that is told as it starts
             else:
-                self._gather([reference])
+                _checked(reply)
 
     def map(self, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
         """Spreads calls over the workers and returns their results in order. What is lost with its worker is called
@@ -181,12 +182,14 @@ class RayPool:
                 running[_call(self._actors[number], method, *arguments, *same)] = place, number
             for reference in self._await(list(running)):
                 place, number = running.pop(reference)
-                if _has_died(reference) and place not in again:
+                reply = _reply(reference)
+                if _is_loss(reply) and place not in again:
                     again.add(place)
                     waiting.append((place, calls[place]))
                     self._replace(number)
+                    self._replace_dead({n for _, n in running.values()})
                 else:
-                    results[place] = self._gather([reference])[0]
+                    results[place] = _checked(reply)
         return results
 
     def _await(self, references: list[Any], deadline: float = math.inf) -> list[Any]:
@@ -245,8 +248,8 @@ class RayPool:
                 )
             try:
                 self._admit(done[0])
-            except RayError:
-                self._gather(done)  # raises it in a user's words
+            except RayError as error:
+                _checked(error)
 
     def _admit(self, reference: Any) -> None:
         """A worker has started and says what it is; one that died without a word is begun again.
@@ -274,8 +277,7 @@ class RayPool:
             )
         self._actors[number] = self._handles[number]
         self._queues[number] = deque()
-        while self._homeless:
-            self._place(self._homeless.popleft())
+        self._house()
 
     @property
     def _places(self) -> int:
@@ -286,7 +288,8 @@ class RayPool:
 
     def _place(self, job: _Job) -> int:
         """Puts a job into the shortest queue."""
-        number = min(self._queues, key=lambda n: (self._is_alone(self._queues[n]), len(self._queues[n]), n))
+        open_to_it = [n for n, queue in self._queues.items() if not self._is_alone(queue)]
+        number = min(open_to_it, key=lambda n: (len(self._queues[n]), n))
         method = "run" if self._pack == 1 else "run_beside"
         reference = _call(self._actors[number], method, job.attempt, job.sources)
         self._jobs[reference] = job
@@ -294,6 +297,11 @@ class RayPool:
         if reference in self._under_way(number):
             job.began = time.monotonic()
         return number
+
+    def _house(self) -> None:
+        """Gives jobs that lost their worker before it began with them to others, where they may be beside something."""
+        while self._homeless and not all(map(self._is_alone, self._queues.values())):
+            self._place(self._homeless.popleft())
 
     def _is_alone(self, queue: deque[Any]) -> bool:
         """Whether nothing may run beside what is in the queue."""
@@ -310,7 +318,9 @@ class RayPool:
         for begun in self._under_way(number):
             if begun not in before:
                 self._jobs[begun].began = time.monotonic()
-        return self._jobs.pop(reference)
+        job = self._jobs.pop(reference)
+        self._house()
+        return job
 
     def _replace(self, number: int) -> None:
         """Ends a worker and starts another; what waited for it is not to blame, and waits elsewhere."""
@@ -319,23 +329,29 @@ class RayPool:
         for reference in self._queues.pop(number):
             self._homeless.append(self._jobs.pop(reference))
         self._spawn()
-        while self._homeless and self._queues:
-            self._place(self._homeless.popleft())
+        self._house()
 
-    def _outcomes(self, reference: Any) -> list[Outcome]:
+    def _replace_dead(self, busy: Collection[int]) -> None:
+        """Replaces those of the other workers that have died too, as all on one node do."""
+        pings = {_call(actor, "identity"): number for number, actor in self._actors.items() if number not in busy}
+        if pings:
+            for reference in ray.wait(list(pings), num_returns=len(pings), timeout=PATIENCE)[0]:
+                if _is_loss(_reply(reference)):
+                    self._replace(pings[reference])
+
+    def _outcomes(self, reference: Any, reply: Any) -> list[Outcome]:
         number = next(n for n, queue in self._queues.items() if reference in queue)
-        try:
-            result: Result = ray.get(reference)
-        except RayTaskError as error:
-            line = _line(error.cause or error)
+        if _is_loss(reply):
+            found = self._failed(number, f"the worker died: {_line(reply)}", lost=True)
+            self._replace_dead({n for n, queue in self._queues.items() if queue})
+            return found
+        if isinstance(reply, RayTaskError):
             # After a fault on a GPU, the process can do nothing more with it; in a pack, it may be another's fault.
-            if (self._gpus or self._pack > 1) and not isinstance(error.cause, ParetoSearchError):
-                return self._failed(number, line)
+            if (self._gpus or self._pack > 1) and not isinstance(reply.cause, ParetoSearchError):
+                return self._failed(number, _line(reply))
             job = self._take(number, reference)
-            return [Outcome(job.attempt, error=line, seconds=time.monotonic() - job.began)]
-        except RayError as error:
-            return self._failed(number, f"the worker died: {_line(error)}", lost=True)
-        job = self._take(number, reference)
+            return [Outcome(job.attempt, error=_line(reply), seconds=time.monotonic() - job.began)]
+        job, result = self._take(number, reference), reply
         if not job.attempt.candidate.is_warm_start:
             known = self._average if math.isfinite(self._average) else result.seconds
             self._average = (1 - RECENT) * known + RECENT * result.seconds
@@ -354,36 +370,29 @@ class RayPool:
         now = time.monotonic()
         return [Outcome(job.attempt, error=error, lost=lost, seconds=now - job.began) for job in jobs]
 
-    @staticmethod
-    def _gather(references: list[Any]) -> list[Any]:
-        try:
-            return ray.get(references)
-        except RayTaskError as error:
-            if isinstance(error.cause, ParetoSearchError):
-                raise error.cause from None
-            raise SearchError(f"a worker failed: {_line(error.cause or error)}") from error
-        except RayError as error:
-            raise SearchError(f"a worker could not start or died: {_line(error)}") from error
 
-
-def _is_error(reference: Any) -> bool:
-    """Whether a call that is over has not ended well."""
+def _reply(reference: Any) -> Any:
+    """What a call has brought, an error too, which is not raised."""
     try:
-        ray.get(reference)
-    except RayError:
-        return True
-    return False
+        return ray.get(reference)
+    except RayError as error:
+        return error
 
 
-def _has_died(reference: Any) -> bool:
-    """Waits for a call's end, and says whether it was lost with its worker or node."""
-    try:
-        ray.get(reference)
-    except RayTaskError:
-        return False
-    except RayError:
-        return True
-    return False
+def _is_loss(reply: Any) -> bool:
+    """Whether a call was lost with its worker or node."""
+    return isinstance(reply, RayError) and not isinstance(reply, RayTaskError)
+
+
+def _checked(reply: Any) -> Any:
+    """What a call has brought, unless it is an error, which is raised in a user's words."""
+    if isinstance(reply, RayTaskError):
+        if isinstance(reply.cause, ParetoSearchError):
+            raise reply.cause from None
+        raise SearchError(f"a worker failed: {_line(reply)}") from reply
+    if isinstance(reply, RayError):
+        raise SearchError(f"a worker could not start or died: {_line(reply)}") from reply
+    return reply
 
 
 def _call(actor: Any, method: str, *arguments: object) -> Any:
@@ -465,6 +474,8 @@ def _check(count: int, cpus: float, gpus: float, patience: float) -> None:
 
 def _line(error: BaseException) -> str:
     """An error in one line, with its type where the message alone says little."""
+    if isinstance(error, RayTaskError):
+        error = error.cause or error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     text = lines[0] if not lines[0].endswith(":") else f"{lines[0]} {lines[-1]}"  # a traceback follows
     if isinstance(error, RayActorError):

@@ -12,6 +12,7 @@ from running import alive, title
 
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.errors import ClusterError
+from pareto_search.executor import Result
 from pareto_search.workers import pool
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.workload import Workload
@@ -42,15 +43,41 @@ def test_the_workers_of_a_machine_share_their_prefixes_and_leave_nothing(
 
 @pytest.mark.timeout(120)
 def test_what_is_asked_of_workers_beside_candidates_survives_their_death(workload: Workload) -> None:
-    with pool.RayPool(workload, count=1) as workers:
-        for ask in (
-            lambda: workers.map([("baseline", "popularity")] * 2),
-            lambda: workers.tell_all("teach", [{}], []) or workers.map([("baseline", "popularity")]),
-        ):
-            [process] = processes()
+    with pool.RayPool(workload, count=2) as workers:
+        for process in processes():  # as where their node goes
             process.kill()
-            assert set(map(type, ask())) == {dict}
-            assert process.pid not in {p.pid for p in processes()}
+        [values] = workers.map([("baseline", "popularity")])
+        assert values.keys() == set(workload.metrics)
+        [process, *_] = processes()
+        process.kill()
+        workers.tell_all("teach", [{}], [])
+        assert workers.free == 1  # the other one starts
+        assert workers.map([("baseline", "popularity")] * 3) == [values] * 3
+
+
+class Faulty(pool.PackWorkerActor):
+    """A worker that one candidate is too much for."""
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        if method == "run_beside":
+            if arguments[0].candidate.id == "c0001":
+                raise ValueError("what nobody expected")
+            return Result((), {}, 1.0)
+        return await super().call(method, *arguments)
+
+
+@pytest.mark.timeout(120)
+def test_what_has_ended_well_is_not_lost_with_what_has_not(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
+    monkeypatch.setattr(pool, "PackWorkerActor", Faulty)
+    with pool.RayPool(workload, count=1, pack=2) as workers:
+        for name in ("c0001", "c0002"):
+            workers.submit(Attempt(Candidate(name, {})))
+        ray.wait(list(workers._jobs), num_returns=2)
+        outcomes = {outcome.attempt.candidate.id: outcome for outcome in workers.wait()}
+    assert outcomes["c0002"].result is not None
+    assert outcomes["c0001"].error == "ValueError: what nobody expected"
+    assert not outcomes["c0001"].lost
 
 
 class Replaced(pool.WorkerActor):
