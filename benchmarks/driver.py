@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -51,7 +52,7 @@ TARGET = 5.0
 class Idle:
     """A worker that has no base model and answers at once."""
 
-    def __init__(self, load: SearchConfig, *_: object) -> None:
+    def __init__(self, load: Any, *_: object) -> None:
         self._load = load
 
     def call(self, method: str, *arguments: Any) -> str | Result:
@@ -142,7 +143,7 @@ def searched(candidates: int, watch: Stopwatch) -> float:
         store = Store.create(Path(folder, "search.db"), record)
         stack.callback(store.close)
         stack.enter_context(patch.object(pool, "WorkerActor", Idle))
-        load: Any = warm
+        load: Any = SimpleNamespace(search=warm.search, objectives=warm.objectives, texts=())  # all that is asked for
         workers = stack.enter_context(RayPool(load, count=WORKERS))
         Search(warm, store, Path(folder)).run(workers)
         found = Search(whole, store, Path(folder))

@@ -90,7 +90,7 @@ class RayPool:
         self._spare = SPARE * count
         self._identity: str | None = None
         self._start = START + PER_TEXT * len(load.texts)
-        self._why = ""  # the latest of those that could not start could not
+        self._why = ""  # of the latest worker that could not start
         self._scratch = scratch.name()
         connect(address, count * cpus)
         try:
