@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from running import alive, title
+from running import alive, eventually, title
 
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.errors import ClusterError
@@ -48,6 +48,7 @@ def test_what_is_asked_of_workers_beside_candidates_survives_their_death(workloa
             process.kill()
         [values] = workers.map([("baseline", "popularity")])
         assert values.keys() == set(workload.metrics)
+        eventually(lambda: workers.map([("baseline", "popularity")]) and workers.free == 2)
         [process, *_] = processes()
         process.kill()
         workers.tell_all("teach", [{}], [])
