@@ -41,7 +41,6 @@ def test_the_workers_of_a_machine_share_their_prefixes_and_leave_nothing(
     assert not list(tmp_path.glob("pareto-search-workers-*"))
 
 
-@pytest.mark.timeout(120)
 def test_what_is_asked_of_workers_beside_candidates_survives_their_death(workload: Workload) -> None:
     with pool.RayPool(workload, count=2) as workers:
         for process in processes():  # as where their node goes
@@ -67,7 +66,6 @@ class Faulty(pool.PackWorkerActor):
         return await super().call(method, *arguments)
 
 
-@pytest.mark.timeout(120)
 def test_what_has_ended_well_is_not_lost_with_what_has_not(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
     monkeypatch.setattr(pool, "PackWorkerActor", Faulty)
@@ -93,7 +91,6 @@ class Replaced(pool.WorkerActor):
         return f"another than {answer}" if method == "identity" and died.exists() else answer
 
 
-@pytest.mark.timeout(120)
 def test_a_worker_with_another_base_model_is_refused_also_where_it_replaces_one(
     workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
