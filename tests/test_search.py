@@ -477,6 +477,7 @@ class Packed(Workers):
         super().__init__()
         self.killers = killers
         self.alone: list[str] = []
+        self.lost: list[str] = []
 
     @property
     def free(self) -> int:
@@ -496,18 +497,19 @@ class Packed(Workers):
         if not any(map(self.killers, self.running)):
             return super().wait()
         dead, self.running = self.running, []
+        self.lost += [attempt.candidate.id for attempt in dead]
         return [Outcome(attempt, error="the worker died: killed", lost=True) for attempt in dead]
 
 
 class Stopping(Packed):
-    """One that the driver dies beside, as soon as a candidate has ended well."""
+    """One that the driver dies beside, in time."""
 
-    def __init__(self, killers: Callable[[Attempt], bool], after: str) -> None:
+    def __init__(self, killers: Callable[[Attempt], bool], due: Callable[["Stopping"], object]) -> None:
         super().__init__(killers)
-        self.after = after
+        self.due = due
 
     def wait(self) -> list[Outcome]:
-        if self.after in self.ended:
+        if self.due(self):
             raise Crash
         return super().wait()
 
@@ -524,29 +526,17 @@ def test_what_is_lost_together_is_tried_alone_before_anything_new(store: Store, 
     assert found.progress().finished == 11
 
 
-def test_what_was_lost_together_is_tried_alone_after_a_resume_too(
-    monkeypatch: pytest.MonkeyPatch, store: Store, run: Path
-) -> None:
+def test_what_was_lost_together_is_tried_alone_after_a_resume_too(store: Store, run: Path) -> None:
     def killers(attempt: Attempt) -> bool:
         return attempt.candidate.id == "c0003"
 
-    stopped = Packed(killers)
-    lost: list[Outcome] = []
-
-    def stop() -> list[Outcome]:
-        if lost:
-            raise Crash
-        found = Packed.wait(stopped)
-        lost.extend(outcome for outcome in found if outcome.lost)
-        return found
-
-    monkeypatch.setattr(stopped, "wait", stop)
+    stopped = Stopping(killers, due=lambda workers: workers.lost)
     with pytest.raises(Crash):
         searched(store, run, stopped)
-    assert len(lost) == LANES
+    assert len(stopped.lost) == LANES
     workers = Packed(killers)
     searched(store, run, workers)
-    assert set(workers.alone) == {outcome.attempt.candidate.id for outcome in lost}
+    assert set(workers.alone) == set(stopped.lost)
     assert [a.candidate for a in store.attempts() if a.state == "failed"] == ["c0003"]
 
 
@@ -562,7 +552,7 @@ def test_who_has_come_to_a_rung_is_no_suspect_any_more(store: Store, run: Path, 
 
     if stops:
         with pytest.raises(Crash):
-            searched(store, run, Stopping(killers, after="c0003"), **HALVING)
+            searched(store, run, Stopping(killers, due=lambda workers: "c0003" in workers.ended), **HALVING)
         assert len(killed) == 1
     found = searched(store, run, Packed(killers), **HALVING)
     assert len(killed) > 1

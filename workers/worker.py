@@ -94,7 +94,7 @@ class Worker:
             dtype=precision(load.dtype, device),
             nf4=load.dtype == "nf4",
             device=device,
-            # A GPU needs its own copy, and computes it in less time than it would be read.
+            # A GPU needs its own copy in any case.
             cache=None if scratch is None or device != "cpu" else shared_prefixes(scratch),
         )
         features = self.encoder.frozen.numpy() if load.categories is None else category_features(load.categories)
