@@ -6,6 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray lets its workers wait for whatever else runs: beside other tests, for minutes.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+# Ray reads this once in a process. A search that one test runs in it would set it, and a token, for all that follow.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import json
 from collections.abc import Callable, Iterator
