@@ -22,8 +22,8 @@ from pareto_search import load_front
 from pareto_search.errors import RunError
 from pareto_search.store import Store
 
-SEARCH: Mapping[str, Any] = {"candidates": 8, "steps": 30}
-"""Candidates that take about a second, so that many kills find one under way."""
+SEARCH: Mapping[str, Any] = {"candidates": 6, "steps": 15}
+"""Candidates that take most of a second, so that many kills find one under way."""
 
 
 @dataclass

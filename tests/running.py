@@ -21,6 +21,8 @@ from benchmarks import kills, small
 T = TypeVar("T")
 PATIENCE = 120.0
 """Seconds after which a test stops waiting for what should come at once: slow machines are no failure."""
+POLL = 0.1
+"""Seconds between two looks, each of which may ask for all processes of the machine: the others want the cores too."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def eventually(what: Callable[[], T], patience: float = PATIENCE) -> T:
     until = time.monotonic() + patience
     while not (found := what()):
         assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(POLL)
     return found
 
 

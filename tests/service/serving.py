@@ -89,8 +89,8 @@ def _processes(module: str, root: Path) -> list[psutil.Process]:
 
 
 def material(folder: Path) -> tuple[list[str | Path], dict[str, Any]]:
-    """The small data and base model as options of a service, and the small config with their names."""
-    config = yaml.safe_load(small.make(folder).read_text())
+    """The small data and base model as options of a service, and the small config with their names and one worker."""
+    config = yaml.safe_load(small.make(folder, workers={"count": 1}).read_text())
     options: list[str | Path] = ["--data", f"small={folder / 'search.yaml'}", "--base", f"tiny={folder / 'base'}"]
     return options, {**config, "data": {"source": "small"}, "model": {**config["model"], "base": "tiny"}}
 
