@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from pareto_search.errors import DataError, nearest
 
+LISTS = (list, tuple, np.ndarray)
+"""What a Parquet cell with several values comes as."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -35,7 +38,10 @@ class Table:
 
     def ids(self, name: str, wish: str) -> list[str]:
         """A column of ids, one in every row."""
-        ids = [cell(value) for value in self.column(name, wish).tolist()]
+        column = self.column(name, wish).tolist()
+        if any(isinstance(value, LISTS) for value in column):
+            raise DataError(f"{self.location}: column '{name}' has lists; expected an id in every row (columns.{wish})")
+        ids = [cell(value) for value in column]
         row = next((row for row, id_ in enumerate(ids) if id_.lower() in ("", "nan")), None)
         if row is not None:
             raise DataError(
@@ -69,7 +75,7 @@ def read(location: str, atomic: bool = False) -> Table:
             # pandas would drop surplus cells with no more than this warning.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = (
-                pd.read_parquet(location)
+                _flat(pd.read_parquet(location))
                 if parquet
                 else pd.read_csv(
                     location,
@@ -95,12 +101,18 @@ def read(location: str, atomic: bool = False) -> Table:
         reason = " ".join(str(error).split())
         kind = "a Parquet file" if parquet else "a text file in UTF-8 with a header"
         raise DataError(f"{location} cannot be read ({reason}); expected {kind}; check or export it again") from None
-    frame = frame.reset_index(drop=True) if parquet else frame[(frame.fillna("") != "").any(axis=1)]
+    frame = frame if parquet else frame[(frame.fillna("") != "").any(axis=1)]
     if frame.empty:
         raise DataError(
             f"{location} has no rows; expected a header in the first line and rows under it; check or export it again"
         )
     return Table(location, frame, *(("row", 1) if parquet else ("line", 2)))
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows counted from 0; an index that has a name is a column of the file."""
+    named = [name for name in frame.index.names if name is not None]
+    return frame.reset_index(named).reset_index(drop=True)
 
 
 def read_atomic(path: Path) -> tuple[Table, dict[str, str]]:
@@ -111,6 +123,8 @@ def read_atomic(path: Path) -> tuple[Table, dict[str, str]]:
         name, colon, kind = str(header).rpartition(":")
         if not colon or kind not in ("token", "token_seq", "float", "float_seq"):
             raise DataError(f"{path}: header field '{header}' has no type; expected name:type such as user_id:token")
+        if name in types:
+            raise DataError(f"{path} has field '{name}' twice in its header; expected each once; remove or rename one")
         types[name] = kind
     return Table(table.location, table.frame.set_axis(list(types), axis=1), table.unit, table.first), types
 
@@ -125,7 +139,11 @@ def only_file(folder: Path, suffix: str) -> Path:
 
 
 def cell(value: Any) -> str:
-    """A cell as one line of text: missing is empty, and a whole number that nulls made a float has no decimals."""
+    """A cell as one line of text: missing is empty, a list has commas between its values, and a whole number that nulls
+    made a float has no decimals.
+    """
+    if isinstance(value, LISTS):
+        return ", ".join(filter(None, map(cell, value)))
     if pd.isna(value):
         return ""
     whole = isinstance(value, float) and value.is_integer()
@@ -134,8 +152,6 @@ def cell(value: Any) -> str:
 
 def parts(value: Any, separator: str) -> tuple[str, ...]:
     """The non-empty names in a cell of categories."""
-    if isinstance(value, list | tuple | np.ndarray):
-        names = [cell(part) for part in value]
-    else:
-        names = [cell(part) for part in ("" if cell(value) == "" else str(value)).split(separator)]
-    return tuple(name for name in names if name)
+    if not isinstance(value, LISTS):
+        value = (value if isinstance(value, str) else cell(value)).split(separator)
+    return tuple(filter(None, map(cell, value)))

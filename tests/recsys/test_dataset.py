@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pareto_search.errors import DataError
-from pareto_search.recsys.dataset import Columns, load, load_atomic, load_tables
+from pareto_search.recsys.dataset import Columns, Dataset, load, load_atomic, load_tables
 
 INTERACTIONS = """\
 user,item,rating,time
@@ -240,6 +240,36 @@ def test_a_missing_timestamp_or_a_date_in_parquet_is_an_error(tmp_path: Path) ->
             load_tables(str(tmp_path / "bad.parquet"), items, COLUMNS, "bad")
 
 
+def parquet(folder: Path, items: pd.DataFrame, columns: Columns) -> Dataset:
+    """The tables above with these items."""
+    items.to_parquet(folder / "items.parquet")
+    return load_tables(tables(folder)[0], str(folder / "items.parquet"), columns, "toy")
+
+
+def test_lists_in_parquet_are_text_too_but_no_ids(tmp_path: Path) -> None:
+    items = pd.DataFrame({"item": [10, 2, 1, 3], "tags": [["new", " very  old"], ["new"], [], [None, "old"]]})
+    items["title"] = list("abcd")
+    columns = Columns(user="user", item="item", text=("title", "tags"))
+    assert parquet(tmp_path, items, columns).texts == ("c", "b, new", "d, old", "a, new, very old")
+    with pytest.raises(DataError, match=r"items.parquet: column 'tags' has lists; expected an id in every row"):
+        parquet(tmp_path, items, replace(columns, item="tags"))
+
+
+def test_an_index_with_a_name_is_a_column_of_a_parquet_file(tmp_path: Path) -> None:
+    items = pd.DataFrame({"title": list("abcd")}, index=pd.Index([10, 2, 1, 3], name="item"))
+    assert parquet(tmp_path, items, PLAIN).texts == ("c", "b", "d", "a")
+    items.index.name = "title"
+    with pytest.raises(DataError, match=r"items\.parquet cannot be read .*title.*already exists"):
+        parquet(tmp_path, items, PLAIN)
+
+
+def test_numbers_that_nulls_made_floats_are_categories_without_decimals(tmp_path: Path) -> None:
+    items = pd.DataFrame({"item": [10, 2, 1, 3], "title": list("abcd"), "genres": [28, None, 12, 2.5]})
+    data = parquet(tmp_path, items, replace(COLUMNS, separator="."))
+    assert data.categories == (("12",), (), ("2", "5"), ("28",))
+    assert data.texts == ("c, 12", "b", "d, 2, 5", "a, 28")
+
+
 def test_a_repeated_item_id_is_an_error(tmp_path: Path) -> None:
     line = message_of(tmp_path, items=ITEMS + "2,Again,Drama\n")
     assert "items.csv, line 6: item id '2' has been given in line 3; expected one row for each item" in line
@@ -273,6 +303,7 @@ def test_a_file_in_another_format_is_an_error(tmp_path: Path, name: str) -> None
         ("other.item", "item_id:token\n1\n", "has not one .item file"),
         ("toy.item", "item_id\ttitle:token_seq\n1\tOne\n", "header field 'item_id' has no type"),
         ("toy.item", "movie_id:token\ttitle:token_seq\n1\tOne\n", "has no field 'item_id'"),
+        ("toy.item", "item_id:token\ttitle:token_seq\ttitle:token\n1\tOne\t1\n", "has field 'title' twice"),
         ("toy.inter", "user_id:token\trating:float\n1\t1\n", "toy.inter lacks an id field"),
     ],
 )
