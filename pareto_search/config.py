@@ -341,7 +341,9 @@ class SearchConfig(_Section):
         """The keyword arguments of `recsys.split.split`, beside the data set."""
         data = self.data
         how = {"strategy": data.split, "tie_seed": data.tie_seed, "target": data.target, "shots": data.shots}
-        return how | ({"groups": list(self.model.groups)} if self.model.groups else {})
+        by = sorted({by for name in self.metrics if (by := parse_metric(name).by) is not None})
+        groups = {"groups": list(self.model.groups or ()), "by": by}
+        return how | {name: names for name, names in groups.items() if names}
 
     @property
     def blended(self) -> tuple[str, ...]:

@@ -56,6 +56,9 @@ def run_search(
         parts = split(data, **config.splitting())
         _check_groups(config, parts)
         _check_offered(config, data, parts)
+        longest = max(parse_metric(name).k for name in config.metrics)
+        if few := parts.with_fewer_left(longest):
+            watcher.notice(f"Fewer than {longest} items are left for {few} users: others fill up their lists.")
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
             older = load_config(Path(refreshes))

@@ -371,6 +371,9 @@ def test_a_target_says_how_the_data_is_split() -> None:
     targeted = SearchConfig.parse({"name": "s", "data": {"source": "folder", "target": "a"}})
     splitting = {"strategy": "leave_last_out", "tie_seed": 0, "target": "a", "shots": None}
     assert targeted.splitting() == splitting
+    gaps = ["ndcg@10[user=cold] >= 0", "ndcg@10[domain] <= 1", "recall@10[domain=a] >= 0", "recall@10 >= 0"]
+    asked = SearchConfig.parse({"name": "s", "data": {"source": "folder", "target": "a"}, "constraints": gaps})
+    assert asked.splitting() == splitting | {"by": ["domain", "user"]}
     assert SearchConfig.parse(yaml.safe_load(targeted.to_yaml())) == targeted
 
 

@@ -89,6 +89,7 @@ class Split:
     Attributes:
         offered: `(n_items,)` what may be recommended; None for everything.
         groups: what users belong together by, as far as a model reads it -> the groups.
+        by: what they belong together by, as far as metrics ask.
     """
 
     n_users: int
@@ -98,6 +99,7 @@ class Split:
     test: Part
     offered: NDArray[np.bool_] | None = None
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    by: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -112,7 +114,28 @@ class Split:
             digest.update(self.offered.tobytes())
         if self.train.groups is not None:
             digest.update(json.dumps(self.groups).encode() + self.train.groups.astype("<i4").tobytes())
+        for name in self.by:
+            members = [part.groups[name].tolist() if name in part.groups else None for part in parts]
+            digest.update(json.dumps([name, members]).encode())
         return digest.hexdigest()
+
+    def with_fewer_left(self, k: int) -> int:
+        """How many users have fewer than k items left that may be recommended, in the part that has more of them.
+
+        Their lists are filled up with others, which metrics of lists count like any.
+        """
+        offered = np.ones(self.n_items, bool) if self.offered is None else self.offered
+
+        def pairs(sequences: Sequences) -> NDArray[np.int64]:
+            owners = np.repeat(np.arange(len(sequences.indptr) - 1), np.diff(sequences.indptr))
+            return owners * self.n_items + sequences.items
+
+        def count(part: Part) -> int:
+            had = np.setdiff1d(pairs(part.history), pairs(part.targets))  # which may be bought again
+            owners = had[offered[had % self.n_items]] // self.n_items
+            return int((offered.sum() - np.bincount(owners, minlength=len(part.users)) < k).sum())
+
+        return max(map(count, (self.validation, self.test)))
 
 
 def split(
@@ -123,6 +146,7 @@ def split(
     shots: float | None = None,
     *,
     groups: Sequence[str] = (),
+    by: Sequence[str] = (),
 ) -> Split:
     """Divides a data set's interactions into training, validation and test.
 
@@ -139,6 +163,7 @@ def split(
         shots: the share of users whose interactions with the target are trained on; None for all of them. Of the
             others they are known only as history.
         groups: by what users belong together that a model is to know of them.
+        by: by what metrics tell them apart; where the data has no such groups, whoever measures finds out.
 
     Raises:
         ConfigError: the data has no such domain or groups.
@@ -171,7 +196,7 @@ def split(
     if len(train.items) == 0:
         raise DataError(f"data set '{dataset.name}' has nothing but '{target}' to train on; expected other domains too")
     validation, test = (_grouped(part, train, dataset) for part in parts.values())
-    return Split(n_users, len(dataset.item_ids), train, validation, test, offered, read)
+    return Split(n_users, len(dataset.item_ids), train, validation, test, offered, read, tuple(by))
 
 
 def order_of(dataset: Dataset, tie_seed: int) -> NDArray[np.int64]:

@@ -44,6 +44,14 @@ def test_the_last_item_is_tested_and_the_one_before_validates(tmp_path: Path) ->
     assert parts.test.history.of(1).tolist() == [3, 4]
 
 
+def test_users_are_counted_for_whom_a_list_has_too_few_items(tmp_path: Path) -> None:
+    parts = split(toy(tmp_path, LAST_OUT), "leave_last_out", 0)
+    # On test user 0 has had 0, 2 and 1, of which 0 is bought again, and user 1 has had 3 and 4.
+    assert [parts.with_fewer_left(k) for k in (7, 8)] == [0, 2]  # of 9
+    some = replace(parts, offered=np.arange(9) < 4)  # of which user 0 has had two, and user 1 one
+    assert [some.with_fewer_left(k) for k in (2, 3, 4)] == [0, 1, 2]
+
+
 def test_gaps_are_counted_by_powers_of_two_and_the_first_is_not_known() -> None:
     times = np.array([5, 5, 6, 8, 11, 71, 2.0**70, 3, 3.5])
     users = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1], np.int32)
@@ -75,6 +83,10 @@ def test_groups_that_a_model_reads_go_with_their_users(tmp_path: Path) -> None:
     moved = replace(data, groups={**data.groups, "town": ("", "Ulm")})
     assert none.sha256 == split(moved, "leave_last_out", 0).sha256  # nothing of it reaches a model
     assert len({none.sha256, parts.sha256, split(moved, "leave_last_out", 0, groups=("age", "town")).sha256}) == 3
+    asked, asked_of_moved = (split(d, "leave_last_out", 0, by=("town", "user")).sha256 for d in (data, moved))
+    assert len({none.sha256, asked, asked_of_moved}) == 3  # scores depend on it
+    without = replace(data, groups={})
+    assert split(without, "leave_last_out", 0, by=("town",)).sha256 not in (none.sha256, asked)
     with pytest.raises(ConfigError, match=r"model\.groups has 'twon', .* toy belong together; did you mean 'town'"):
         split(data, "leave_last_out", 0, groups=("twon",))
 
