@@ -19,6 +19,8 @@ from pareto_search.space import BLENDED, SearchSpace
 
 CHUNK = 2_000_000
 """How many scores of each model are computed at once."""
+USERS = 4096
+"""Of how many users, at most: of a small catalogue, their lists' features take more than their scores."""
 KEPT = 20 * CHUNK
 """Up to how many scores of each model a ranking keeps."""
 TIMED, LISTED = 11, 10
@@ -148,7 +150,7 @@ class Ranking:
     @property
     def _starts(self) -> range:
         """Where each chunk of users begins."""
-        return range(0, len(self._part.users), max(1, CHUNK // len(self._items.users)))
+        return range(0, len(self._part.users), max(1, min(USERS, CHUNK // len(self._items.users))))
 
     def _compute(self, starts: range) -> Iterator[Chunk]:
         size = self._starts.step

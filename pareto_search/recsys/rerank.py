@@ -30,6 +30,8 @@ HIDDEN = -1e9
 """What an item is worth that must not be shown: less than all else, but more than one that is in the list already."""
 POOL = 200
 """How many items per user the greedy choice has before it."""
+NUMBERS = 2**24
+"""How many features of theirs it has before it at once: for some users after others, so that memory does not grow."""
 
 
 class Reranker:
@@ -126,14 +128,30 @@ def choose(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDA
     hit = np.take_along_axis(hit, pool, 1)
     other = np.where(np.isfinite(worth), bonus[pool], np.float32(HIDDEN))
     other[pool < 0] = -np.inf
-    features = items.features[pool]
+    users = max(1, NUMBERS // (pool.shape[1] * items.features.shape[1]))
+    some = (slice(start, start + users) for start in range(0, len(pool), users))
+    parts = [_greedy(pool[s], hit[s], other[s], items.features, diversity=diversity, k=k) for s in some]
+    return np.concatenate(parts) if parts else np.empty((0, k), np.int32)
+
+
+def _greedy(
+    pool: NDArray[np.int32], hit: Floats, other: Floats, features: Floats, *, diversity: np.float32, k: int
+) -> NDArray[np.int32]:
+    """The items `(m, k)` that are worth most together.
+
+    Args:
+        pool: `(m, p)` item indices.
+        hit, other: `(m, p)` how probable each is, and what else it is worth; the latter is overwritten.
+        features: of all items.
+    """
+    own = features[pool]
     rows = np.arange(len(pool))
     chosen = np.empty((len(pool), k), np.int32)
     for place in range(k):
         best = (hit / np.float32(np.log2(place + 2)) + other).argmax(1)
         chosen[:, place] = pool[rows, best]
         if diversity:  # that all are further from it by 1 changes nothing
-            other -= diversity * (features @ features[rows, best][:, :, None])[:, :, 0]
+            other -= diversity * (own @ own[rows, best][:, :, None])[:, :, 0]
         other[rows, best] = -np.inf
     return chosen
 

@@ -74,8 +74,10 @@ def test_a_target_that_is_bought_again_is_not_masked() -> None:
 def test_chunks_of_users_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: list[Genes] = [{}, {"diversity": 0.5}]
     whole = Ranking(part(), ITEMS, {"model": Fixed()}).values(settings, METRICS)
-    monkeypatch.setattr(ranking, "CHUNK", 2 * 6)  # two users at once
-    assert Ranking(part(), ITEMS, {"model": Fixed()}).values(settings, METRICS) == whole
+    for name, most in (("CHUNK", 2 * 6), ("USERS", 2)):  # two users at once
+        with monkeypatch.context() as few:
+            few.setattr(ranking, name, most)
+            assert Ranking(part(), ITEMS, {"model": Fixed()}).values(settings, METRICS) == whole
 
 
 def test_each_setting_is_blended_from_the_same_scores() -> None:

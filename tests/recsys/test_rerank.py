@@ -53,6 +53,16 @@ def test_a_diversity_of_0_is_the_plain_order() -> None:
     assert rerank(some, many(300), {"diversity": 0.0}, 10).tolist() == expected.tolist()
 
 
+def test_users_one_after_the_other_get_what_they_get_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = np.random.default_rng(1).normal(size=(7, 300)).astype(np.float32)
+    setting = {"diversity": 0.01, "novelty": 0.02}
+    together = rerank(some.copy(), many(300), setting, 10).tolist()
+    assert together != rerank(some.copy(), many(300), {}, 10).tolist()
+    monkeypatch.setattr(ranker, "NUMBERS", 2 * 300 * many(300).features.shape[1])  # two users or three
+    assert rerank(some.copy(), many(300), setting, 10).tolist() == together
+    assert rerank(some[:0], many(300), setting, 10).shape == (0, 10)
+
+
 def test_greedy_choice_by_hand() -> None:
     # Item 0 comes first. At the second place, item 1 is worth .3 / log2(3) = .189, item 2 .2 / log2(3) + .09 · 1 = .216
     # and item 3 .153; at the third, item 1 is worth .3 / 2 + .09 · (0 + 1) = .24 and item 3 .1 / 2 + .09 · 2 = .23.
