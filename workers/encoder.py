@@ -101,6 +101,11 @@ class Encoder:
         if self.pooling not in get_args(Pooling):
             raise CheckpointError(f"a checkpoint pools by '{pooling}'; another release has written it, and can read it")
         tokens, lengths = _tokenise(base, texts, max_tokens)
+        if lengths.max() > (most := _most_tokens(self.model)):
+            raise CheckpointError(
+                f"base model '{base.id}' reads {most} tokens at most, and an item's text has {lengths.max()}; set "
+                f"model.max_item_tokens to {most}"
+            )
         self.lengths = lengths
         multiple = widths or WIDTHS[device]
         self._row = np.empty(len(texts), np.int64)  # an item's row in its bucket
@@ -381,6 +386,15 @@ def _final(model: Any, prefix: str) -> nn.Module:
     parent = model.get_submodule(prefix.rpartition(".")[0])
     norms = (getattr(parent, name, None) for name in ("norm", "final_norm", "final_layer_norm", "ln_f"))
     return next((norm for norm in norms if isinstance(norm, nn.Module)), nn.Identity())
+
+
+def _most_tokens(model: Any) -> int:
+    """How long a text may be for the model's positions."""
+    tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    table = next((m for m in tables if isinstance(m, nn.Embedding)), None)
+    # RoBERTa and MPNet count positions from the one after their padding's.
+    unused = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+    return int(model.config.max_position_embeddings) - unused
 
 
 def _tokenise(base: Base, texts: Sequence[str], max_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

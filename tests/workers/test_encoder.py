@@ -76,6 +76,18 @@ def test_frozen_vectors_are_those_of_plain_transformers(base: Base, toy: Dataset
     assert (ours @ ours.T).min() < 0.95  # the texts do not all look alike
 
 
+def test_a_text_may_be_as_long_as_the_models_positions_and_no_longer(base: Base) -> None:
+    text = "red " * 100
+    with pytest.raises(CheckpointError, match=r"set model.max_item_tokens to \d+$") as refused:
+        Encoder(base, [text], max_tokens=40, layers=1)
+    assert "at most, and an item's text has 40" in str(refused.value)
+    most = int(str(refused.value).rpartition(" ")[2])
+    assert torch.allclose(Encoder(base, [text], max_tokens=most, layers=1).frozen, plain(base, [text], most), atol=1e-5)
+    if json.loads((base.folder / "config.json").read_text())["model_type"] not in ("modernbert", "llama", "qwen3"):
+        with pytest.raises((IndexError, RuntimeError)):  # there positions are rows, and here angles
+            plain(base, [text], most + 1)
+
+
 def test_peft_loads_an_adapter_of_every_family_and_computes_the_same_vectors(
     base: Base, toy: Dataset, tmp_path: Path
 ) -> None:
