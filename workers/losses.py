@@ -131,23 +131,24 @@ class Histories:
     def recent(self) -> Tensor:
         """The decayed mean `(q, f)` of the features, zero for an empty history; see `metrics.history_novelty`."""
         age = self._lengths.cumsum(0)[self._owner] - torch.arange(len(self._owner), device=self._owner.device) - 1
-        return self._mean(self._features, RECENCY ** age.to(self._features.dtype))
+        weights = RECENCY ** age.to(self._features.dtype)
+        rows = weights.new_zeros(len(self._lengths), 1 + self._features.shape[1])
+        weighted = torch.cat([torch.ones_like(weights)[:, None], self._features[self._item]], 1) * weights[:, None]
+        rows.index_add_(0, self._owner, weighted)
+        return rows[:, 1:] / rows[:, :1].clamp(min=1e-9)
 
     def shares(self) -> Tensor:
-        """The share `(q, f)` of each category; see `metrics.calibration`."""
-        liked = self._mean(self._features.square(), torch.ones_like(self._owner, dtype=self._features.dtype))
+        """The share `(q, f)` of each category among the items, each of which counts once; see `metrics.calibration`."""
+        pairs = torch.unique(self._owner * len(self._features) + self._item)
+        owner, item = pairs // len(self._features), pairs % len(self._features)
+        liked = self._features.new_zeros(len(self._lengths), self._features.shape[1])
+        liked.index_add_(0, owner, self._features[item].square())
         return liked / liked.sum(1, keepdim=True).clamp(min=1e-9)
 
     def sequences(self) -> Sequences:
         """The same, as scorers take it."""
         indptr = np.concatenate([[0], self._lengths.cumsum(0).cpu().numpy()])
         return Sequences(indptr, self._item.cpu().numpy().astype(np.int32), None)
-
-    def _mean(self, values: Tensor, weights: Tensor) -> Tensor:
-        rows = values.new_zeros(len(self._lengths), 1 + values.shape[1])
-        weighted = torch.cat([torch.ones_like(weights)[:, None], values[self._item]], 1) * weights[:, None]
-        rows.index_add_(0, self._owner, weighted)
-        return rows[:, 1:] / rows[:, :1].clamp(min=1e-9)
 
 
 def expected_ild(p: Tensor, items: "ItemTensors", _: Histories) -> Tensor:

@@ -263,9 +263,9 @@ class Serving:
         """What each item of a history adds to the scores of the chosen items, by the model and by what is blended in:
         `(k, n)`.
 
-        Of EASE, the text and the decayed mean it is exact: with what is the same for every item, they sum to the
-        score. Of the attention tower, where items act together, it is what the score loses without the item (leave one
-        out). Items before a tower's window add nothing to its part.
+        Of EASE, the text and the decayed mean it is exact: with the item's bias, and what is the same for every item,
+        they sum to the score. Of the attention tower, where items act together, it is what the score loses without the
+        item (leave one out). Items before a tower's window add nothing to its part.
         """
         one = sequences([history])
         barred = self.items.barred(one)

@@ -193,6 +193,12 @@ def test_expected_calibration_is_that_of_a_list_in_which_every_item_has_its_shar
     assert float(found) == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_was_bought_again_is_in_the_shares_once_as_the_metric_has_it() -> None:
+    items, owner, item = categories(), torch.tensor([0, 0, 0, 1]), torch.tensor([3, 3, 2, 4])
+    bought = losses.Histories(owner, item, 3, torch.from_numpy(items.features))
+    assert bought.shares() == pytest.approx(np.array([[0, 0.5, 0.5], [1 / 3] * 3, [0] * 3]), abs=1e-6)
+
+
 def test_the_spread_is_1_where_all_items_share_alike_and_0_on_one_item() -> None:
     items = ItemTensors(statistics(4), "cpu")
     even, one = torch.full((2, 4), 0.25), torch.tensor([[0.0, 1, 0, 0]] * 2)
