@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 from running import Ended, Finished, pareto_search, undisturbed
 
-from benchmarks import small
+from benchmarks import kills, small
 from pareto_search import load_front
 from pareto_search.cli import cli, main
 from pareto_search.display import show_front
@@ -303,11 +303,12 @@ def test_a_run_folder_of_another_config_is_refused(call: Call, undisturbed: Fini
 
 def test_a_search_shows_its_progress_and_at_the_end_its_front(undisturbed: Finished) -> None:
     lines = undisturbed.said.splitlines()
-    form = r"(\d) of 8 candidates(, \d+ merged)?: front of \d+ entr(?:y|ies), hypervolume 0\."
+    total = int(kills.SEARCH["candidates"])
+    form = rf"(\d) of {total} candidates(, \d+ merged)?: front of \d+ entr(?:y|ies), hypervolume 0\."
     progress = [match for line in lines if (match := re.search(form, line))]
     counts = [int(match[1]) for match in progress]
     assert counts == sorted(counts)
-    assert set(counts) >= {1, 8} or len(set(counts)) > 4  # two that end together are one line
+    assert set(counts) >= {1, total} or len(set(counts)) > 4  # two that end together are one line
     assert progress[-1][2]
     assert any("left" in line for line in lines)
     assert any(line.strip().startswith("entry") and "ndcg@5" in line for line in lines)
