@@ -58,7 +58,10 @@ def run_search(
         _check_offered(config, data, parts)
         longest = max(parse_metric(name).k for name in config.metrics)
         if few := parts.with_fewer_left(longest):
-            watcher.notice(f"Fewer than {longest} items are left for {few} users: others fill up their lists.")
+            watcher.notice(
+                f"{few} users have fewer than {longest} items left: what may not be shown fills up their lists, and counts "
+                "in their metrics."
+            )
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
             older = load_config(Path(refreshes))

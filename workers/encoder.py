@@ -8,6 +8,7 @@ at least for the lowest one.
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import zip_longest
@@ -389,12 +390,12 @@ def _final(model: Any, prefix: str) -> nn.Module:
 
 
 def _most_tokens(model: Any) -> int:
-    """How long a text may be for the model's positions."""
+    """How long a text may be for the model's positions; without an end where it has none, as with ALiBi."""
     tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
     table = next((m for m in tables if isinstance(m, nn.Embedding)), None)
     # RoBERTa and MPNet count positions from the one after their padding's.
     unused = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
-    return int(model.config.max_position_embeddings) - unused
+    return int(getattr(model.config, "max_position_embeddings", sys.maxsize)) - unused
 
 
 def _tokenise(base: Base, texts: Sequence[str], max_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
