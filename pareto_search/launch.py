@@ -59,8 +59,8 @@ def run_search(
         longest = max(parse_metric(name).k for name in config.metrics)
         if few := parts.with_fewer_left(longest):
             watcher.notice(
-                f"{few} users have fewer than {longest} items left: what may not be shown fills up their lists, and counts "
-                "in their metrics."
+                f"{few} users have fewer than {longest} items left: what may not be shown fills up their lists, and "
+                "counts in their metrics."
             )
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
