@@ -56,12 +56,7 @@ def run_search(
         parts = split(data, **config.splitting())
         _check_groups(config, parts)
         _check_offered(config, data, parts)
-        longest = max(parse_metric(name).k for name in config.metrics)
-        if few := parts.with_fewer_left(longest):
-            watcher.notice(
-                f"{few} users have fewer than {longest} items left: what may not be shown fills up their lists, and "
-                "counts in their metrics."
-            )
+        _tell_of_short_lists(config, parts, watcher)
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
             older = load_config(Path(refreshes))
@@ -289,6 +284,15 @@ def _check_offered(config: SearchConfig, data: Dataset, parts: Split) -> None:
                 f"objective {alike} tells no items of {whose} apart, because none of their interactions are trained "
                 "on; leave it out, or give data.shots above 0"
             )
+
+
+def _tell_of_short_lists(config: SearchConfig, parts: Split, watcher: Watcher) -> None:
+    longest = max(parse_metric(name).k for name in config.metrics)
+    if few := parts.with_fewer_left(longest):
+        watcher.notice(
+            f"{few} users have fewer than {longest} items left: what may not be shown fills up their lists, and counts "
+            "in their metrics."
+        )
 
 
 def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher: Watcher) -> Store:

@@ -73,8 +73,7 @@ class Batches:
         self._moment = np.cumsum(train.gaps != SAME_MOMENT) if ties and train.gaps is not None else None
         met = np.ones(len(train.indptr) - 1, bool)
         if offered is not None:
-            owner = np.repeat(np.arange(len(met)), np.diff(train.indptr))
-            met = np.bincount(owner, offered[train.items], len(met)) > 0
+            met = np.bincount(train.owners, offered[train.items], len(met)) > 0
         self._near, far = users[met[users]], users[~met[users]]
         self._far = far
         self._drawn = min(len(far), max(len(self._near), -(-len(far) // MOST))) if len(self._near) else len(far)

@@ -299,8 +299,7 @@ def _encoded(n_items: int) -> int:
 
 def _pairs(some: Sequences) -> tuple[Tensor, Tensor]:
     """`(n,)` each item of some users' rows, and `(n,)` the row that it is in, which comes first."""
-    owner = np.repeat(np.arange(len(some.indptr) - 1), np.diff(some.indptr))
-    return torch.from_numpy(owner), torch.from_numpy(some.items.astype(np.int64))
+    return torch.from_numpy(some.owners), torch.from_numpy(some.items.astype(np.int64))
 
 
 def _shape(genes: Genes, encoder: Encoder) -> LoraShape:

@@ -182,6 +182,6 @@ def decayed_means(history: Sequences, vectors: Floats, decay: float, window: int
     lengths = np.diff(history.indptr)
     age = np.repeat(history.indptr[1:], lengths) - np.arange(len(history.items)) - 1
     weights = np.where(age < window, decay ** np.minimum(age, window), 0.0).astype(np.float32)
-    totals = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights, minlength=len(lengths))
+    totals = np.bincount(history.owners, weights, minlength=len(lengths))
     matrix = csr_matrix((weights, history.items, history.indptr), (len(lengths), len(vectors)))
     return np.asarray(matrix @ vectors / np.maximum(totals, 1e-9)[:, None].astype(np.float32))

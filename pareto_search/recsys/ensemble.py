@@ -78,9 +78,8 @@ class _Chunk:
 
     def __init__(self, scores: Mapping[str, Floats], targets: Sequences) -> None:
         self.scores = scores
-        counts = np.diff(targets.indptr)
-        self._row, self._items = np.repeat(np.arange(len(counts)), counts), targets.items
-        self._share = 1.0 / counts[self._row]
+        self._row, self._items = targets.owners, targets.items
+        self._share = 1.0 / np.diff(targets.indptr)[self._row]
 
     def loss(self, bag: Sequence[str]) -> float:
         """Σ over users of the mean -log p of their targets, by the average of a bag of models."""

@@ -65,7 +65,7 @@ class _Chunk:
         self._scores = [np.where(self._barred, np.float32(0.0), s) for s in (whole, *(scores[name] for name in parts))]
         self.users = len(whole)
         counts = np.diff(targets.indptr)
-        row = np.repeat(np.arange(self.users), counts)
+        row = targets.owners
         wanted = np.array([s[row, targets.items] for s in self._scores], np.float64)
         self._wanted = (wanted / counts[row]).sum(1)
 

@@ -158,5 +158,5 @@ class Ranking:
             history = self._part.history.rows(start, start + size)
             targets = self._part.targets.rows(start, start + size)
             barred = self._items.barred(history)
-            barred[np.repeat(np.arange(len(barred)), np.diff(targets.indptr)), targets.items] = False  # bought again
+            barred[targets.owners, targets.items] = False  # bought again
             yield Chunk(history, targets, {n: relevance(s, history, barred) for n, s in self._scorers.items()})

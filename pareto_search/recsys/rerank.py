@@ -131,7 +131,7 @@ def choose(scores: Floats, items: ItemStatistics, setting: Genes, k: int) -> NDA
     users = max(1, NUMBERS // (pool.shape[1] * items.features.shape[1]))
     some = (slice(start, start + users) for start in range(0, len(pool), users))
     parts = [_greedy(pool[s], hit[s], other[s], items.features, diversity=diversity, k=k) for s in some]
-    return np.concatenate(parts) if parts else np.empty((0, k), np.int32)
+    return np.concatenate([np.empty((0, k), np.int32), *parts])
 
 
 def _greedy(

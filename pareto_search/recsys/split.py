@@ -48,6 +48,11 @@ class Sequences:
             if array is not None:
                 array.flags.writeable = False  # many hands hold these, and an order spoilt in place shows nowhere
 
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """`(n,)` the user of each item."""
+        return np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
+
     def of(self, user: int) -> NDArray[np.int32]:
         """The items of one user."""
         return self.items[self.indptr[user] : self.indptr[user + 1]]
@@ -127,8 +132,7 @@ class Split:
         offered = np.ones(self.n_items, bool) if self.offered is None else self.offered
 
         def pairs(sequences: Sequences) -> NDArray[np.int64]:
-            owners = np.repeat(np.arange(len(sequences.indptr) - 1), np.diff(sequences.indptr))
-            return owners * self.n_items + sequences.items
+            return sequences.owners * self.n_items + sequences.items
 
         def count(part: Part) -> int:
             had = np.setdiff1d(pairs(part.history), pairs(part.targets))  # which may be bought again

@@ -43,10 +43,8 @@ class ItemStatistics:
         Args:
             features: `(n_items, f)` any scale; rows are brought to unit length.
         """
-        lengths = np.diff(train.indptr)
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        n_users = int((lengths > 0).sum())
-        pairs = np.unique(owner * n_items + train.items)
+        n_users = int((np.diff(train.indptr) > 0).sum())
+        pairs = np.unique(train.owners * n_items + train.items)
         users = np.bincount(pairs % n_items, minlength=n_items)
         novelty = -np.log2(np.maximum(users, 1) / n_users) / np.log2(max(n_users, 2))
         norms = np.linalg.norm(features, axis=1, keepdims=True)
@@ -59,7 +57,7 @@ class ItemStatistics:
         barred = np.zeros((len(histories.indptr) - 1, len(self.users)), bool)
         if self.offered is not None:
             barred[:] = ~self.offered
-        barred[np.repeat(np.arange(len(barred)), np.diff(histories.indptr)), histories.items] = True
+        barred[histories.owners, histories.items] = True
         return barred
 
     @property

@@ -12,7 +12,7 @@ import ray
 import yaml
 from running import Finished, pareto_search
 
-from benchmarks import small
+from benchmarks import kills, small
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.config import SearchConfig
 from pareto_search.errors import ClusterError
@@ -125,5 +125,7 @@ def test_a_search_in_which_every_candidate_diverges_ends_with_one_line(undisturb
     config = undisturbed.config.with_name("hopeless.yaml")
     config.write_text(yaml.safe_dump(content))
     ended = pareto_search("run", config, "--out", tmp_path / "run")
-    reason = r"the loss is not finite at step \d+ of 15; mend that and resume with a larger budget"
+    reason = (
+        rf"the loss is not finite at step \d+ of {kills.SEARCH['steps']}; mend that and resume with a larger budget"
+    )
     assert re.fullmatch(rf"all 3 candidates failed, c000[123] with: {reason}", ended.complaint)
