@@ -24,7 +24,7 @@ from pareto_search.recsys import fetch
 from pareto_search.recsys.dataset import MOVIELENS, Dataset, load
 from pareto_search.render import write
 from pareto_search.report import report
-from pareto_search.store import Store
+from pareto_search.store import Store, lock
 from pareto_search.track import register, tracking
 
 RUN = click.argument("run", type=publishing.local)
@@ -242,9 +242,12 @@ def evaluate(
             )
         known = _data(data) if data else load(**_config_of(place).data.arguments())
         served = Serving(entry.of_run(place, name), known, base)
-    scores = served.evaluate(part)
     if name is not None and part == "test":
-        _count_test(place)
+        with lock(place):  # a search that goes on would write the front meanwhile
+            scores = served.evaluate(part)
+            _count_test(place)
+    else:
+        scores = served.evaluate(part)
     click.echo(json.dumps(scores, indent=1)) if as_json else display.show_scores(served.entry.name, part, scores)
 
 

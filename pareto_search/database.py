@@ -283,6 +283,21 @@ def is_url(where: str | Path) -> bool:
     return isinstance(where, str) and "://" in where
 
 
+def same_database(one: str | None, other: str | None) -> bool:
+    """Whether two URLs, or the lack of one, name the same database, whoever logs in and with whatever password.
+
+    Raises:
+        RunError: a URL is of another kind.
+    """
+    if one is None or other is None:
+        return one is other
+    places = [_postgresql(url) for url in (one, other)]
+    first, second = (
+        (url.host, url.port, url.database, url.difference_update_query(("user", "password")).query) for url in places
+    )
+    return first == second
+
+
 def _postgresql(text: str) -> sa.URL:
     try:
         url = sa.make_url(text)

@@ -10,7 +10,8 @@ from typing import Any
 from pareto_search import publish, refreshing, results
 from pareto_search.comparison import Comparison
 from pareto_search.config import SearchConfig
-from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
+from pareto_search.database import same_database
+from pareto_search.errors import AbsentError, CheckpointError, ConfigError, DataError, RunError
 from pareto_search.question import Canary
 from pareto_search.recsys.dataset import DOMAIN, OWN_GROUPS, Dataset, load
 from pareto_search.recsys.metrics import LEAST_SHARE, counted, parse_metric
@@ -24,6 +25,8 @@ from pareto_search.workers.workload import LARGEST_SQUARE, Workload
 
 FROM_TRAINING = ("novelty", "credibility", "tail")
 """Metrics of what the training part says of an item."""
+OF_A_RECORD = ("components", "checkpoints", "states", results.FRONT)
+"""What a run folder has once its record is there."""
 
 
 def run_search(
@@ -68,8 +71,8 @@ def run_search(
         try:
             search = Search(config, store, run, refreshing.forerunners(run))
             if search.is_over and not retrain and (run / results.FRONT).is_file():
+                _write(config, run)
                 return results.load_front(run)  # nothing new to look at, so test is not touched again
-            (run / results.FRONT).unlink(missing_ok=True)  # it would speak for a search that has gone on
             watcher.notice("Starting workers.")
             if address is None:
                 _want_token()
@@ -85,6 +88,9 @@ def run_search(
                 timeout=config.search.candidate_timeout * workers.pack,
                 address=address,
             ) as pool:
+                # It would speak for a search that has gone on; one that could not begin leaves it.
+                (run / results.FRONT).unlink(missing_ok=True)
+                _write(config, run)  # budget and workers may be others now
                 comparison = Comparison(run, search, pool, watcher.notice)
                 if search.awaits_early:
                     comparison.prepare_early()
@@ -202,16 +208,16 @@ def _claim(run: Path, config: SearchConfig) -> None:
         held = load_config(run)
         if held.identity() != config.identity():
             raise RunError(f"{run} holds a search of another config; give --out another folder")
-        if held.store != config.store:
+        if not same_database(held.store, config.store):
             raise RunError(f"the record of {run} is in another store; give the config that it was begun with")
-    elif run.exists() and not all(
-        p.name == refreshing.FOLDER or p.name.lstrip(".").startswith("search.") for p in run.iterdir()
-    ):
-        raise RunError(f"{run} is not empty and holds no search; give --out a new folder")
+        return
     try:
         run.mkdir(parents=True, exist_ok=True)
+        others = [p for p in run.iterdir() if not p.name.lstrip(".").startswith("search.")]
     except OSError as error:
-        raise RunError(f"{run} cannot be made ({error.strerror}); give --out a folder that can") from None
+        raise RunError(f"{run} cannot be used ({error.strerror}); give --out a new folder") from None
+    if any(p.name != refreshing.FOLDER for p in others):
+        raise RunError(f"{run} is not empty and holds no search; give --out a new folder")
 
 
 def _want_token() -> None:
@@ -296,18 +302,24 @@ def _tell_of_short_lists(config: SearchConfig, parts: Split, watcher: Watcher) -
 
 
 def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher: Watcher) -> Store:
-    """The record, begun if it is not there yet; search.yaml comes first, so that a kill in between can be mended."""
+    """The record, begun if it is not there yet; search.yaml comes first, so that a kill in between can be mended.
+
+    A database that does not answer leaves no search.yaml behind, so that its URL can be corrected.
+    """
     base = locate(config.model.base, config.model.revision)
-    if not (run / "search.yaml").is_file():
-        write_whole(run / "search.yaml", config.to_yaml())
     where = config.store or run / "search.db"
     try:
         store = Store.open(where, config.name, watcher.notice)
-    except RunError as error:
+    except AbsentError:
+        if any((run / name).exists() for name in OF_A_RECORD):
+            raise RunError(
+                f"{run} was searched, but its record is not there; restore that, or begin a new run folder"
+            ) from None
+        _write(config, run)
         record = SearchRecord(
             name=config.name,
             identity=config.identity(),
-            config=config.to_yaml(),
+            config=config.model_copy(update={"store": None}).to_yaml(),  # whose URL may hold a password
             seed=config.search.seed,
             data_sha256=data.sha256,
             split_sha256=parts.sha256,
@@ -315,10 +327,7 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher:
             base_sha256=base.sha256,
             lanes=config.workers.count,
         )
-        try:
-            store = Store.create(where, record)
-        except RunError:
-            raise error from None  # it is there, and this is why it cannot be opened
+        store = Store.create(where, record)
     # A shared store names the folder that has the checkpoints; one's own may be moved with its folder.
     if config.store and store.fact("run") not in (None, str(run.resolve())):
         raise RunError(f"{config.name} is searched in {store.fact('run')}; go on there, or give the config a new name")
@@ -337,8 +346,12 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher:
     if store.fact("run") is None:  # begun now, or killed before it could be noted
         with store.transaction() as changes:
             changes.put_fact("run", str(run.resolve()))
-    write_whole(run / "search.yaml", config.to_yaml())  # budget and workers may be others now
     return store
+
+
+def _write(config: SearchConfig, run: Path) -> None:
+    """Keeps the config in the run folder; the URL of a store may hold a password."""
+    write_whole(run / "search.yaml", config.to_yaml(), private=config.store is not None)
 
 
 def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:

@@ -187,11 +187,20 @@ def save(front: Document, run: Path) -> None:
     write_whole(run / FRONT, json.dumps(front, indent=1))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+def write_whole(path: Path, text: str, *, private: bool = False) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+        private: whether nobody but its owner may read it.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        temporary.unlink(missing_ok=True)  # a kill may have left it, with other permissions
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666)
+        with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -31,7 +31,7 @@ def write_study(
 
     Raises:
         ConfigError: Optuna is missing.
-        RunError: the file exists, or its folder does not.
+        RunError: the file exists, or cannot be written.
     """
     try:
         import optuna
@@ -39,11 +39,14 @@ def write_study(
         raise ConfigError("export-study needs optuna: pip install 'pareto-search[track]'") from None
     if path.exists():
         raise RunError(f"{path} is there already; give --to a new file")
-    if not path.absolute().parent.is_dir():
-        raise RunError(f"{path} cannot be written; expected a file name in a folder that exists")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     new = path.absolute().with_name(f".{path.name}.new")  # gets its name when it is whole
-    new.unlink(missing_ok=True)
+    try:
+        new.write_bytes(b"")
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}); expected a file name in a folder to write in"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=name,
         storage=f"sqlite:///{new}",

@@ -22,7 +22,7 @@ from pareto_search.cli import cli, main
 from pareto_search.display import show_front
 from pareto_search.launch import load_config
 from pareto_search.recsys.fetch import FOLDER
-from pareto_search.store import Store
+from pareto_search.store import Store, lock
 
 __all__ = ["undisturbed"]
 
@@ -427,6 +427,8 @@ def test_only_a_look_at_test_that_has_happened_is_counted(
     looks = load_front(copied)["test_evaluations"]
     assert call("evaluate", copied, entry, "--split", "validation").code == 0
     assert call("evaluate", copied, entry, "--data", tmp_path / "nothing").code == 2
+    with lock(copied):
+        assert "another process is running this search" in call("evaluate", copied, entry).complaint
     assert load_front(copied)["test_evaluations"] == looks
     assert call("evaluate", copied, entry, "--split", "test").code == 0
     assert load_front(copied)["test_evaluations"] == looks + 1
@@ -497,6 +499,7 @@ def test_export_study_writes_every_evaluation(call: Call, undisturbed: Finished,
     assert ended.out.endswith(f"optuna-dashboard sqlite:///{to}\n")
     assert study.n_trials > 6  # candidates, each with several settings
     assert "is there already; give --to a new file" in call("export-study", undisturbed.run, "--to", to).complaint
+    assert "cannot be written" in call("export-study", undisturbed.run, "--to", to / "below").complaint
 
 
 def test_an_unknown_tracker_gets_one_line(call: Call, undisturbed: Finished) -> None:

@@ -1,7 +1,8 @@
 import dataclasses
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import sqlalchemy as sa
@@ -25,6 +26,22 @@ class Untouchable:
         raise KeyboardInterrupt
 
 
+class Idle:
+    """In place of one that starts, and is stopped when it is told something."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def tell_all(self, *_: object) -> None:
+        raise KeyboardInterrupt
+
+
 @pytest.fixture
 def run(undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pool, "RayPool", Untouchable)
@@ -39,12 +56,61 @@ def test_a_search_that_is_over_gives_its_front_without_workers_even_where_its_fo
     assert run_search(SearchConfig.load(run / "search.yaml"), run) == load_front(run)
 
 
-def test_with_a_larger_budget_the_old_front_speaks_for_nobody(run: Path) -> None:
-    config = SearchConfig.load(run / "search.yaml")
+def test_a_larger_budget_whose_workers_never_start_changes_nothing(run: Path) -> None:
+    config, front = SearchConfig.load(run / "search.yaml"), load_front(run)
     with pytest.raises(KeyboardInterrupt):
         run_search(budget(config, config.search.candidates + 2), run)
+    assert load_front(run) == front
+    assert SearchConfig.load(run / "search.yaml") == config
+
+
+def test_with_a_larger_budget_the_old_front_speaks_for_nobody(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "RayPool", Idle)
+    config = SearchConfig.load(run / "search.yaml")
+    larger = budget(config, config.search.candidates + 2)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(larger, run)
     with pytest.raises(RunError, match="resume it with 'pareto-search resume'"):
         load_front(run)
+    assert SearchConfig.load(run / "search.yaml") == larger
+
+
+@pytest.mark.parametrize("left", [load_front, lambda run: list((run / "checkpoints").iterdir())])
+def test_a_folder_without_its_record_is_left_as_it_is(run: Path, left: Callable[[Path], object]) -> None:
+    before = left(run)
+    (run / "search.db").unlink()
+    for path in run.glob("search.db-*"):
+        path.unlink()
+    with pytest.raises(RunError, match="its record is not there; restore that"):
+        run_search(SearchConfig.load(run / "search.yaml"), run)
+    assert left(run) == before
+    assert not (run / "search.db").exists()
+
+
+def test_a_file_is_no_run_folder(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("something else")
+    with pytest.raises(RunError, match="cannot be used"):
+        run_search(SearchConfig.load(run / "search.yaml"), tmp_path / "file")
+
+
+def test_a_database_that_did_not_answer_can_be_named_again(run: Path, tmp_path: Path, postgresql: str) -> None:
+    config, new = SearchConfig.load(run / "search.yaml"), tmp_path / "new"
+    with pytest.raises(RunError, match="none"):
+        run_search(config.model_copy(update={"store": "postgresql://nobody@127.0.0.1:1/none"}), new)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(config.model_copy(update={"store": postgresql}), new)
+    assert SearchConfig.load(new / "search.yaml").store == postgresql
+    assert (new / "search.yaml").stat().st_mode & 0o077 == 0
+
+
+def test_another_password_leads_to_the_same_record(run: Path, tmp_path: Path, postgresql: str) -> None:
+    config, new = SearchConfig.load(run / "search.yaml"), tmp_path / "new"
+    for password in ("secret-1", "secret-2"):  # this server trusts whoever is on its machine
+        url = sa.make_url(postgresql).set(password=password).render_as_string(hide_password=False)
+        with pytest.raises(KeyboardInterrupt):
+            run_search(config.model_copy(update={"store": url}), new)
+        with closing(Store.open(url, config.name)) as store:
+            assert password not in store.search.config
 
 
 def test_a_search_that_was_killed_before_its_folder_was_noted_goes_on(
