@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
-from pareto_search.errors import CheckpointError, RunError
+from pareto_search.errors import CheckpointError, TroubleError
 
 MANIFEST = "manifest.json"
 
@@ -31,7 +31,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> str:
     between the two renames of a replacement, the old one lies aside until the next `write` or `sweep` puts it back.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written; there is the old folder or the new one, if any.
+        TroubleError: the disk is full, or the folder cannot be written; there is the old folder or the new one, if any.
         ValueError: a file's name is not a plain one.
     """
     for name in files:
@@ -52,8 +52,8 @@ def write(folder: Path, files: Mapping[str, bytes]) -> str:
         _replace(folder, new, aside)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(f"no space left on the disk of {folder}; free some and resume") from error
-        raise RunError(f"{folder} cannot be written ({error.strerror}); mend that and resume") from error
+            raise TroubleError(f"no space left on the disk of {folder}; free some and resume") from error
+        raise TroubleError(f"{folder} cannot be written ({error.strerror}); mend that and resume") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)  # gone already, unless something went wrong
     return hashlib.sha256(manifest).hexdigest()

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Index, Integer, String, UniqueConstraint
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, StatementError
 
-from pareto_search.errors import AbsentError, RunError
+from pareto_search.errors import AbsentError, RunError, TroubleError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -182,7 +182,7 @@ class Database:
         """A transaction, kept if nothing is raised.
 
         Raises:
-            RunError: the disk is full, another process writes, the database is gone, and the like.
+            TroubleError: the disk is full, another process writes, the database is gone, and the like.
             ValueError: JSON has no such number.
             TypeError: JSON has no such thing.
         """
@@ -266,12 +266,12 @@ class Database:
         except IntegrityError:
             raise
         except sa.exc.TimeoutError as error:
-            raise RunError(f"{self.place}: all connections wait for an answer; see to the database") from error
+            raise TroubleError(f"{self.place}: all connections wait for an answer; see to the database") from error
         except DBAPIError as error:
             code = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
             kind = "_".join(code.split("_")[:2])  # SQLITE_IOERR_WRITE is an SQLITE_IOERR
             said = str(error.orig).strip().partition("\n")[0]
-            raise RunError(f"{self.place}: {_TROUBLES.get(kind, f'{said}; mend that and try again')}") from error
+            raise TroubleError(f"{self.place}: {_TROUBLES.get(kind, f'{said}; mend that and try again')}") from error
         except StatementError as error:
             if isinstance(error.orig, ValueError | TypeError):
                 raise error.orig from None

@@ -31,6 +31,10 @@ class AbsentError(RunError):
     """The place for a record holds no such search; it may come yet."""
 
 
+class TroubleError(RunError):
+    """A disk or a database fails, whatever was asked of it."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, torn or changed, or its base model is not there."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pareto_search import archive
 from pareto_search.candidate import WARM_START, Candidate, Evaluation
-from pareto_search.errors import RunError, nearest
+from pareto_search.errors import RunError, TroubleError, nearest
 from pareto_search.objective import Constraint, Objective, Values
 from pareto_search.store import SearchRecord, Store
 
@@ -194,7 +194,7 @@ def write_whole(path: Path, text: str, *, private: bool = False) -> None:
         private: whether nobody but its owner may read it.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written.
+        TroubleError: the disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
@@ -207,4 +207,4 @@ def write_whole(path: Path, text: str, *, private: bool = False) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written ({error.strerror}); mend that and resume the search") from None
+        raise TroubleError(f"{path} cannot be written ({error.strerror}); mend that and resume the search") from error

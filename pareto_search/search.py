@@ -10,7 +10,7 @@ from pathlib import Path
 from pareto_search import archive, checkpoint
 from pareto_search.candidate import FIRST_TOWERS, INITIALS, Attempt, Evaluation, Forerunner, Kind, Leg
 from pareto_search.config import SearchConfig
-from pareto_search.errors import SearchError
+from pareto_search.errors import CheckpointError, SearchError
 from pareto_search.executor import Executor, Files, Outcome
 from pareto_search.schedule import Schedule, front_of
 from pareto_search.space import START
@@ -20,6 +20,8 @@ ATTEMPTS = 2
 """How often a candidate's leg may be lost with its worker, the last time alone."""
 HOPELESS = 8
 """After so many failures and no success the fault is not the candidates'."""
+NOBODY = "nobody"
+"""In place of the worker of an attempt that could not start."""
 WATCHING = 0.02
 """The share of its time that a search may spend on the hypervolume that it shows."""
 
@@ -221,7 +223,13 @@ class Search:
         """Gives free workers something to do, as far as there is anything and it has room."""
         while self._has_room(executor) and (attempt := self._next(record)) is not None:
             self._tries[attempt.candidate.id] = attempt.number
-            record.started(attempt, executor.submit(attempt, self._sources(attempt)))
+            try:
+                sources = self._sources(attempt)
+            except CheckpointError as error:  # damaged from outside: the others need not stop for it
+                record.started(attempt, NOBODY)
+                self._record(record, Outcome(attempt, error=str(error)))
+            else:
+                record.started(attempt, executor.submit(attempt, sources))
 
     def _has_room(self, executor: Executor) -> bool:
         """Whether what is next can start; what was lost with its worker has to be alone."""

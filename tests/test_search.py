@@ -1,6 +1,7 @@
 import errno
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -742,6 +743,28 @@ def test_a_checkpoint_has_no_state_and_a_state_is_no_checkpoint(store: Store, ru
     names = {p.name: set(checkpoint.read(p)) for p in (run / "checkpoints").iterdir()}
     assert set(map(frozenset, names.values())) == {frozenset({"recommender.json"})}
     assert all("optimiser.safetensors" in checkpoint.read(p) for p in (run / "states").iterdir())
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_a_state_that_is_gone_fails_its_candidate_and_no_other(store: Store, run: Path, mode: str) -> None:
+    lost: set[str] = set()
+
+    def look(_: Progress) -> None:
+        waiting = list((run / "states").glob("c*"))
+        if waiting and len(lost) < 4:
+            shutil.rmtree(run / "states")
+            lost.update(folder.name for folder in waiting)
+
+    found = Search(config(**HALVING, mode=mode, candidates=8), store, run)
+    found.run(Workers(), look)
+    failed = {a.candidate: (a.worker, a.error) for a in store.attempts() if a.state == "failed"}
+    assert failed
+    assert failed.keys() <= lost
+    for name, (worker, error) in failed.items():
+        assert worker == "nobody"
+        assert error == f"{run / 'states' / name} is not there; expected a folder with a manifest.json"
+    assert found.is_over
+    assert Search(config(**HALVING, mode=mode, candidates=8), store, run).is_over
 
 
 def test_the_state_of_a_candidate_that_fails_later_is_removed(store: Store, run: Path) -> None:

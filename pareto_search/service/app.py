@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from pareto_search.errors import ConfigError, UserError
+from pareto_search.errors import ConfigError, TroubleError, UserError
 from pareto_search.service import answers, deployments, fronts, searches
 from pareto_search.service.catalogue import Catalogue
 from pareto_search.service.fleet import Fleet
@@ -67,6 +67,7 @@ def create(
     app.include_router(_page_routes())
     app.add_exception_handler(UserError, _told)
     app.add_exception_handler(OSError, _troubled)
+    app.add_exception_handler(TroubleError, _troubled)
     app.add_exception_handler(RequestValidationError, _misfit)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _mistake)
@@ -154,9 +155,10 @@ def _told(_: Request, error: Exception) -> JSONResponse:
 
 
 def _troubled(_: Request, error: Exception) -> JSONResponse:
-    """A full disk, most often; which file it is says nothing to whoever asks."""
+    """A full disk, most often; which file or database it is says nothing to whoever asks."""
     traceback.print_exception(error)
-    reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+    cause = error.__cause__ if isinstance(error, TroubleError) else error
+    reason = cause.strerror if isinstance(cause, OSError) else "its database cannot be used"
     return _refusal(f"the service's machine is in trouble: {reason}; tell its operator, whose log has more", 507)
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from pydantic import ValidationError
 
 from pareto_search.config import MINILM, SPLITTING, ColumnsSection, DataSection, SearchConfig
-from pareto_search.errors import ConfigError, DataError, RunError, nearest
+from pareto_search.errors import ConfigError, DataError, nearest
 from pareto_search.recsys.dataset import MOVIELENS, load
 from pareto_search.service.record import NAME, ConflictError, DataSet, Deployment, Job, Record
 
@@ -199,8 +199,6 @@ class Catalogue:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, DataError):  # a user need not know where the service has its files
                 raise DataError(str(error).replace(f"{folder}/", "").replace(str(folder), name)) from None
-            if isinstance(error, OSError):
-                raise RunError(f"the upload cannot be kept ({error.strerror}); tell the operator") from None
             raise
 
     def _add(self, name: str, section: Mapping[str, Any], folder: Path) -> DataSet:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from pareto_search import results
 from pareto_search.errors import ConfigError, RunError
+from pareto_search.service.record import MissingError
 from pareto_search.service.turns import Turns
 
 _turns = Turns()
@@ -21,11 +22,16 @@ def packed(run: Path, name: str, form: str) -> BinaryIO:
         run: the folder of a search that has ended.
 
     Raises:
-        RunError: the front has no such entry, or the process has ended over it.
+        MissingError: the front has no such entry.
+        RunError: there is no front, or the process has ended over it.
         ConfigError: what the export complains about.
         ConflictError: too many wait for theirs.
     """
-    results.find_entry(results.load_front(run), name)
+    front = results.load_front(run)
+    try:
+        results.find_entry(front, name)
+    except RunError as error:
+        raise MissingError(str(error)) from None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "export")
         command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "export", str(run), name]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from serving import TOKEN
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from pareto_search.database import Database
 from pareto_search.service import app
 from pareto_search.service.catalogue import Catalogue
 from pareto_search.service.fleet import Fleet
@@ -137,6 +139,19 @@ def test_a_full_disk_is_no_mistake_of_the_service(guard: Guard, is_upload: bool)
     assert answer.status_code == 507
     assert "No space left on device" in answer.json()["error"]
     assert "secret" not in answer.text
+
+
+def test_a_database_that_is_away_is_no_mistake_of_who_asks(guard: Guard) -> None:
+    def away() -> str:
+        with closing(Database("postgresql://nobody:secret@127.0.0.1:1/none")) as database, database.reading():
+            return "there"
+
+    route(guard, "/v1/away", away)
+    with TestClient(guard) as client:
+        answer = client.get("/v1/away", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert answer.status_code == 507
+    assert "its database cannot be used; tell its operator" in answer.json()["error"]
+    assert "none" not in answer.text
 
 
 @pytest.mark.parametrize(
