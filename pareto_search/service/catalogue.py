@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from pareto_search.config import MINILM, SPLITTING, ColumnsSection, DataSection, SearchConfig
+from pareto_search.config import MINILM, SPLITTING, ColumnsSection, SearchConfig
 from pareto_search.errors import ConfigError, DataError, nearest
-from pareto_search.recsys.dataset import MOVIELENS, load
+from pareto_search.recsys.dataset import MOVIELENS
+from pareto_search.service import reader
 from pareto_search.service.record import NAME, ConflictError, DataSet, Deployment, Job, Record
 
 UNPACKED = 1 << 30
@@ -167,7 +168,7 @@ class Catalogue:
         shutil.rmtree(Path(files).parent if files else data.section["source"], ignore_errors=True)
 
     def _read(self, data: DataSet) -> Sequence[tuple[str, str, str]]:
-        read = load(**DataSection(**_tuples(data.section)).arguments())
+        read = reader.dataset(data.section)
         return [(item, title, title.lower()) for item, title in zip(read.item_ids, read.titles, strict=True)]
 
     def _register(self, given: Mapping[str, Mapping[str, Any]]) -> None:
@@ -203,23 +204,9 @@ class Catalogue:
 
     def _add(self, name: str, section: Mapping[str, Any], folder: Path) -> DataSet:
         """Registers files that can be read as a data set."""
-        data = load(**DataSection(**_tuples(section)).arguments())
-        facts = {
-            "users": len(data.user_ids),
-            "items": len(data.item_ids),
-            "interactions": len(data.users),
-            "rated": data.ratings is not None,
-            "timed": data.timed,
-            "dropped": dict(data.dropped),
-        }
-        added = DataSet(name, "upload", section, facts)
+        added = DataSet(name, "upload", section, reader.facts(section))
         self._record.add_data(added)
         return added
-
-
-def _tuples(section: Mapping[str, Any]) -> dict[str, Any]:
-    columns = section.get("columns")
-    return {**section, "columns": ColumnsSection.model_validate(columns)} if columns else dict(section)
 
 
 def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

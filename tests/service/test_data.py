@@ -4,8 +4,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Shared
+
+from pareto_search.errors import DataError
+from pareto_search.service import reader
 
 COLUMNS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "time", "text": ["title"]}
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
@@ -152,6 +157,19 @@ def test_an_archive_that_grows_without_end_is_refused(shared: Shared) -> None:
     assert answer.status_code == 400
     assert "unpacks to more than 1024 MiB" in answer.json()["error"]
     assert uploads(shared) == set()
+
+
+def test_a_small_file_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
+    rows = 1_000_000  # equal ones, which take next to no room in a file
+    part = pa.table({name: pa.array(["x" * 20]).take(pa.array(bytes(rows), pa.uint8())) for name in ("user", "item")})
+    with pq.ParquetWriter(tmp_path / "big.parquet", part.schema) as file:
+        for _ in range(40):
+            file.write_table(part)
+    (tmp_path / "items.csv").write_text("item,title\nx,The film\n")
+    assert (tmp_path / "big.parquet").stat().st_size < 1 << 20
+    section = {"columns": {"user": "user", "item": "item", "text": ["title"]}, "items": str(tmp_path / "items.csv")}
+    with pytest.raises(DataError, match="takes more than 1024 MiB of memory to read; give less of it"):
+        reader.facts({**section, "interactions": str(tmp_path / "big.parquet")}, memory=1 << 30)
 
 
 def test_the_operators_data_cannot_be_deleted(shared: Shared) -> None:
