@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from pareto_search.results import COMPARED, Document, readable, with_interval
+from pareto_search.results import FROM_SCRATCH, Document, compared, readable, with_interval
 
 if TYPE_CHECKING:
     from pareto_search import search  # loads pymoo, for which --help need not wait
@@ -65,6 +65,8 @@ def show_front(front: Document) -> None:
         table.add_column(escape(column), no_wrap=True)  # ndcg@10[gender] is no style
     for row in front["front"]:
         table.add_row(row["entry"], *_cells(row, names), _serving(row["serving"]))
+        if "retrained" in row:
+            table.add_row(f"  {FROM_SCRATCH}", *_cells(row["retrained"], names))
     for title, others in (("old front", front.get("curves", {}).get("old")), ("baselines", front["baselines"])):
         if others:
             table.add_row()
@@ -78,7 +80,7 @@ def show_front(front: Document) -> None:
     volumes = Table(box=None)
     for column in ("", "validation", "test"):
         volumes.add_column(column)
-    for name, volume in _volumes(front["hypervolume"]):
+    for name, volume in compared(front["hypervolume"]):
         volumes.add_row(name, f"{volume['validation']:.4f}", f"{volume['test']:.4f}")
     console.print(volumes)
 
@@ -117,13 +119,6 @@ def show_recommendations(items: Sequence[_Recommended]) -> None:
     for place, item in enumerate(items, 1):
         because = f"  because of {' and '.join(item.because)}" if item.because else ""
         print(f"{place:>3}. {item.title}  (item {item.item}, score {item.score:.2f}){because}")
-
-
-def _volumes(volumes: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
-    yield "front", volumes
-    for name, title in COMPARED.items():
-        if name in volumes:
-            yield title, volumes[name]
 
 
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:

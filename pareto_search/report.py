@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 from pareto_search.candidate import Evaluation
 from pareto_search.objective import Objective
 from pareto_search.plots import CONFIG, Front, Moment, count, pair, pairwise, parallel, shown, timeline
-from pareto_search.results import COMPARED, objectives_of, readable, with_interval
+from pareto_search.results import FROM_SCRATCH, compared, objectives_of, readable, with_interval
 
 # The policy makes the promise of no network the browser's. Plotly's parallel axes compile their shaders with eval.
 _PAGE = """<!doctype html>
@@ -86,12 +86,14 @@ def _summary(front: Front, archive: Sequence[Evaluation]) -> str:
     )
 
 
-def _hypervolumes(volumes: Mapping[str, Any]) -> str:
-    rows = [("front", volumes)] + [(title, volumes[name]) for name, title in COMPARED.items() if name in volumes]
+def _hypervolumes(volumes: dict[str, Any]) -> str:
     return _table(
         "The hypervolume that the front covers, and what it has to beat",
         ["", "validation", "test"],
-        "".join(f"<tr><th>{n}</th><td>{v['validation']:.4f}</td><td>{v['test']:.4f}</td></tr>" for n, v in rows),
+        "".join(
+            f"<tr><th>{name}</th><td>{v['validation']:.4f}</td><td>{v['test']:.4f}</td></tr>"
+            for name, v in compared(volumes)
+        ),
     )
 
 
@@ -107,7 +109,11 @@ def _scores(front: Front) -> str:
     objectives = objectives_of(front)
     best = objectives[0]
     entries = sorted(front["front"], key=lambda e: -best.normalise(e["validation"][best.name]))
-    rows = [_row(e["entry"], e, objectives) for e in entries]
+    rows = []
+    for entry in entries:
+        rows.append(_row(entry["entry"], entry, objectives))
+        if "retrained" in entry:
+            rows.append(_row(FROM_SCRATCH, entry["retrained"], objectives))
     for title, others in (("Old front", front.get("curves", {}).get("old")), ("Baselines", front["baselines"])):
         if others:
             rows.append(f'<tr><td class="soft" colspan="{len(objectives) + 2}">{title}</td></tr>')

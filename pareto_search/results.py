@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ Document = dict[str, Any]
 """A parsed front.json."""
 COMPARED = {"old": "old front", "practitioner": "practitioner curve", "warm-start": "warm-start curve"}
 """What a front is compared with, by its name among the curves, and what people read."""
+FROM_SCRATCH = "from scratch"
+"""How people read that a checkpoint inherited no weights though the entry's own did."""
 Scores = Mapping[str, Mapping[str, float]]
 
 
@@ -42,6 +44,14 @@ def hypervolumes(points: Sequence[Document], objectives: Sequence[Objective]) ->
         "validation": archive.hypervolume([p["validation"] for p in points], objectives),
         "test": archive.hypervolume([means(p["test"]) for p in points], objectives),
     }
+
+
+def compared(volumes: Document) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """The hypervolumes of a front.json, the front's own first, each under the name that people read."""
+    yield "front", volumes
+    for name, title in ({"retrained": f"front {FROM_SCRATCH}"} | COMPARED).items():
+        if name in volumes:
+            yield title, volumes[name]
 
 
 def readable(value: float) -> str:

@@ -33,7 +33,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Nothing more comes; where nothing was `finished`, the search has failed or was stopped."""
         ...
 
 
@@ -59,7 +59,7 @@ class MLflow:
 
     def __init__(self, config: SearchConfig, run: Path) -> None:
         self._client = _needed("mlflow", "mlflow").MlflowClient()
-        self._run = _mlflow_run(self._client, config.name).run_id
+        self._run, self._status = _mlflow_run(self._client, config.name).run_id, "FAILED"
         try:
             for key, value in _flat(config.model_dump(mode="json", by_alias=True, exclude={"store"})):
                 self._client.log_param(self._run, _mlflow_name(key), value)
@@ -73,9 +73,10 @@ class MLflow:
 
     def finished(self, run: Path) -> None:
         self._client.log_artifact(self._run, str(run / FRONT))
+        self._status = "FINISHED"
 
     def close(self) -> None:
-        self._client.set_terminated(self._run)
+        self._client.set_terminated(self._run, self._status)
 
 
 class WeightsAndBiases:
@@ -85,6 +86,7 @@ class WeightsAndBiases:
         content = config.model_dump(mode="json", by_alias=True, exclude={"store"})
         library = _needed("wandb", "wandb")
         self._run = library.init(project=PROJECT, name=config.name, dir=str(run.absolute().parent), config=content)
+        self._code = 1  # with which a run counts as failed
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         # W&B wants one clock that only goes forward, so the step is a value of its own.
@@ -93,9 +95,10 @@ class WeightsAndBiases:
 
     def finished(self, run: Path) -> None:
         self._run.save(str(run / FRONT), base_path=str(run), policy="now")
+        self._code = 0
 
     def close(self) -> None:
-        self._run.finish()
+        self._run.finish(self._code)
 
 
 TRACKERS: Mapping[str, Callable[[SearchConfig, Path], Tracker]] = {

@@ -22,6 +22,7 @@ from pareto_search.cli import cli, main
 from pareto_search.display import show_front
 from pareto_search.launch import load_config
 from pareto_search.recsys.fetch import FOLDER
+from pareto_search.report import report
 from pareto_search.store import Store, lock
 
 __all__ = ["undisturbed"]
@@ -349,6 +350,25 @@ def test_a_table_shows_the_brackets_of_a_groups_name(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert name in shown
     assert "0.2500 → 0.5000" in shown
+
+
+def test_what_was_trained_from_scratch_stands_beside_what_inherited(
+    undisturbed: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    front = load_front(undisturbed.run)
+    entry = front["front"][0]
+    others = {"validation": dict.fromkeys(entry["validation"], 0.125)}
+    others["test"] = {name: {"mean": 0.0625} for name in entry["test"]}
+    front["front"][0] = entry | {"retrained": others}
+    front["hypervolume"]["retrained"] = {"validation": 0.375, "test": 0.1875}
+    show_front(front)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    place = next(n for n, row in enumerate(rows) if row[:1] == [entry["entry"]])
+    assert rows[place + 1][:5] == ["from", "scratch", "0.1250", "→", "0.0625"]
+    assert ["front", "from", "scratch", "0.3750", "0.1875"] in rows
+    page = report(front, [], [])
+    assert "<th>front from scratch</th><td>0.3750</td><td>0.1875</td>" in page
+    assert "<th>from scratch</th><td>0.1250<small>0.0625</small></td>" in page
 
 
 def test_plot_writes_a_page_that_needs_no_network(call: Call, undisturbed: Finished, tmp_path: Path) -> None:

@@ -96,6 +96,17 @@ def test_mlflow_holds_the_config_the_search_and_its_front(tmp_path: Path, monkey
     assert json.loads(Path(place).read_text()) == FRONT
 
 
+def test_mlflow_is_told_of_a_search_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(KeyboardInterrupt), tracking(["mlflow"], CONFIG, tmp_path / "run"):
+        raise KeyboardInterrupt
+    client = mlflow.MlflowClient()
+    [run] = client.search_runs([client.get_experiment_by_name("pareto-search").experiment_id])
+    assert run.info.status == "FAILED"
+
+
 def test_an_export_becomes_a_version_of_a_model_whose_files_score_as_before(
     undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
