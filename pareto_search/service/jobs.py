@@ -10,6 +10,7 @@ from typing import Any
 
 from pareto_search import results
 from pareto_search.config import SearchConfig, read
+from pareto_search.database import same_database
 from pareto_search.errors import AbsentError, RunError, UserError
 from pareto_search.results import write_whole
 from pareto_search.service.catalogue import Catalogue
@@ -46,6 +47,9 @@ class Jobs:
 
     def kept(self) -> AbstractContextManager[None]:
         """Looks after the processes for the length of a block; raises as `processes.kept`."""
+        if self._store:
+            for job in self._record.searches():
+                _renew(self.run_of(job) / "search.yaml", self._store)
         return kept(self._folder, "searches", self.look)
 
     def folder(self, name: str) -> Path:
@@ -193,6 +197,14 @@ def only_service(root: Path) -> Iterator[None]:
         except OSError:
             raise RunError(f"another service uses {root}; stop it, or give --root another folder") from None
         yield
+
+
+def _renew(path: Path, store: str) -> None:
+    """Lets a config that names the service's database name it as the service does now: the password may be another."""
+    with suppress(UserError):  # not there yet, or of a release whose config reads otherwise
+        config = SearchConfig.load(path)
+        if config.store not in (None, store) and same_database(config.store, store):
+            write_whole(path, config.model_copy(update={"store": store}).to_yaml(), private=True)
 
 
 def _forget(run: Path) -> None:

@@ -11,8 +11,11 @@ from postgres import server
 from running import eventually, title
 from serving import begun, ended, finished, material, runners, serving
 
+from pareto_search.config import SearchConfig
 from pareto_search.errors import AbsentError
-from pareto_search.service.jobs import _forget
+from pareto_search.service.catalogue import Catalogue
+from pareto_search.service.jobs import Jobs, _forget
+from pareto_search.service.record import Job, Record
 from pareto_search.store import SearchRecord, Store
 
 Material = tuple[list[str | Path], dict[str, Any]]
@@ -147,6 +150,26 @@ def test_one_root_has_one_service(small: Material, tmp_path: Path) -> None:
         said = pareto_search("serve", "--root", tmp_path / "root", "--port", "0").complaint
     assert said.startswith("another service uses")
     shutil.rmtree(tmp_path / "root")
+
+
+def test_searches_are_found_again_when_the_databases_password_has_changed(tmp_path: Path) -> None:
+    record = Record(tmp_path / "service.db")
+    stores = {
+        "mine": "postgresql://service:old@host/db",
+        "other": "postgresql://service:old@host/another",
+        "file": None,
+    }
+    for name, store in stores.items():
+        record.add_search(Job(name, "films", "films", "minilm", {}, state="finished"))
+        folder = tmp_path / "searches" / name / "run"
+        folder.mkdir(parents=True)
+        config = SearchConfig.parse({"name": name, "data": {"source": "films"}, "store": store})
+        (folder / "search.yaml").write_text(config.to_yaml())
+    now = "postgresql://service:new@host/db"
+    with Jobs(tmp_path, record, Catalogue(tmp_path, record, [], []), most=0, store=now).kept():
+        found = {name: SearchConfig.load(tmp_path / "searches" / name / "run" / "search.yaml").store for name in stores}
+    assert found == stores | {"mine": now}
+    record.close()
 
 
 def test_a_search_whose_config_is_refused_by_now_leaves_no_record_behind(where: str, tmp_path: Path) -> None:
