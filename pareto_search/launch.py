@@ -88,9 +88,9 @@ def run_search(
                 timeout=config.search.candidate_timeout * workers.pack,
                 address=address,
             ) as pool:
+                _write(config, run)  # budget and workers may be others now
                 # It would speak for a search that has gone on; one that could not begin leaves it.
                 (run / results.FRONT).unlink(missing_ok=True)
-                _write(config, run)  # budget and workers may be others now
                 comparison = Comparison(run, search, pool, watcher.notice)
                 if search.awaits_early:
                     comparison.prepare_early()

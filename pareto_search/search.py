@@ -225,7 +225,10 @@ class Search:
             self._tries[attempt.candidate.id] = attempt.number
             try:
                 sources = self._sources(attempt)
-            except CheckpointError as error:  # damaged from outside: the others need not stop for it
+            except CheckpointError as error:
+                # A state that is gone nobody brings back; a checkpoint, or a disk that fails, the user may.
+                if attempt.candidate.id not in self._paused or isinstance(error.__cause__, OSError):
+                    raise
                 record.started(attempt, NOBODY)
                 self._record(record, Outcome(attempt, error=str(error)))
             else:

@@ -33,7 +33,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more comes; where nothing was `finished`, the search has failed or was stopped."""
+        """Nothing more comes; where nothing was `finished`, the search or the telling has failed or was stopped."""
         ...
 
 

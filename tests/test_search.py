@@ -15,7 +15,7 @@ import pytest
 from pareto_search import archive, checkpoint, database, search
 from pareto_search.candidate import Attempt, Evaluation, Genes, Leg
 from pareto_search.config import SearchConfig
-from pareto_search.errors import RunError, SearchError
+from pareto_search.errors import CheckpointError, RunError, SearchError
 from pareto_search.executor import Files, Outcome, Result
 from pareto_search.search import HOPELESS, Progress, Search
 from pareto_search.store import Record, SearchRecord, Store
@@ -765,6 +765,27 @@ def test_a_state_that_is_gone_fails_its_candidate_and_no_other(store: Store, run
         assert error == f"{run / 'states' / name} is not there; expected a folder with a manifest.json"
     assert found.is_over
     assert Search(config(**HALVING, mode=mode, candidates=8), store, run).is_over
+
+
+def test_a_checkpoint_that_is_gone_ends_the_search_until_it_is_back(store: Store, run: Path) -> None:
+    def look(_: Progress) -> None:
+        if len(store.evaluations()) > 30:
+            raise KeyboardInterrupt
+
+    heirs = {"candidates": 24, "population": 3, "inheritance": True}
+    with pytest.raises(KeyboardInterrupt):
+        Search(config(**heirs), store, run).run(Workers(), look)
+    (run / "checkpoints").rename(run / "away")
+    before = store.evaluations()
+    with pytest.raises(CheckpointError, match="is not there; expected a folder"):
+        Search(config(**heirs), store, run).run(Workers())
+    (run / "checkpoints").mkdir(exist_ok=True)
+    for folder in (run / "away").iterdir():
+        folder.rename(run / "checkpoints" / folder.name)
+    found = searched(store, run, Workers(), **heirs)
+    assert found.is_over
+    assert store.evaluations()[: len(before)] == before
+    assert not [a for a in store.attempts() if a.state == "failed"]
 
 
 def test_the_state_of_a_candidate_that_fails_later_is_removed(store: Store, run: Path) -> None:

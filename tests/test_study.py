@@ -71,5 +71,7 @@ def test_a_file_that_exists_is_not_overwritten(path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_gets_one_line(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot be written; expected a file name in a folder that exists"):
+    with pytest.raises(
+        RunError, match=r"cannot be written \(No such file or directory\); expected a file name in a folder"
+    ):
         write_study(tmp_path / "no" / "study.db", "movies", OBJECTIVES, CANDIDATES, EVALUATIONS)

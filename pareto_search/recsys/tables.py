@@ -97,8 +97,8 @@ def read(location: str, atomic: bool = False) -> Table:
         ) from None
     except FileNotFoundError:
         raise DataError(f"{location} does not exist; check the path") from None
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise DataError(f"{location} takes more memory than there is; give less of it") from error
     except Exception as error:  # each fsspec back end has errors of its own
         reason = " ".join(str(error).split())
         kind = "a Parquet file" if parquet else "a text file in UTF-8 with a header"

@@ -40,7 +40,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         (411, "The request does not say its length"),
         (413, "The request is too large"),
         (422, "The request has another form"),
-        (507, "The service's machine is in trouble: its disk may be full"),
+        (507, "The service's machine is in trouble: its disk may be full, or its database away"),
     )
 }
 
@@ -158,7 +158,7 @@ def _troubled(_: Request, error: Exception) -> JSONResponse:
     """A full disk, most often; which file or database it is says nothing to whoever asks."""
     traceback.print_exception(error)
     cause = error.__cause__ if isinstance(error, TroubleError) else error
-    reason = cause.strerror if isinstance(cause, OSError) else "its database cannot be used"
+    reason = cause.strerror or type(cause).__name__ if isinstance(cause, OSError) else "its database cannot be used"
     return _refusal(f"the service's machine is in trouble: {reason}; tell its operator, whose log has more", 507)
 
 

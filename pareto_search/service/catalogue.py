@@ -168,8 +168,7 @@ class Catalogue:
         shutil.rmtree(Path(files).parent if files else data.section["source"], ignore_errors=True)
 
     def _read(self, data: DataSet) -> Sequence[tuple[str, str, str]]:
-        read = reader.dataset(data.section)
-        return [(item, title, title.lower()) for item, title in zip(read.item_ids, read.titles, strict=True)]
+        return [(item, title, title.lower()) for item, title in reader.read(data.section).items]
 
     def _register(self, given: Mapping[str, Mapping[str, Any]]) -> None:
         """Makes the operator's data sets in the record those of this start."""
@@ -204,7 +203,7 @@ class Catalogue:
 
     def _add(self, name: str, section: Mapping[str, Any], folder: Path) -> DataSet:
         """Registers files that can be read as a data set."""
-        added = DataSet(name, "upload", section, reader.facts(section))
+        added = DataSet(name, "upload", section, reader.read(section).facts)
         self._record.add_data(added)
         return added
 

@@ -49,7 +49,7 @@ class Jobs:
         """Looks after the processes for the length of a block; raises as `processes.kept`."""
         if self._store:
             for job in self._record.searches():
-                _renew(self.run_of(job) / "search.yaml", self._store)
+                _renew(self.run_of(job), self._store)
         return kept(self._folder, "searches", self.look)
 
     def folder(self, name: str) -> Path:
@@ -163,7 +163,7 @@ class Jobs:
             if self._store and not (folder / RUN / "search.db").is_file():
                 resolved |= {"store": self._store, "name": job.id}
             config = SearchConfig.parse(resolved)
-            self._processes.start(folder, lambda: write_whole(folder / CONFIG, config.to_yaml()))
+            self._processes.start(folder, lambda: write_whole(folder / CONFIG, config.to_yaml(), private=True))
         except (UserError, OSError) as error:
             self._record.change_search(job.id, state="failed", error=str(error))
         else:
@@ -199,12 +199,21 @@ def only_service(root: Path) -> Iterator[None]:
         yield
 
 
-def _renew(path: Path, store: str) -> None:
-    """Lets a config that names the service's database name it as the service does now: the password may be another."""
-    with suppress(UserError):  # not there yet, or of a release whose config reads otherwise
+def _renew(run: Path, store: str) -> None:
+    """Lets a config that names the service's database name it as the service does now: the password may be another.
+
+    Raises:
+        TroubleError: the disk is full, or the folder cannot be written.
+    """
+    path = run / "search.yaml"
+    try:
+        held = read(path).get("store")
+        if held in (None, store) or not same_database(held, store):
+            return
         config = SearchConfig.load(path)
-        if config.store not in (None, store) and same_database(config.store, store):
-            write_whole(path, config.model_copy(update={"store": store}).to_yaml(), private=True)
+    except UserError:  # not there yet, or of a release whose config reads otherwise
+        return
+    write_whole(path, config.model_copy(update={"store": store}).to_yaml(), private=True)
 
 
 def _forget(run: Path) -> None:

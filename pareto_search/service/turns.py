@@ -1,4 +1,4 @@
-"""What is done one after another, because each has a base model in memory."""
+"""What is done one after another, because each takes much memory."""
 
 import threading
 from collections.abc import Iterator

@@ -169,7 +169,18 @@ def test_a_small_file_that_takes_too_much_memory_is_refused(tmp_path: Path) -> N
     assert (tmp_path / "big.parquet").stat().st_size < 1 << 20
     section = {"columns": {"user": "user", "item": "item", "text": ["title"]}, "items": str(tmp_path / "items.csv")}
     with pytest.raises(DataError, match="takes more than 1024 MiB of memory to read; give less of it"):
-        reader.facts({**section, "interactions": str(tmp_path / "big.parquet")}, memory=1 << 30)
+        reader.read({**section, "interactions": str(tmp_path / "big.parquet")}, memory=1 << 30)
+    pq.write_table(pa.table({"user": ["a", "a", "a"], "item": ["x", "x", "x"]}), tmp_path / "small.parquet")
+    small = reader.read({**section, "interactions": str(tmp_path / "small.parquet")}, memory=1 << 30)
+    assert (small.facts["users"], small.items) == (1, [("x", "The film")])
+
+
+def test_a_container_has_the_memory_that_its_kernel_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = reader._memory()
+    for said, expected in (("max", machine), ("1073741824", 1 << 30), (str(1 << 60), machine)):
+        (tmp_path / "limit").write_text(said)
+        monkeypatch.setattr(reader, "LIMITS", (str(tmp_path / "limit"), str(tmp_path / "none")))
+        assert reader._memory() == expected
 
 
 def test_the_operators_data_cannot_be_deleted(shared: Shared) -> None:

@@ -142,6 +142,8 @@ def test_a_full_disk_is_no_mistake_of_the_service(guard: Guard, is_upload: bool)
 
 
 def test_a_database_that_is_away_is_no_mistake_of_who_asks(guard: Guard) -> None:
+    pytest.importorskip("psycopg", reason="PostgreSQL's driver is an extra")
+
     def away() -> str:
         with closing(Database("postgresql://nobody:secret@127.0.0.1:1/none")) as database, database.reading():
             return "there"

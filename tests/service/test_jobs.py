@@ -169,6 +169,7 @@ def test_searches_are_found_again_when_the_databases_password_has_changed(tmp_pa
     with Jobs(tmp_path, record, Catalogue(tmp_path, record, [], []), most=0, store=now).kept():
         found = {name: SearchConfig.load(tmp_path / "searches" / name / "run" / "search.yaml").store for name in stores}
     assert found == stores | {"mine": now}
+    assert (tmp_path / "searches" / "mine" / "run" / "search.yaml").stat().st_mode & 0o077 == 0
     record.close()
 
 
