@@ -271,7 +271,9 @@ class Comparison:
                 point[part] = score
 
     def _retrain(self, entries: Sequence[Document]) -> None:
-        """Adds to entries whose checkpoint inherited weights what the same genes and steps give from the warm start."""
+        """Adds to entries whose checkpoint inherited weights what the same genes and steps give from the warm start,
+        unless they give nothing.
+        """
         mine: dict[str, list[Document]] = {}
         for entry in entries:
             if entry["kind"] == "trained" and entry["lineage_steps"] > entry["steps"]:
@@ -286,6 +288,9 @@ class Comparison:
             for n, several in mine.items()
         ]
         for several, scores in zip(mine.values(), self._pool.map(calls), strict=True):
+            if scores is None:
+                self._notice(f"{several[0]['candidate']} diverges when it is trained from scratch.")
+                continue
             for entry, (validation, tested) in zip(several, scores, strict=True):
                 entry["retrained"] = {"validation": validation, "test": tested}
 

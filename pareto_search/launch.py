@@ -4,6 +4,7 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pareto_search.workers.workload import LARGEST_SQUARE, Workload
 
 FROM_TRAINING = ("novelty", "credibility", "tail")
 """Metrics of what the training part says of an item."""
+PRECISION = "precision"
+"""The fact that says in what the base model is kept, which a config may leave to the hardware."""
 OF_A_RECORD = ("components", "checkpoints", "states", results.FRONT)
 """What a run folder has once its record is there."""
 
@@ -79,8 +82,11 @@ def run_search(
             from pareto_search.workers.pool import RayPool  # only now: Ray reads its environment when it is imported
 
             workers = config.workers
+            work = workload(config, data, parts)
+            if (kept := store.fact(PRECISION)) is not None:  # hardware that left another choice must not mix them
+                work = replace(work, dtype=kept)
             with RayPool(
-                workload(config, data, parts),
+                work,
                 count=workers.count,
                 cpus=workers.cpus,
                 gpus=workers.gpus,
@@ -91,6 +97,10 @@ def run_search(
                 _write(config, run)  # budget and workers may be others now
                 # It would speak for a search that has gone on; one that could not begin leaves it.
                 (run / results.FRONT).unlink(missing_ok=True)
+                if kept is None:
+                    [kept] = pool.map([("precision",)])
+                    with store.transaction() as changes:
+                        changes.put_fact(PRECISION, kept)
                 comparison = Comparison(run, search, pool, watcher.notice)
                 if search.awaits_early:
                     comparison.prepare_early()

@@ -63,7 +63,7 @@ class Schedule:
         )
         self.forerunners = {f.id: f for f in forerunners}
         self._rungs = Rungs(self._budget.rungs, config.objectives, config.constraints)
-        self._exhausted = False
+        self.exhausted = False
         self._accuracy = next(o for o in config.objectives if metric_family(o.name) in ACCURACY)
         self._accuracies: dict[str, float] = {}  # of each checkpoint alone, the larger the better
         self._began: dict[Kind, int] = dict.fromkeys(INITIALS, 0)
@@ -105,7 +105,7 @@ class Schedule:
         # The first merger is the warm start, which costs one evaluation: with too little time there is at least that.
         if self._may_merge() and (not self._began["merged"] or fits("merged", self._budget.steps)):
             return "merge"
-        room = not self._exhausted and self._began["trained"] < self._budget.candidates
+        room = not self.exhausted and self._began["trained"] < self._budget.candidates
         if room and fits("trained", self._budget.rungs[0]):
             return "ask"
         return "fuse" if self._may_fuse() else None
@@ -126,7 +126,7 @@ class Schedule:
         }
         candidate = propose[deed]()
         if candidate is None:
-            self._exhausted = True
+            self.exhausted = True
             return None
         self.candidates[candidate.id] = candidate
         self._began[candidate.kind] += 1

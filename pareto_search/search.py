@@ -20,6 +20,8 @@ ATTEMPTS = 2
 """How often a candidate's leg may be lost with its worker, the last time alone."""
 HOPELESS = 8
 """After so many failures and no success the fault is not the candidates'."""
+EXHAUSTED = "exhausted"
+"""The fact that the optimiser has nothing new to propose."""
 NOBODY = "nobody"
 """In place of the worker of an attempt that could not start."""
 WATCHING = 0.02
@@ -103,6 +105,7 @@ class Search:
 
         Raises:
             SearchError: every candidate fails.
+            CheckpointError: a checkpoint that a candidate starts from is missing or changed; that may be mended.
         """
         self._most = legs
         self._recover()
@@ -111,7 +114,9 @@ class Search:
         while True:
             with self.store.transaction() as record:  # one for both: each costs the time that the disk takes
                 self._collect(record, outcomes)
-                self._dispatch(record, executor)
+                trouble = self._dispatch(record, executor)
+            if trouble is not None:
+                raise trouble
             self._sweep()
             self._give_up_if_hopeless(before + HOPELESS, "mend that and resume")
             if outcomes:
@@ -191,6 +196,7 @@ class Search:
                     f"the record goes on with {leg.candidate} otherwise than this version of the optimiser does; "
                     "resume it with the version that began it"
                 )
+        self.schedule.exhausted = bool(self.store.fact(EXHAUSTED))
         last = {leg.candidate: leg for leg in self.schedule.legs}
         reached = {(several[0].candidate, several[0].attempt): leg for leg, several in came.items()}
         for attempt in self.store.attempts():
@@ -219,20 +225,25 @@ class Search:
         else:
             self._paused.discard(leg.candidate)
 
-    def _dispatch(self, record: Record, executor: Executor) -> None:
-        """Gives free workers something to do, as far as there is anything and it has room."""
+    def _dispatch(self, record: Record, executor: Executor) -> CheckpointError | None:
+        """Gives free workers something to do, as far as there is anything and it has room.
+
+        Returns:
+            What the search cannot go on with, though all that has ended is recorded.
+        """
         while self._has_room(executor) and (attempt := self._next(record)) is not None:
             self._tries[attempt.candidate.id] = attempt.number
             try:
                 sources = self._sources(attempt)
             except CheckpointError as error:
+                record.started(attempt, NOBODY)  # and begun again by a resume
                 # A state that is gone nobody brings back; a checkpoint, or a disk that fails, the user may.
                 if attempt.candidate.id not in self._paused or isinstance(error.__cause__, OSError):
-                    raise
-                record.started(attempt, NOBODY)
+                    return error
                 self._record(record, Outcome(attempt, error=str(error)))
             else:
                 record.started(attempt, executor.submit(attempt, sources))
+        return None
 
     def _has_room(self, executor: Executor) -> bool:
         """Whether what is next can start; what was lost with its worker has to be alone."""
@@ -258,6 +269,8 @@ class Search:
                 self._under_way.add(candidate.id)
                 record.decided(deed, candidate, leg.steps)
                 return Attempt(candidate, self._tries[candidate.id] + 1, leg.steps)
+            else:
+                record.put_fact(EXHAUSTED, True)
         return None
 
     def _hear_due(self, record: Record) -> bool:

@@ -1,5 +1,5 @@
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,7 @@ from pareto_search.recsys import dataset
 from pareto_search.store import Store
 from pareto_search.workers import pool
 from pareto_search.workers.base import locate
+from pareto_search.workers.workload import Workload
 
 __all__ = ["undisturbed"]
 
@@ -37,6 +38,10 @@ class Idle:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def map(self, calls: Sequence[tuple[str, ...]]) -> list[str]:
+        assert calls == [("precision",)]
+        return ["float32"]
 
     def tell_all(self, *_: object) -> None:
         raise KeyboardInterrupt
@@ -73,6 +78,23 @@ def test_with_a_larger_budget_the_old_front_speaks_for_nobody(run: Path, monkeyp
     with pytest.raises(RunError, match="resume it with 'pareto-search resume'"):
         load_front(run)
     assert SearchConfig.load(run / "search.yaml") == larger
+
+
+def test_a_resume_keeps_the_precision_that_the_search_began_with(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Told(Idle):
+        def __init__(self, load: Workload, **_: object) -> None:
+            asked.append(load.dtype)
+
+    monkeypatch.setattr(pool, "RayPool", Told)
+    config = SearchConfig.load(run / "search.yaml")
+    with closing(Store.open(run / "search.db")) as store, store.transaction() as changes:
+        changes.put_fact("precision", None)  # as an earlier release left it
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_search(budget(config, config.search.candidates + 2), run)
+    assert asked == [config.model.dtype, "float32"]
 
 
 @pytest.mark.parametrize("left", [load_front, lambda run: list((run / "checkpoints").iterdir())])

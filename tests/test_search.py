@@ -788,6 +788,32 @@ def test_a_checkpoint_that_is_gone_ends_the_search_until_it_is_back(store: Store
     assert not [a for a in store.attempts() if a.state == "failed"]
 
 
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_what_ended_beside_a_missing_checkpoint_is_recorded(store: Store, run: Path, mode: str) -> None:
+    def look(_: Progress) -> None:
+        if len(store.evaluations()) > 30 and (run / "checkpoints").exists():
+            (run / "checkpoints").rename(run / "away")
+
+    workers, heirs = Workers(), {"candidates": 24, "population": 3, "inheritance": True, "mode": mode}
+    with pytest.raises(CheckpointError, match="is not there; expected a folder"):
+        Search(config(**heirs), store, run).run(workers, look)
+    assert [a.candidate for a in store.attempts() if a.state == "finished"] == workers.ended
+
+
+def test_a_search_that_ran_out_of_proposals_is_over_when_it_is_opened_again(store: Store, run: Path) -> None:
+    space = {
+        **{"weight.ild@10": 0.1, "scalarisation": "tchebycheff", "rank": 4, "alpha": 8.0, "dropout": 0.0},
+        **{"targets": "all", "layers": 1, "adapter_lr": 1e-3, "tower_lr": 1e-3, "weight_decay": 1e-2},
+        "temperature": 1.0,
+    }
+    few = config(candidates=12).model_copy(update={"space": space})
+    found = Search(few, store, run)
+    found.run(Workers())
+    assert len([leg for leg in found.schedule.legs if leg.candidate.startswith("c")]) == 2  # with and without IDs
+    assert found.is_over
+    assert Search(few, store, run).is_over
+
+
 def test_the_state_of_a_candidate_that_fails_later_is_removed(store: Store, run: Path) -> None:
     def deed(attempt: Attempt) -> Outcome | None:
         return Outcome(attempt, error="no") if attempt.steps == 20 else None

@@ -219,6 +219,8 @@ class RayPool:
         for reference in [r for r, (_, began) in self._starting.items() if now - began >= self._start]:
             ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
             self._why = f" within {self._start:g} s"
+            if self._actors:  # its node may come back, and who waits for nobody else is told
+                self._spawn()
         return [r for r in done if r in references]
 
     def _spawn(self) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from pareto_search.archive import worthy
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Genes
+from pareto_search.errors import DivergedError
 from pareto_search.executor import Files, Result
 from pareto_search.fusion import fused
 from pareto_search.objective import Values
@@ -112,6 +113,10 @@ class Worker:
             _: results of earlier calls, which whoever asks wants to have ended.
         """
         return f"{self.base.sha256} {self.encoder.kept} {self.encoder.pooling}"
+
+    def precision(self) -> str:
+        """What the base model is kept in, whatever the config leaves open."""
+        return self.encoder.kept
 
     def fit(self, name: str, number: int | None = None) -> dict[str, bytes] | None:
         """The files of a component, trained here; None where the catalogue is too large for it.
@@ -249,16 +254,18 @@ class Worker:
         evaluations = self._evaluated(attempt, scorer(files, self.encoder))
         return Result(evaluations, files, time.perf_counter() - began)
 
-    def retrained(self, candidate: Candidate, steps: int, settings: Sequence[Genes]) -> list[tuple[Values, Scores]]:
+    def retrained(
+        self, candidate: Candidate, steps: int, settings: Sequence[Genes]
+    ) -> list[tuple[Values, Scores]] | None:
         """A control: the candidate trained from the warm start for so many steps, or as far as patience lasts, on
-        validation and test.
-
-        Raises:
-            DivergedError: the loss is not finite.
+        validation and test; None where that diverges.
         """
         with fine_tune(self._task, candidate.genes, steps=steps, seed=_seed(self.load.seed, candidate.id)) as tuning:
-            for stop in self._stops(tuning, [steps]):
-                tuning.advance(stop)
+            try:
+                for stop in self._stops(tuning, [steps]):
+                    tuning.advance(stop)
+            except DivergedError:
+                return None
             notes = self._notes({"training": {candidate.id: tuning.operations}})
             files = tuning.adapter.files(self.load.base, self.load.revision) | tuning.model.files(notes)
         scorers = self._scorers(files, settings)

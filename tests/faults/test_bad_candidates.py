@@ -107,6 +107,22 @@ def deserted(workload: Workload, poisoned: None) -> Iterator[pool.RayPool]:
 
 
 @pytest.mark.timeout(120)
+def test_a_worker_that_did_not_start_in_time_is_begun_again(
+    workload: Workload, poisoned: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pool.RayPool(workload, count=2) as workers:
+        workers.submit(Attempt(Candidate("c0003", {})))
+        [outcome] = workers.wait()
+        assert outcome.lost
+        with monkeypatch.context() as impatient:
+            impatient.setattr(workers, "_start", 0.0)  # as if its node were away
+            workers.map([("baseline", "popularity")])
+        assert workers._spawned > 3
+        while workers.idle < 2:
+            workers._await([])
+
+
+@pytest.mark.timeout(120)
 def test_who_has_no_worker_left_waits_for_the_next_one(deserted: pool.RayPool, workload: Workload) -> None:
     assert deserted.map([("baseline", "popularity")] * 3) == [Worker(workload).baseline("popularity")] * 3
 

@@ -41,6 +41,21 @@ def equipped(workload: Workload) -> Worker:
     return worker
 
 
+def test_a_control_of_what_inherited_nothing_is_what_it_was(worker: Worker, result: Result, attempt: Attempt) -> None:
+    settings = [dict(e.serving) for e in result.evaluations]
+    control = worker.retrained(attempt.candidate, 3, settings)
+    assert control is not None
+    for evaluation, (validation, tested), expected in zip(
+        result.evaluations, control, worker.test(result.files, settings), strict=True
+    ):
+        assert dict(validation) == pytest.approx(dict(evaluation.values))
+        assert tested == expected
+
+
+def test_a_control_that_diverges_is_none(worker: Worker, genes: dict[str, Any]) -> None:
+    assert worker.retrained(Candidate("c0003", {**genes, "tower_lr": 1e30}), 3, [{}]) is None
+
+
 @pytest.fixture(scope="module")
 def attempt(genes: dict[str, Any]) -> Attempt:
     return Attempt(Candidate("c0003", genes), number=2)
