@@ -139,12 +139,11 @@ def entry(
 def moments(
     store: Store, objectives: Sequence[Objective], constraints: Sequence[Constraint], steps: int
 ) -> list[tuple[float, float, str]]:
-    """How the front's hypervolume on validation grew: seconds since the start, hypervolume, candidate.
+    """How the front's hypervolume on validation grew: seconds that the search had taken, hypervolume, candidate.
 
     One moment for each attempt that finished; of many attempts `MOMENTS`, evenly spread, the last among them.
     """
-    began = store.search.created
-    ended = sorted((a.ended or began, a.candidate, a.number) for a in store.attempts() if a.state == "finished")
+    ended = sorted((a.ended or 0.0, a.candidate, a.number) for a in store.attempts() if a.state == "finished")
     mine: dict[tuple[str, int], list[Evaluation]] = {}
     for evaluation in store.evaluations():
         mine.setdefault((evaluation.candidate, evaluation.attempt), []).append(evaluation)
@@ -152,14 +151,15 @@ def moments(
     front: list[Evaluation] = []
     news: list[Evaluation] = []
     points: list[tuple[float, float, str]] = []
-    for number, (end, name, attempt) in enumerate(ended):
+    seconds = store.seconds_until([end for end, _, _ in ended])
+    for number, (_, name, attempt) in enumerate(ended):
         news += mine.get((name, attempt), [])
         if name == WARM_START:  # what its first towers dominated may be on the front now that these go
             front, news = [], [e for _, who, n in ended[: number + 1] for e in mine.get((who, n), [])]
         if shown is None or number in shown:
             front, news = archive.front([*front, *news], objectives, constraints, steps), []
             values: list[Values] = [e.values for e in chosen(front, objectives)]
-            points.append((end - began, archive.hypervolume(values, objectives), name))
+            points.append((seconds[number], archive.hypervolume(values, objectives), name))
     return points
 
 

@@ -18,6 +18,9 @@ from pareto_search import database as db
 from pareto_search.candidate import Attempt, Candidate, Deed, Evaluation, Leg
 from pareto_search.errors import AbsentError, ParetoSearchError, RunError
 
+SESSIONS = "sessions"
+"""The fact of when the search went on each time, as a Unix time, and the seconds that it had taken by then."""
+
 State = Literal["running", "finished", "failed", "lost"]
 
 _SUCCEEDED = "succeeded by attempt"
@@ -212,6 +215,12 @@ class Store:
     def fact(self, key: str) -> Any:
         """What was noted under the key, as JSON gives it; None where nothing was."""
         return dict(self._rows(db.fact, "key", "value")).get(key)
+
+    def seconds_until(self, moments: Sequence[float]) -> list[float]:
+        """The seconds that the search had taken by Unix times at which it ran, standing still left out."""
+        sessions = self.fact(SESSIONS) or [(self.search.created, 0.0)]  # none of an older release
+        last = [max((s for s in sessions if s[0] <= moment), default=sessions[0]) for moment in moments]
+        return [before + moment - began for moment, (began, before) in zip(moments, last, strict=True)]
 
     def remove(self) -> None:
         """Forgets the search, for a database that holds others: nothing can be read or written any more."""

@@ -1,5 +1,6 @@
 """What front.json says of an entry, and how the front grew."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_what_the_first_towers_dominated_is_back_on_the_front_when_the_warm_star
         pytest.approx(0.25),
         pytest.approx(0.16 + 0.12 - 0.08),
     ]
+
+
+def test_the_time_in_which_a_search_stood_still_does_not_count(store: Store) -> None:
+    finish(store, Candidate("c0001", {}), 1, 40, (0.4, 0.4))
+    now = time.time()
+    with store.transaction() as record:
+        record.put_fact("sessions", [(now - 90_000, 0.0), (now - 10, 100.0)])  # a day lies between them
+    [(seconds, *_)] = results.moments(store, OBJECTIVES, (), 40)
+    assert seconds == pytest.approx(110, abs=5)
+    assert store.seconds_until([now - 89_950, now - 5]) == pytest.approx([50, 105])
 
 
 def test_of_many_attempts_the_moments_are_evenly_spread_and_those_of_the_whole_curve(

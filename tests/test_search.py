@@ -2,6 +2,7 @@ import errno
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -798,6 +799,17 @@ def test_what_ended_beside_a_missing_checkpoint_is_recorded(store: Store, run: P
     with pytest.raises(CheckpointError, match="is not there; expected a folder"):
         Search(config(**heirs), store, run).run(workers, look)
     assert [a.candidate for a in store.attempts() if a.state == "finished"] == workers.ended
+
+
+def test_every_session_is_noted_with_the_seconds_before_it(store: Store, run: Path) -> None:
+    began = time.time()
+    searched(store, run, Workers(), candidates=8)
+    with store.transaction() as record:
+        record.add_elapsed(1000.0)
+    searched(store, run, Workers(), candidates=10)
+    (first, before), (second, after) = store.fact("sessions")
+    assert began <= first <= second <= time.time()
+    assert (before, after - 1000.0) == (pytest.approx(0.0, abs=60), pytest.approx(0.0, abs=60))
 
 
 def test_a_search_that_ran_out_of_proposals_is_over_when_it_is_opened_again(store: Store, run: Path) -> None:
