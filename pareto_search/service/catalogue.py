@@ -19,6 +19,7 @@ from pareto_search.config import MINILM, SPLITTING, ColumnsSection, SearchConfig
 from pareto_search.errors import ConfigError, DataError, nearest
 from pareto_search.recsys.dataset import MOVIELENS
 from pareto_search.service import reader
+from pareto_search.service.making import made, sweep
 from pareto_search.service.record import NAME, ConflictError, DataSet, Deployment, Job, Record
 
 UNPACKED = 1 << 30
@@ -50,6 +51,7 @@ class Catalogue:
         self._titles: OrderedDict[tuple[str, float], Sequence[tuple[str, str, str]]] = OrderedDict()
         self._bases = {MINILM: {"base": MINILM}} | dict(map(_base, bases))
         self._register(dict(map(_source, data)))
+        sweep(self._folder, {_folder_of(d).name for d in record.data_sets() if d.origin == "upload"})
 
     @property
     def bases(self) -> list[str]:
@@ -164,8 +166,7 @@ class Catalogue:
         if user := next((u.id for u in users if u.data == name), None):
             raise ConflictError(f"data set '{name}' is used by '{user}'; delete that first")
         self._record.remove_data(name)
-        files = data.section.get("interactions")
-        shutil.rmtree(Path(files).parent if files else data.section["source"], ignore_errors=True)
+        shutil.rmtree(_folder_of(data), ignore_errors=True)
 
     def _read(self, data: DataSet) -> Sequence[tuple[str, str, str]]:
         return [(item, title, title.lower()) for item, title in reader.read(data.section).items]
@@ -193,19 +194,21 @@ class Catalogue:
             raise ConflictError(f"data set '{name}' is there already; choose another name")
         folder = self._folder / secrets.token_hex(8)
         try:
-            folder.mkdir(parents=True)
-            yield folder
-        except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, DataError):  # a user need not know where the service has its files
-                raise DataError(str(error).replace(f"{folder}/", "").replace(str(folder), name)) from None
-            raise
+            with made(folder):
+                yield folder
+        except DataError as error:  # a user need not know where the service has its files
+            raise DataError(str(error).replace(f"{folder}/", "").replace(str(folder), name)) from None
 
     def _add(self, name: str, section: Mapping[str, Any], folder: Path) -> DataSet:
         """Registers files that can be read as a data set."""
         added = DataSet(name, "upload", section, reader.read(section).facts)
         self._record.add_data(added)
         return added
+
+
+def _folder_of(upload: DataSet) -> Path:
+    files = upload.section.get("interactions")
+    return Path(files).parent if files else Path(upload.section["source"])
 
 
 def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from pareto_search.question import Canary, Question
 from pareto_search.results import Document, write_whole
 from pareto_search.service.deployer import HOST, RUN, WISH, ask
 from pareto_search.service.jobs import Jobs
+from pareto_search.service.making import made, sweep
 from pareto_search.service.processes import TRASH, Processes, forget_status, kept, status_of
 from pareto_search.service.record import ConflictError, Deployment, Record
 
@@ -52,6 +53,7 @@ class Fleet:
 
     def kept(self) -> AbstractContextManager[None]:
         """Looks after the processes for the length of a block; raises as `processes.kept`."""
+        sweep(self._folder / "deployments", {d.id for d in self._record.deployments()})
         return kept(self._folder, "deployments", self.look)
 
     def deploy(
@@ -80,7 +82,7 @@ class Fleet:
             job = self._record.search(search)
             if len(held) >= MOST:
                 raise ConflictError(f"there are {MOST} deployments, each with a model in memory; delete one first")
-            made = Deployment(
+            new = Deployment(
                 id=f"{job.name[:52].rstrip('-')}-{secrets.token_hex(4)}",
                 search=search,
                 data=job.data,
@@ -90,15 +92,11 @@ class Fleet:
                 key=key,
                 body_sha256=body_sha256,
             )
-            self._folder_of(made).mkdir(mode=0o700, parents=True)
-            try:
-                self._keep(made, entries)
-                self._record.add_deployment(made)
-            except BaseException:
-                shutil.rmtree(self._folder_of(made), ignore_errors=True)
-                raise
+            with made(self._folder_of(new)):
+                self._keep(new, entries)
+                self._record.add_deployment(new)
         self.look()
-        return self._record.deployment(made.id), True
+        return self._record.deployment(new.id), True
 
     def try_out(self, name: str, canary: Canary) -> Deployment:
         """Lets another entry of the search answer a share of the users.

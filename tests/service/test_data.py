@@ -11,6 +11,9 @@ from conftest import Shared
 
 from pareto_search.errors import DataError
 from pareto_search.service import reader
+from pareto_search.service.catalogue import Catalogue
+from pareto_search.service.making import MARK
+from pareto_search.service.record import DataSet, Record
 
 COLUMNS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "time", "text": ["title"]}
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
@@ -36,7 +39,11 @@ def packed(method: int = zipfile.ZIP_DEFLATED, **files: str) -> bytes:
 
 
 def uploads(shared: Shared) -> set[Path]:
-    return set((shared.service.root / "data").glob("*"))
+    return uploads_in(shared.service.root)
+
+
+def uploads_in(root: Path) -> set[Path]:
+    return set((root / "data").glob("*"))
 
 
 def test_tables_that_are_uploaded_can_be_named_until_they_are_deleted(shared: Shared) -> None:
@@ -181,6 +188,22 @@ def test_a_container_has_the_memory_that_its_kernel_says(tmp_path: Path, monkeyp
         (tmp_path / "limit").write_text(said)
         monkeypatch.setattr(reader, "LIMITS", (str(tmp_path / "limit"), str(tmp_path / "none")))
         assert reader._memory() == expected
+
+
+def test_what_a_kill_left_of_an_upload_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    record = Record(tmp_path / "service.db")
+    catalogue = Catalogue(tmp_path, record, [], [])
+    kept = Path(catalogue.upload_archive("mine", io.BytesIO(packed(up_inter=INTER, up_item=ITEM))).section["source"])
+    half, named = tmp_path / "data" / "half", tmp_path / "data" / "named"
+    for folder in (half, named):
+        folder.mkdir()
+        (folder / MARK).touch()
+    record.add_data(DataSet("named", "upload", {"source": str(named)}))
+    record.remove_data("mine")  # as where the service was given another record
+    Catalogue(tmp_path, record, [], [])
+    assert uploads_in(tmp_path) == {kept, named}
+    assert not (named / MARK).exists()
+    record.close()
 
 
 def test_the_operators_data_cannot_be_deleted(shared: Shared) -> None:
