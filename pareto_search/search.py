@@ -14,7 +14,7 @@ from pareto_search.errors import CheckpointError, SearchError
 from pareto_search.executor import Executor, Files, Outcome
 from pareto_search.schedule import Schedule, front_of
 from pareto_search.space import START
-from pareto_search.store import SESSIONS, Record, Store
+from pareto_search.store import Record, Store
 
 ATTEMPTS = 2
 """How often a candidate's leg may be lost with its worker, the last time alone."""
@@ -108,7 +108,8 @@ class Search:
             CheckpointError: a checkpoint that a candidate starts from is missing or changed; that may be mended.
         """
         self._most = legs
-        self._note_session()
+        with self.store.transaction() as record:
+            record.went_on(time.monotonic() - self._began)
         self._recover()
         before = len(self._failed)  # what they failed of may have been mended since
         outcomes: Sequence[Outcome] = ()
@@ -383,12 +384,6 @@ class Search:
             self._deaths[name] = 0
         if self.config.search.mode == "async":
             self._hear(record, leg)
-
-    def _note_session(self) -> None:
-        """Keeps that the search goes on now: until then it may have stood still for days."""
-        sessions = [*(self.store.fact(SESSIONS) or []), (time.time(), time.monotonic() - self._began)]
-        with self.store.transaction() as record:
-            record.put_fact(SESSIONS, sessions)
 
     def _recover(self) -> None:
         """Brings the folders in line with the record, whatever a crash has left."""

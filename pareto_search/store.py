@@ -18,7 +18,7 @@ from pareto_search import database as db
 from pareto_search.candidate import Attempt, Candidate, Deed, Evaluation, Leg
 from pareto_search.errors import AbsentError, ParetoSearchError, RunError
 
-SESSIONS = "sessions"
+_SESSIONS = "sessions"
 """The fact of when the search went on each time, as a Unix time, and the seconds that it had taken by then."""
 
 State = Literal["running", "finished", "failed", "lost"]
@@ -218,7 +218,7 @@ class Store:
 
     def seconds_until(self, moments: Sequence[float]) -> list[float]:
         """The seconds that the search had taken by Unix times at which it ran, standing still left out."""
-        sessions = self.fact(SESSIONS) or [(self.search.created, 0.0)]  # none of an older release
+        sessions = self.fact(_SESSIONS) or [(self.search.created, 0.0)]  # none of an older release
         last = [max((s for s in sessions if s[0] <= moment), default=sessions[0]) for moment in moments]
         return [before + moment - began for moment, (began, before) in zip(moments, last, strict=True)]
 
@@ -291,6 +291,11 @@ class Record:
     def lost(self, attempt: Attempt, error: str) -> None:
         """Nobody runs the attempt any more: its worker died or let its lease pass. Raises as `evaluated`."""
         self._end(attempt, "lost", error=_one_line(error))
+
+    def went_on(self, seconds: float) -> None:
+        """The search, which had taken so many seconds, goes on now: it may have stood still for days."""
+        mine = sa.select(db.fact.c.value).where(db.fact.c.search == self._search, db.fact.c.key == _SESSIONS)
+        self.put_fact(_SESSIONS, [*(self._connection.scalar(mine) or []), (time.time(), seconds)])
 
     def add_elapsed(self, seconds: float) -> None:
         """Adds to the time that the search has taken."""
