@@ -98,9 +98,9 @@ def run_search(
                 # It would speak for a search that has gone on; one that could not begin leaves it.
                 (run / results.FRONT).unlink(missing_ok=True)
                 if kept is None:
-                    [kept] = pool.map([("precision",)])
+                    [found] = pool.map([("precision",)])
                     with store.transaction() as changes:
-                        changes.put_fact(PRECISION, kept)
+                        changes.put_fact(PRECISION, found)
                 comparison = Comparison(run, search, pool, watcher.notice)
                 if search.awaits_early:
                     comparison.prepare_early()

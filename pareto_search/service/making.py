@@ -11,14 +11,14 @@ MARK = ".unfinished"
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
     """A new folder, which its owner alone may open, for a block that fills it and has the record name it."""
+    folder.mkdir(mode=0o700, parents=True)  # what is there already is not ours to remove
     try:
-        folder.mkdir(mode=0o700, parents=True)
         (folder / MARK).touch()
         yield
-        (folder / MARK).unlink()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    (folder / MARK).unlink()  # where that fails, the record names the folder, and a `sweep` keeps it
 
 
 def sweep(root: Path, known: Collection[str]) -> None:

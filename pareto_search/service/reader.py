@@ -56,6 +56,7 @@ def read(section: Mapping[str, Any], memory: int | None = None) -> Reading:
             input=json.dumps(section),
             capture_output=True,
             text=True,
+            errors="replace",  # a library may print anything
             check=False,
         )
     if ended.returncode in (NO_ROOM, -signal.SIGABRT, -signal.SIGKILL):  # libraries in C++ abort
@@ -79,6 +80,8 @@ def _memory() -> int:
 
 def main() -> None:
     """Reads what standard input describes, and prints what there is."""
+    told_to = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
     memory = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     section = json.load(sys.stdin)
@@ -100,7 +103,7 @@ def main() -> None:
         if isinstance(error.__cause__, MemoryError):
             sys.exit(NO_ROOM)
         told = json.dumps({"error": str(error)})
-    print(told)
+    print(told, file=told_to)
 
 
 if __name__ == "__main__":

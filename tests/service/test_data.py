@@ -12,7 +12,7 @@ from conftest import Shared
 from pareto_search.errors import DataError
 from pareto_search.service import reader
 from pareto_search.service.catalogue import Catalogue
-from pareto_search.service.making import MARK
+from pareto_search.service.making import MARK, made
 from pareto_search.service.record import DataSet, Record
 
 COLUMNS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "time", "text": ["title"]}
@@ -164,6 +164,13 @@ def test_an_archive_that_grows_without_end_is_refused(shared: Shared) -> None:
     assert answer.status_code == 400
     assert "unpacks to more than 1024 MiB" in answer.json()["error"]
     assert uploads(shared) == set()
+
+
+def test_a_folder_that_is_there_already_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("somebody's")
+    with pytest.raises(FileExistsError), made(tmp_path):
+        pass
+    assert (tmp_path / "file").read_text() == "somebody's"
 
 
 def test_a_small_file_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
