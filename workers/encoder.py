@@ -50,7 +50,11 @@ def precision(wish: Precision, device: str) -> torch.dtype:
     """
     if wish != "auto":
         return torch.float32 if wish == "float32" else torch.bfloat16
-    fast = torch.cuda.is_bf16_supported() if device != "cpu" else torch.cpu._is_avx512_bf16_supported()
+    fast = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device != "cpu"
+        else torch.cpu._is_avx512_bf16_supported()
+    )
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -94,7 +98,7 @@ class Encoder:
         self.kept = "nf4" if nf4 else str(dtype).removeprefix("torch.")
         self.model = _load(base, dtype, nf4, device)
         self.blocks = _blocks(self.model, base)
-        self.width = int(self.model.config.hidden_size)
+        self.width = int(self.model.config.get_text_config().hidden_size)
         self.layers = min(layers, len(self.blocks))
         self.prefix = _prefix(self.model, self.blocks)
         self._final = _final(self.model, self.prefix)
@@ -215,15 +219,21 @@ class Encoder:
     @torch.no_grad()
     def _check(self) -> None:
         """Refuses a model that does more than its blocks and a final norm: from a prefix it would be another model."""
-        each = np.unique(self.lengths, return_index=True)[1]  # a text of each length
-        some = each[np.linspace(0, len(each) - 1, min(len(each), CHECKED)).astype(int)]
-        again = torch.cat([self.encode(chunk, self.layers) for chunk in self.chunks(some)]).cpu()
-        before = self.frozen[torch.from_numpy(np.concatenate(list(self.chunks(some))))]
-        if not bool(((again * before).sum(1) > 0.99).all()):
-            raise CheckpointError(
-                f"base model '{self.base.id}' ({type(self.model).__name__}) is of an unknown architecture: its last "
-                "blocks do not lead to its output; give another base model"
-            )
+        # Two texts of a length, because what the blocks are told beside the states was heard of the first alone.
+        each = np.unique(self.lengths, return_index=True)[1]
+        last = len(self.lengths) - 1 - np.unique(self.lengths[::-1], return_index=True)[1]
+        places = np.linspace(0, len(each) - 1, min(len(each), CHECKED)).astype(int)
+        chunks = list(self.chunks(np.unique([each[places], last[places]])))
+        unknown = CheckpointError(
+            f"base model '{self.base.id}' ({type(self.model).__name__}) is of an unknown architecture: its last "
+            "blocks do not lead to its output; give another base model"
+        )
+        try:
+            again = torch.cat([self.encode(chunk, self.layers) for chunk in chunks]).cpu()
+        except RuntimeError as error:  # what they were told has the shape of one text
+            raise unknown from error
+        if not bool(((again * self.frozen[torch.from_numpy(np.concatenate(chunks))]).sum(1) > 0.99).all()):
+            raise unknown
 
     def _bucket(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], part: Tensors) -> Bucket:
         """What the top blocks are given for texts of one width.
@@ -319,7 +329,10 @@ def _load(base: Base, dtype: torch.dtype, nf4: bool, device: str) -> Any:
     try:
         model = AutoModel.from_pretrained(base.folder, use_safetensors=True, local_files_only=True, **options)
     except (ImportError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"base model '{base.id}' cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"base model '{base.id}' cannot be loaded: {str(error).splitlines()[0]}; expected a folder that "
+            "transformers' AutoModel.from_pretrained loads"
+        ) from error
     model.config.use_cache = False  # of keys and values, which decoders would keep from one call to the next
     model.eval().requires_grad_(False)
     if not nf4:
@@ -370,7 +383,7 @@ def _is_causal(model: Any) -> bool:
 
 def _blocks(model: Any, base: Base) -> nn.ModuleList:
     """The list of transformer blocks: the one module list as long as the config says the model is deep."""
-    depth = model.config.num_hidden_layers
+    depth = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(m) for m in module}) == 1:
             return module
@@ -385,7 +398,9 @@ def _prefix(model: Any, blocks: nn.ModuleList) -> str:
 def _final(model: Any, prefix: str) -> nn.Module:
     """The norm that some architectures put after their blocks."""
     parent = model.get_submodule(prefix.rpartition(".")[0])
-    norms = (getattr(parent, name, None) for name in ("norm", "final_norm", "final_layer_norm", "ln_f"))
+    norms = (
+        getattr(parent, name, None) for name in ("norm", "final_norm", "final_layer_norm", "final_layernorm", "ln_f")
+    )
     return next((norm for norm in norms if isinstance(norm, nn.Module)), nn.Identity())
 
 
@@ -395,12 +410,12 @@ def _most_tokens(model: Any) -> int:
     table = next((m for m in tables if isinstance(m, nn.Embedding)), None)
     # RoBERTa and MPNet count positions from the one after their padding's.
     unused = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
-    return int(getattr(model.config, "max_position_embeddings", sys.maxsize)) - unused
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)) - unused
 
 
 def _tokenise(base: Base, texts: Sequence[str], max_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens `(items, longest)`, padded on the right, and how many of each count."""
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    tokenizer = _tokenizer(base)
     ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
     # A decoder's tokenizer makes nothing of an empty text.
     ids = [own or [tokenizer.eos_token_id or 0] for own in ids]
@@ -408,6 +423,20 @@ def _tokenise(base: Base, texts: Sequence[str], max_tokens: int) -> tuple[NDArra
     tokens = np.full((len(ids), lengths.max()), tokenizer.pad_token_id or 0, np.int64)
     tokens[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(ids)
     return tokens, lengths
+
+
+def _tokenizer(base: Base) -> Any:
+    expected = f"expected its files, such as tokenizer.json, in {base.folder}"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"the tokenizer of base model '{base.id}' cannot be loaded: {reason}; {expected}"
+        ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where there are no files
+        raise CheckpointError(f"the tokenizer of base model '{base.id}' knows no words; {expected}")
+    return tokenizer
 
 
 def _output(result: Any) -> Tensor:

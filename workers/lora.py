@@ -31,9 +31,9 @@ FULL_RATE = 0.1
 MAGNITUDE = "lora_magnitude_vector"
 FUSED = ("Wqkv", "qkv", "qkv_proj", "query_key_value", "c_attn")
 """Query, key and value in one map, as ModernBERT and GPT-2 have them: whoever wants one of them gets all."""
-QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v", *FUSED)
+QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v", "query_proj", "value_proj", *FUSED)
 OUTPUT = ("o_proj", "out_lin", "out_proj", "o", "attention.output.dense", "attn.Wo", "attn.c_proj")
-ATTENTION = (*QUERY_VALUE, "key", "k_proj", "k_lin", "k", *OUTPUT)
+ATTENTION = (*QUERY_VALUE, "key", "k_proj", "k_lin", "k", "key_proj", *OUTPUT)
 LINEAR = (nn.Linear, Conv1D)
 """Conv1D is what GPT-2 calls a linear map with its weights the other way round: `(in, out)`."""
 
@@ -114,7 +114,8 @@ class LoraLinear(nn.Module):
             self.factors()[0].copy_(product(b, a))
             return
         b, a = truncated(b, a, len(self.A))
-        self.A[: len(a)] = a
+        says = a.abs().amax(1) > 0  # a direction of which both factors were zero would never learn
+        self.A[: len(a)][says] = a[says]
         self.B[:, : len(a)] = b
 
     def weights(self) -> dict[str, nn.Parameter]:

@@ -86,8 +86,9 @@ def encoder_step(encoder: Encoder, steps: Sequence[EncoderStep]) -> None:
         stacks[name] = Stack([mine.get(name) for mine in corrections[:there]])
 
     def begin(chunks: Sequence[NDArray[np.int64]]) -> None:
+        longest = max(map(len, chunks))  # perhaps of one that joins further up
         for stack in stacks.values():
-            stack.rows = [len(chunk) for chunk in chunks[: len(stack.A)]]
+            stack.rows, stack.size = [len(chunk) for chunk in chunks[: len(stack.A)]], longest
 
     with placed(encoder, stacks):
         encoder_pass(encoder, steps, begin)
@@ -107,6 +108,7 @@ class Stack(nn.Module):
 
     Attributes:
         rows: how many of each candidate's rows count; the others only fill up.
+        size: how many there are of each.
     """
 
     def __init__(self, slots: Sequence[LoraLinear | None]) -> None:
@@ -118,6 +120,7 @@ class Stack(nn.Module):
         self.A = nn.Parameter(torch.zeros(len(slots), rank, mine[0].A.shape[1], device=device))
         self.B = nn.Parameter(torch.zeros(len(slots), len(mine[0].B), rank, device=device))
         self.rows: Sequence[int] = ()
+        self.size = 0
         drops = [0.0 if m is None else m.drop for m in slots]
         self._dropout = JointDropout(drops, [None if m is None else m.generator for m in slots], device)
         scales = [0.0 if m is None else m.scale / kept(m.drop) for m in slots]
@@ -135,9 +138,9 @@ class Stack(nn.Module):
                     self.magnitude[place], self._lengths[place] = module.magnitude, module.lengths()
 
     def forward(self, x: Tensor) -> Tensor:
-        """From `(p · m, ..., in)` to `(p · m, ..., out)`."""
+        """From `(p · m, ..., in)` to `(p · m, ..., out)`; some blocks have the tokens of all rows in the first axis."""
         mine = x.reshape(len(self._slots), -1, x.shape[-1])
-        each = x[0].numel() // x.shape[-1]
+        each = mine.shape[1] // self.size
         low = self._dropout(mine, [each * count for count in self.rows]) @ self.A.to(x.dtype).mT
         correction = low @ (self.B * self._scale).to(x.dtype).mT
         out: Tensor = self.linear(x)

@@ -18,6 +18,7 @@ from transformers import (
     BertConfig,
     BertModel,
     BitsAndBytesConfig,
+    BloomConfig,
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
@@ -263,6 +264,21 @@ def test_an_architecture_whose_blocks_do_not_lead_to_its_output_is_refused(
         Encoder(tiny_base, toy.texts, max_tokens=16, layers=2)
 
 
+def test_an_architecture_whose_blocks_are_told_something_of_a_single_text_is_refused(
+    save_base: Callable[[Any], Base], toy: Dataset
+) -> None:
+    base = save_base(BloomConfig(vocab_size=40, hidden_size=32, n_layer=3, n_head=2))
+    with pytest.raises(CheckpointError, match=r"\(BloomModel\) is of an unknown architecture"):
+        Encoder(base, toy.texts, max_tokens=16, layers=2)
+
+
+def test_a_base_model_without_a_tokenizer_is_refused(tiny_base: Base, toy: Dataset, tmp_path: Path) -> None:
+    base = replace(tiny_base, folder=tmp_path / "base")
+    shutil.copytree(tiny_base.folder, base.folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(CheckpointError, match=r"knows no words; expected its files, such as tokenizer\.json"):
+        Encoder(base, toy.texts, max_tokens=16, layers=2)
+
+
 def test_long_texts_are_truncated_as_transformers_does(tiny_base: Base, toy: Dataset) -> None:
     ours = Encoder(tiny_base, toy.texts, max_tokens=5, layers=1).frozen
     assert torch.allclose(ours, plain(tiny_base, toy.texts, 5), atol=1e-5)
@@ -312,7 +328,7 @@ def test_a_wish_for_a_precision_is_obeyed() -> None:
 
 def test_a_base_without_safetensors_is_refused(tmp_path: Any) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(CheckpointError, match=r"no \.safetensors file .* pickled weights are not loaded"):
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file .* pickled ones are not loaded"):
         locate(str(tmp_path))
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -338,6 +339,16 @@ def test_factors_of_nothing_are_cut_to_nothing() -> None:
     assert b.shape == (8, 2)
     assert a.shape == (2, 6)
     assert not (b @ a).any()
+
+
+def test_a_child_of_lower_rank_than_a_parent_that_has_learned_nothing_can_learn(encoder: Encoder) -> None:
+    with attached(encoder, replace(SHAPE, rank=8)) as parent:
+        files = parent.files("tiny", None)  # whose B is still zero
+    with attached(encoder, SHAPE) as child:
+        inherit(child, files)
+        assert not any(change.any() for change in maps(child).values())
+        encoder.encode(np.array([0]), 2).sum().backward()
+        assert all(module.B.grad is not None and module.B.grad.any() for _, module in child.named())
 
 
 def test_an_adapter_of_another_base_is_refused(

@@ -24,7 +24,7 @@ from pareto_search.workers.distillation import Teacher
 from pareto_search.workers.encoder import Encoder
 from pareto_search.workers.lora import LoraShape, attached, fresh
 from pareto_search.workers.losses import ItemTensors
-from pareto_search.workers.pack import Pack, encoder_step
+from pareto_search.workers.pack import Pack, Stack, encoder_step
 from pareto_search.workers.recommender import Shape
 from pareto_search.workers.task import Task
 from pareto_search.workers.train import EncoderStep, FineTuning, fine_tune, train_tower
@@ -280,3 +280,18 @@ def test_of_a_large_catalogue_each_takes_its_own_sample(
     together(Pack(task.encoder), tunings)
     for seed, tuning in enumerate(tunings):
         assert_alike(files(tuning), alone(task, several[seed], seed))
+
+
+def test_rows_whose_tokens_share_one_axis_lose_what_they_lose_as_a_batch(encoder: Encoder) -> None:
+    shape = LoraShape(rank=2, alpha=4.0, dropout=0.5, targets="query_value", layers=1)
+    x, found = torch.randn(4, 5, 32), []
+    for given in (x, x.flatten(0, 1)):
+        torch.manual_seed(0)
+        adapters = [fresh(encoder, shape, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+        modules = [next(module for _, module in adapter.named()) for adapter in adapters]
+        for correction in modules:
+            torch.nn.init.normal_(correction.B)
+        stack = Stack(modules)
+        stack.rows, stack.size = [2, 1], 2  # the last row only fills up
+        found.append(stack(given).view(4, 5, -1)[:3])
+    assert torch.equal(*found)
