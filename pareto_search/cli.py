@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -27,15 +27,24 @@ from pareto_search.report import report
 from pareto_search.store import Store, lock
 from pareto_search.track import register, tracking
 
+if TYPE_CHECKING:
+    from pareto_search.workers.recommend import Serving
+
 RUN = click.argument("run", type=publishing.local)
 HERE = click.argument("run", type=click.Path(path_type=Path))
 ENTRY = click.argument("name", metavar="ENTRY")
+PLACE = click.argument("place", metavar="ENTRY_FOLDER | RUN", type=publishing.local)
+PERHAPS_ENTRY = click.argument("name", metavar="[ENTRY]", required=False)
+DATA = click.option("--data", help="movielens-100k, a folder of atomic files or a config; needed for an ENTRY_FOLDER.")
+BASE = click.option("--base", help="Where the base model is, if not where it was in the search.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 RETRAIN = click.option(
     "--retrain-front", is_flag=True, help="Also train entries that inherited weights from scratch, and show both."
 )
 TRACK = click.option("--track", multiple=True, metavar="TRACKER", help="Also tell tensorboard, mlflow or wandb.")
-ADDRESS = click.option("--address", help="A running Ray cluster, HOST:PORT; without it, a local Ray is started.")
+ADDRESS = click.option(
+    "--address", help="A running Ray cluster: HOST:PORT, ray://HOST:PORT or auto; without it, a local Ray is started."
+)
 
 DEMO: Mapping[str, Any] = {
     "name": "demo",
@@ -69,13 +78,13 @@ def demo(out: Path, address: str | None) -> None:
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder.")
 @ADDRESS
-@click.option("--seed", type=int, help="In place of the config's.")
+@click.option("--seed", type=int, help="In place of the config's; another seed is another search.")
 @RETRAIN
 @TRACK
 def run(
     *, config: Path, out: Path, address: str | None, seed: int | None, retrain_front: bool, track: tuple[str, ...]
 ) -> None:
-    """A search. An existing RUN of the same config goes on; one of another config is refused.
+    """A search. An existing RUN goes on, if the config differs in budget or workers alone.
 
     Example: pareto-search run search.yaml --out runs/first
     """
@@ -178,11 +187,17 @@ def plot(run: Path, out: Path | None) -> None:
 @RUN
 @click.option("--knee", is_flag=True, help="The entry that gives up least in total (the default).")
 @click.option("--prefer", metavar="WEIGHTS", help="By weights, such as 'ndcg@10=3,ild@10=1'.")
-@click.option("--where", "bounds", metavar="BOUND", multiple=True, help="Within a bound, such as 'ndcg@10>=0.05'.")
-@click.option("--best", metavar="METRIC", help="With --where: what is to be best.")
+@click.option("--best", metavar="METRIC", help="The one with the best value of an objective.")
+@click.option(
+    "--where",
+    "bounds",
+    metavar="BOUND",
+    multiple=True,
+    help="Within a bound, such as 'ndcg@10>=0.05' or 'gini@10<=0.9'.",
+)
 @AS_JSON
 def select(
-    *, run: Path, knee: bool, prefer: str | None, bounds: tuple[str, ...], best: str | None, as_json: bool
+    *, run: Path, knee: bool, prefer: str | None, best: str | None, bounds: tuple[str, ...], as_json: bool
 ) -> None:
     """One entry of the front, chosen by its validation scores, and why.
 
@@ -191,14 +206,11 @@ def select(
     found = results.load_front(run)
     objectives = results.objectives_of(found)
     values = [e["validation"] for e in found["front"]]
-    if knee + bool(prefer) + bool(bounds) > 1 or bool(bounds) != bool(best):
-        raise ConfigError("give one of --knee, --prefer WEIGHTS, or --where BOUND with --best METRIC")
-    if prefer:
-        choice = decide.prefer(values, objectives, decide.parse_preferences(prefer))
-    elif best:
-        choice = decide.where(values, objectives, [Constraint.parse(b) for b in bounds], best)
-    else:
-        choice = decide.knee(values, objectives)
+    if knee + bool(prefer) + bool(best) > 1:
+        raise ConfigError("give one of --knee, --prefer WEIGHTS and --best METRIC, with or without --where BOUND")
+    weights = decide.parse_preferences(prefer) if prefer else {}
+    constraints = [Constraint.parse(bound) for bound in bounds]
+    choice, _ = decide.within(values, objectives, constraints, weights=weights, best=best)
     chosen = found["front"][choice.index]
     if as_json:
         click.echo(json.dumps({**chosen, "reason": choice.reason}, indent=1))
@@ -207,11 +219,11 @@ def select(
 
 
 @cli.command()
-@click.argument("place", metavar="ENTRY_FOLDER | RUN", type=publishing.local)
-@click.argument("name", metavar="[ENTRY]", required=False)
-@click.option("--data", help="movielens-100k, a folder of atomic files or a config; needed for an ENTRY_FOLDER.")
+@PLACE
+@PERHAPS_ENTRY
+@DATA
 @click.option("--split", "part", default="test", show_default=True, type=click.Choice(["validation", "test"]))
-@click.option("--base", help="Where the base model is, if not where it was in the search.")
+@BASE
 @AS_JSON
 def evaluate(
     *,
@@ -226,22 +238,12 @@ def evaluate(
 
     Example: pareto-search evaluate exported/ --data movielens-100k --split test
     """
-    from pareto_search.workers.recommend import Serving
-
-    if name is None:
-        if data is None:
-            raise ConfigError(
-                "give RUN ENTRY, or an ENTRY_FOLDER with --data: movielens-100k, a folder of atomic files or a config"
-            )
-        served = Serving(entry.of_folder(place), _data(data), base)
-    else:
-        if part == "test" and publishing.is_copy(place):
-            raise ConfigError(
-                "looks at the test part are counted in the run itself; take --split validation, or bring the run into "
-                "a folder with 'pareto-search fetch'"
-            )
-        known = _data(data) if data else load(**_config_of(place).data.arguments())
-        served = Serving(entry.of_run(place, name), known, base)
+    if name is not None and part == "test" and publishing.is_copy(place):
+        raise ConfigError(
+            "looks at the test part are counted in the run itself; take --split validation, or bring the run into "
+            "a folder with 'pareto-search fetch'"
+        )
+    served = _served(place, name, data, base)
     if name is not None and part == "test":
         with lock(place):  # a search that goes on would write the front meanwhile
             scores = served.evaluate(part)
@@ -320,8 +322,10 @@ def export_study(run: Path, to: Path) -> None:
 
 
 @cli.command()
-@RUN
-@ENTRY
+@PLACE
+@PERHAPS_ENTRY
+@DATA
+@BASE
 @click.option("--user", help="A user of the data set.")
 @click.option("--history", help="Or item ids, oldest first: 'ID,ID,…'.")
 @click.option("--times", help="When each of these was, in the data's unit of time: 'TIME,TIME,…'.")
@@ -331,8 +335,10 @@ def export_study(run: Path, to: Path) -> None:
 @AS_JSON
 def recommend(
     *,
-    run: Path,
-    name: str,
+    place: Path,
+    name: str | None,
+    data: str | None,
+    base: str | None,
     user: str | None,
     history: str | None,
     times: str | None,
@@ -341,12 +347,10 @@ def recommend(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Items for a user, with titles and scores.
+    """Items for a user, with titles and scores, from a run or from an exported entry.
 
     Example: pareto-search recommend runs/demo c0007-s03 --user 42 --explain
     """
-    from pareto_search.workers.recommend import Serving
-
     if (user is None) == (history is None):
         raise ConfigError("give either --user ID or --history 'ID,ID,…'")
     if times is not None and history is None:
@@ -359,7 +363,7 @@ def recommend(
         when = None if times is None else [float(time) for time in times.split(",")]
     except ValueError:
         raise ConfigError(f"--times is '{times}'; expected numbers, as in '881250949,881250950'") from None
-    served = Serving(entry.of_run(run, name), load(**_config_of(run).data.arguments()))
+    served = _served(place, name, data, base)
     if history is None:
         known = served.history_of(str(user))
     else:
@@ -390,7 +394,8 @@ def deploy(
     replicas: int,
     address: str | None,
 ) -> None:
-    """Recommendations over HTTP by Ray Serve. On a running cluster, a second call swaps the served entries.
+    """Recommendations over HTTP by Ray Serve. On a running cluster they stay until 'undeploy'; a second call swaps
+    what is served.
 
     The token is PARETO_SEARCH_TOKEN, or one of its own that it prints.
 
@@ -415,6 +420,19 @@ def deploy(
         click.echo("Ctrl-C ends it.")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
+
+
+@cli.command()
+@click.option("--address", required=True, help="The Ray cluster: HOST:PORT, ray://HOST:PORT or auto.")
+def undeploy(address: str) -> None:
+    """Ends the deployment on a running cluster, which outlives the command that made it.
+
+    Example: pareto-search undeploy --address 10.0.0.1:6379
+    """
+    from pareto_search import launch
+
+    launch.undeploy(address)
+    click.echo(f"Nothing is served on the cluster at {address} any more")
 
 
 @cli.command()
@@ -537,6 +555,20 @@ def _config_of(run: Path) -> SearchConfig:
     from pareto_search.launch import load_config
 
     return load_config(run)
+
+
+def _served(place: Path, name: str | None, data: str | None, base: str | None) -> "Serving":
+    """An entry of a run, or one that was exported, with its model loaded."""
+    from pareto_search.workers.recommend import Serving  # only now: it loads torch
+
+    if name is not None:
+        known = _data(data) if data else load(**_config_of(place).data.arguments())
+        return Serving(entry.of_run(place, name), known, base)
+    if data is None:
+        raise ConfigError(
+            "give RUN ENTRY, or an ENTRY_FOLDER with --data: movielens-100k, a folder of atomic files or a config"
+        )
+    return Serving(entry.of_folder(place), _data(data), base)
 
 
 def _data(wish: str) -> Dataset:

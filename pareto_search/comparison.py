@@ -13,7 +13,7 @@ from pareto_search.archive import choose
 from pareto_search.candidate import Evaluation, Genes
 from pareto_search.executor import Files
 from pareto_search.fusion import weights_of
-from pareto_search.objective import Values, is_feasible
+from pareto_search.objective import Constraint, Values, is_feasible
 from pareto_search.recsys.inner_search import search_settings
 from pareto_search.render import write
 from pareto_search.report import report
@@ -133,7 +133,22 @@ class Comparison:
     def _start_curve(self, settings: int) -> list[Document]:
         """The points that stand for the curve of the warm start that the workers have."""
         calls = self._curve_calls(CURVES[START], {*self._store.fact("components"), START}, settings)
-        return self._curve(calls, {call: self._together(*call[1:]) for call in calls})
+        found = {call: self._together(*call[1:]) for call in calls}
+        curve = self._curve(calls, found)
+        if not curve:
+            self._tell_of_emptiness([values for tried in found.values() for _, values in tried])
+        return curve
+
+    def _tell_of_emptiness(self, values: Sequence[Values]) -> None:
+        """No setting of the warm start is feasible: its candidates, which are not far from it, may well be none either."""
+        bounds = [Constraint(o.name, o.direction == "maximise", o.reference) for o in self._config.objectives]
+        best = {c: min((v[c.metric] for v in values), key=c.violation) for c in (*bounds, *self._config.constraints)}
+        missed = [f"{c} (it has {value:.4g})" for c, value in best.items() if c.violation(value)]
+        what = " or ".join(missed) or f"all of {', '.join(map(str, best))} at once"
+        self._notice(
+            f"No setting of the warm start keeps {what}, so the front may stay empty: loosen the references or "
+            "constraints of the config, in a new run folder."
+        )
 
     def _teach(self, curve: Sequence[Document]) -> None:
         self._pool.tell_all("teach", [point["serving"] for point in curve], [point["validation"] for point in curve])

@@ -278,7 +278,10 @@ class OptimiserSection(_Section):
         for lower, upper in pairwise(rungs):
             left = left * lower // upper
         if left < 1:
-            raise ValueError(f"{list(rungs)} lets none of {info.data['candidates']} candidates reach the full rung")
+            raise ValueError(
+                f"{list(rungs)} lets none of {info.data['candidates']} candidates reach the full rung; "
+                "expected more candidates, or fewer or closer rungs"
+            )
         return rungs
 
 
@@ -404,10 +407,17 @@ class SearchConfig(_Section):
         """The sha256 of all that decides what a search proposes and scores: budget, workers and store do not, and
         fusions only come after the budget.
         """
+        return hashlib.sha256(json.dumps(self._decisive(), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: "SearchConfig") -> list[str]:
+        """The dotted keys by which the other config is of another search."""
+        mine, others = _dotted(self._decisive()), _dotted(other._decisive())
+        return sorted(key for key in mine.keys() | others.keys() if mine.get(key) != others.get(key))
+
+    def _decisive(self) -> dict[str, Any]:
         budget = {"candidates", "minutes", "candidate_timeout", "keep_checkpoints", "fusions"}
         exclude: Any = {"search": budget, "workers": True, "store": True}
-        content = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=exclude)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=exclude)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SearchConfig":
@@ -451,6 +461,13 @@ class SearchConfig(_Section):
             )
         _ = self.search_space  # raises where `space` does not fit the genes
         return self
+
+
+def _dotted(content: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        f"{key}.{name}": v for key, value in content.items() if isinstance(value, dict) for name, v in value.items()
+    }
+    return inner | {key: value for key, value in content.items() if not isinstance(value, dict)}
 
 
 _SECTIONS: Mapping[str, type[_Section]] = {

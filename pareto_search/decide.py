@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pareto_search.errors import ConfigError, RunError, nearest
 from pareto_search.objective import Constraint, Objective, Values
 
+EMPTY = "the front is empty: no entry keeps all references and constraints; loosen them in a new run folder"
+
 _AUGMENTATION = 1e-3
 """Small enough to decide only between entries whose largest regrets are about the same."""
 
@@ -115,6 +117,33 @@ def where(
     return Choice(index, f"keeps {kept_bounds} and {found} the {len(kept)} of {_entries(values)} that do")
 
 
+def within(
+    values: Sequence[Values],
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    *,
+    weights: Mapping[str, float],
+    best: str | None,
+) -> tuple[Choice, list[int]]:
+    """The entry that weights, or what is to be best, or neither (the knee), select of those that keep the constraints;
+    and which these are.
+
+    Raises:
+        ConfigError: a name or a weight does not fit, or there are weights and something to be best.
+        RunError: the front is empty, or no entry keeps the constraints.
+    """
+    if weights and best:
+        raise ConfigError("preferences and what is to be best are two ways to select; give one of them")
+    # Asked first, because it has the words for unknown names and for bounds out of reach.
+    choice = where(values, objectives, constraints, best or objectives[0].name)
+    kept = [i for i, v in enumerate(values) if all(c.violation(v[c.metric]) == 0 for c in constraints)]
+    if not best:
+        among = [values[i] for i in kept]
+        found = prefer(among, objectives, weights) if weights else knee(among, objectives)
+        choice = Choice(kept[found.index], found.reason)
+    return choice, kept
+
+
 def parse_preferences(text: str) -> dict[str, float]:
     """Reads `METRIC=WEIGHT,METRIC=WEIGHT`; `prefer` checks the names against a front's objectives.
 
@@ -139,7 +168,7 @@ def parse_preferences(text: str) -> dict[str, float]:
 def _regrets(values: Sequence[Values], objectives: Sequence[Objective]) -> NDArray[np.float64]:
     """`(n, d)`: 0 at the front's best value, 1 at its worst; all 0 where they are the same."""
     if not values:
-        raise RunError("the front is empty; expected at least one entry; resume the search with more candidates")
+        raise RunError(f"{EMPTY}, or resume the search with more candidates")
     # Normalised values grow towards the ideal whatever the direction.
     scores = np.array([[o.normalise(v[o.name]) for o in objectives] for v in values])
     best, span = scores.max(axis=0), np.ptp(scores, axis=0)

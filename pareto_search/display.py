@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from pareto_search.decide import EMPTY
 from pareto_search.results import FROM_SCRATCH, Document, compared, readable, with_interval
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def show_front(front: Document) -> None:
                 table.add_row(row["name"], *_cells(row, names), _serving(row.get("serving", {})))
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
+    if not front["front"]:
+        console.print(f"\n{EMPTY.capitalize()}.")
     console.print("")
     console.print("[italic]hypervolume of at most 32 entries, chosen on validation[/]")  # longer than its table is wide
     volumes = Table(box=None)

@@ -26,6 +26,10 @@ from pareto_search.workers.workload import LARGEST_SQUARE, Workload
 
 FROM_TRAINING = ("novelty", "credibility", "tail")
 """Metrics of what the training part says of an item."""
+OF_FEATURES = ("ild", "calibration", "history_novelty")
+"""Metrics of what items have in common."""
+MOST_FEATURES = 500_000_000
+"""How many numbers the categories of all items may be, two gigabytes."""
 PRECISION = "precision"
 """The fact that says in what the base model is kept, which a config may leave to the hardware."""
 OF_A_RECORD = ("components", "checkpoints", "states", results.FRONT)
@@ -94,6 +98,10 @@ def run_search(
                 timeout=config.search.candidate_timeout * workers.pack,
                 address=address,
             ) as pool:
+                if pool.unused_gpus:
+                    watcher.notice(
+                        f"There are {pool.unused_gpus:g} GPUs, but workers.gpus is 0: candidates train on CPUs."
+                    )
                 _write(config, run)  # budget and workers may be others now
                 # It would speak for a search that has gone on; one that could not begin leaves it.
                 (run / results.FRONT).unlink(missing_ok=True)
@@ -164,15 +172,15 @@ def deploy(
         results.find_entry(front, name)
     if address is None:
         _want_token()
-    try:
-        from pareto_search.workers import serving  # only now, for the same reason
-    except ImportError as error:
-        raise ConfigError(f"deploy needs {error.name}: pip install 'pareto-search[deploy]'") from None
-
     data = load(**load_config(folder).data.arguments())
-    serving.deploy(
+    _serving().deploy(
         place, names, data, token=token, canary=canary, host=host, port=port, replicas=replicas, address=address
     )
+
+
+def undeploy(address: str) -> None:
+    """Ends the deployment on a cluster; see workers.serving."""
+    _serving().undeploy(address)
 
 
 def application(args: Mapping[str, Any]) -> Any:
@@ -217,7 +225,8 @@ def _claim(run: Path, config: SearchConfig) -> None:
     if (run / "search.yaml").is_file():
         held = load_config(run)
         if held.identity() != config.identity():
-            raise RunError(f"{run} holds a search of another config; give --out another folder")
+            keys = ", ".join(held.differences(config))
+            raise RunError(f"{run} holds a search of another config (not the same: {keys}); give --out another folder")
         if not same_database(held.store, config.store):
             raise RunError(f"the record of {run} is in another store; give the config that it was begun with")
         return
@@ -228,6 +237,15 @@ def _claim(run: Path, config: SearchConfig) -> None:
         raise RunError(f"{run} cannot be used ({error.strerror}); give --out a new folder") from None
     if any(p.name != refreshing.FOLDER for p in others):
         raise RunError(f"{run} is not empty and holds no search; give --out a new folder")
+
+
+def _serving() -> Any:
+    """What serves; it imports Ray, which reads its environment then, so this comes after `_want_token`."""
+    try:
+        from pareto_search.workers import serving
+    except ImportError as error:
+        raise ConfigError(f"deploy needs {error.name}: pip install 'pareto-search[deploy]'") from None
+    return serving
 
 
 def _want_token() -> None:
@@ -245,6 +263,7 @@ def _check(config: SearchConfig, data: Dataset) -> None:
         needy = next((name for name in config.metrics if name.startswith(f"{family}@")), None)
         if needy is not None and given is None:
             raise ConfigError(f"{needy} needs {kind}, and {data.name} has none; leave it out or name their column")
+    _check_differences(config, data)
     if _distils(config) and len(data.item_ids) > LARGEST_SQUARE:
         raise ConfigError(
             f"space.distillation needs EASE, which is fitted to {LARGEST_SQUARE:,} items at most; {data.name} has "
@@ -256,7 +275,36 @@ def _check(config: SearchConfig, data: Dataset) -> None:
         groups = [*data.groups, *(name for name in OWN_GROUPS if name != DOMAIN or data.domains)]
         if wish.by is not None and wish.by not in groups:
             known = ", ".join(groups)
-            raise ConfigError(f"{name} wants the users' {wish.by}, but {data.name} has {known}")
+            raise ConfigError(
+                f"{name} wants the users' {wish.by}, but {data.name} has {known}; name its column in "
+                "data.columns.groups, or give another metric"
+            )
+
+
+def _check_differences(config: SearchConfig, data: Dataset) -> None:
+    """Refuses metrics that would be the same of all lists, and more categories than fit into memory."""
+
+    def wanted(families: Sequence[str]) -> str | None:
+        return next((name for name in config.metrics if metric_family(name) in families), None)
+
+    alike = data.ratings is not None and data.ratings.min() == data.ratings.max()
+    if alike and (name := wanted(["credibility"])) is not None:
+        raise ConfigError(f"{name} needs ratings that differ, and all of {data.name} are the same; leave it out")
+    if data.categories is None:
+        return
+    kinds = {frozenset(several) for several in data.categories}
+    if len(kinds) == 1 and (name := wanted(OF_FEATURES)) is not None:
+        have = ", ".join(sorted(*kinds)) or "none"
+        raise ConfigError(
+            f"{name} needs categories that differ, and all items of {data.name} have {have}; leave their column "
+            "out, so that distances come from the texts, or name another one"
+        )
+    count = len(frozenset().union(*kinds))
+    if count * len(data.categories) > MOST_FEATURES:
+        raise ConfigError(
+            f"{data.name} has {count:,} categories for {len(data.categories):,} items, which do not fit into memory; "
+            "name a coarser column, or check what separates them (columns.separator)"
+        )
 
 
 def _distils(config: SearchConfig) -> bool:

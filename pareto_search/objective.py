@@ -64,7 +64,9 @@ class Constraint:
                 raise ValueError
             return cls(match[1], match[2] == ">=", float(match[3]))
         except ValueError:
-            raise ConfigError(f"constraint '{text}' is not of the form 'coverage@10 >= 0.05'") from None
+            raise ConfigError(
+                f"constraint '{text}' is not of the form 'coverage@10 >= 0.05' or 'latency <= 5'"
+            ) from None
 
     def violation(self, value: float) -> float:
         """By how much the bound is missed; 0 where it is kept, infinite for NaN."""

@@ -173,7 +173,11 @@ def load_front(run: str | Path) -> Document:
     try:
         content: Document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "resume it with 'pareto-search resume'" if Path(run, "search.yaml").exists() else "expected a run folder"
+        hint = (
+            "resume it with 'pareto-search resume', also to end it early, with --minutes 1"
+            if Path(run, "search.yaml").exists()
+            else "expected a run folder"
+        )
         raise RunError(f"{path} is not there; {hint}") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); resume the search to write it again") from None

@@ -218,7 +218,7 @@ class Store:
 
     def seconds_until(self, moments: Sequence[float]) -> list[float]:
         """The seconds that the search had taken by Unix times at which it ran, standing still left out."""
-        sessions = self.fact(_SESSIONS) or [(self.search.created, 0.0)]  # none of an older release
+        sessions = [[self.search.created, 0.0], *(self.fact(_SESSIONS) or [])]  # those of older releases are not noted
         last = [max((s for s in sessions if s[0] <= moment), default=sessions[0]) for moment in moments]
         return [before + moment - began for moment, (began, before) in zip(moments, last, strict=True)]
 
@@ -286,11 +286,11 @@ class Record:
 
     def failed(self, attempt: Attempt, error: str, seconds: float) -> None:
         """The attempt has ended badly; a retry is started in the same transaction. Raises as `evaluated`."""
-        self._end(attempt, "failed", error=_one_line(error), seconds=float(seconds))
+        self._end(attempt, "failed", error=one_line(error), seconds=float(seconds))
 
     def lost(self, attempt: Attempt, error: str) -> None:
         """Nobody runs the attempt any more: its worker died or let its lease pass. Raises as `evaluated`."""
-        self._end(attempt, "lost", error=_one_line(error))
+        self._end(attempt, "lost", error=one_line(error))
 
     def went_on(self, seconds: float) -> None:
         """The search, which had taken so many seconds, goes on now: it may have stood still for days."""
@@ -360,6 +360,6 @@ def _row(attempt: Attempt, evaluation: Evaluation) -> dict[str, Any]:
     return {**row, **counts, **{name: dict(row[name]) for name in ("serving", "values", "margins")}}
 
 
-def _one_line(error: str) -> str:
+def one_line(error: str) -> str:
     """Fit for a table and a terminal, whatever a worker has printed."""
     return " ".join("".join(c if c.isprintable() else " " for c in error).split())[:500]

@@ -295,7 +295,9 @@ def test_a_run_folder_that_is_not_there_gets_one_line(call: Call, tmp_path: Path
 
 def test_a_run_folder_of_another_config_is_refused(call: Call, undisturbed: Finished, tmp_path: Path) -> None:
     said = call("run", undisturbed.config, "--out", undisturbed.run, "--seed", "1").complaint
-    assert said == f"{undisturbed.run} holds a search of another config; give --out another folder"
+    assert said == (
+        f"{undisturbed.run} holds a search of another config (not the same: search.seed); give --out another folder"
+    )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     said = call("run", undisturbed.config, "--out", tmp_path / "other").complaint
@@ -385,6 +387,7 @@ def test_plot_writes_a_page_that_needs_no_network(call: Call, undisturbed: Finis
         ["--knee"],
         ["--prefer", "ndcg@5=3,ild@5=1"],
         ["--where", "ndcg@5>=0.0001", "--where", "ild@5 >= 0.1", "--best", "novelty@5"],
+        ["--where", "ndcg@5>=0.0001", "--prefer", "ndcg@5=3,ild@5=1"],
     ],
     ids=" ".join,
 )
@@ -401,10 +404,10 @@ def test_select_names_one_entry_and_says_why(call: Call, undisturbed: Finished, 
     [
         (
             ["--knee", "--prefer", "ndcg@5=1"],
-            "give one of --knee, --prefer WEIGHTS, or --where BOUND with --best METRIC",
+            "give one of --knee, --prefer WEIGHTS and --best METRIC, with or without --where BOUND",
         ),
-        (["--where", "ndcg@5>=0.1"], "give one of --knee"),
-        (["--best", "ndcg@5"], "give one of --knee"),
+        (["--knee", "--best", "ndcg@5"], "give one of --knee"),
+        (["--where", "ndcg@5>=2"], "no entry keeps ndcg@5 >= 2; the nearest of"),
         (["--prefer", "ndcg"], "preference 'ndcg' is not of the form 'ndcg@10=3,ild@10=1'"),
         (["--prefer", "ndgc@5=1"], "'ndgc@5' is no objective of this front; did you mean 'ndcg@5'?"),
         (["--where", "ndcg@5 about 1", "--best", "ild@5"], "constraint 'ndcg@5 about 1' is not of the form"),
@@ -465,6 +468,10 @@ def test_an_exported_entry_is_evaluated_from_its_folder_alone(
     again = json.loads(call("evaluate", copied, entry["entry"], "--json").out)
     shared = set(here) & set(again)
     assert {n: here[n]["mean"] for n in shared} == pytest.approx({n: again[n]["mean"] for n in shared})
+    wish = ("--user", "u7", "--json")
+    asked = call("recommend", to, "--data", undisturbed.config, *wish)
+    assert json.loads(asked.out) == json.loads(call("recommend", copied, entry["entry"], *wish).out)
+    assert "give RUN ENTRY, or an ENTRY_FOLDER with --data" in call("recommend", to, *wish).complaint
     assert "give RUN ENTRY, or an ENTRY_FOLDER with --data" in call("evaluate", to).complaint
     assert (
         "is there already; give --to a new folder"

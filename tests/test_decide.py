@@ -179,7 +179,7 @@ def test_ties_go_to_the_first_entry() -> None:
 
 
 def test_an_empty_front_has_nothing_to_choose() -> None:
-    with pytest.raises(RunError, match="the front is empty; expected at least one entry"):
+    with pytest.raises(RunError, match="the front is empty: no entry keeps all"):
         knee([], BOTH)
     with pytest.raises(RunError, match="the front is empty"):
         prefer([], BOTH, {"ndcg@10": 1})

@@ -4,6 +4,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from running import Finished, undisturbed
@@ -12,6 +13,7 @@ from pareto_search import SearchConfig, load_front
 from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
 from pareto_search.launch import run_search
 from pareto_search.recsys import dataset
+from pareto_search.search import Watcher
 from pareto_search.store import Store
 from pareto_search.workers import pool
 from pareto_search.workers.base import locate
@@ -29,6 +31,8 @@ class Untouchable:
 
 class Idle:
     """In place of one that starts, and is stopped when it is told something."""
+
+    unused_gpus = 3.0
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -72,9 +76,10 @@ def test_a_larger_budget_whose_workers_never_start_changes_nothing(run: Path) ->
 def test_with_a_larger_budget_the_old_front_speaks_for_nobody(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "RayPool", Idle)
     config = SearchConfig.load(run / "search.yaml")
-    larger = budget(config, config.search.candidates + 2)
+    larger, notices = budget(config, config.search.candidates + 2), list[str]()
     with pytest.raises(KeyboardInterrupt):
-        run_search(larger, run)
+        run_search(larger, run, watcher=Watcher(notices.append))
+    assert notices[-1] == "There are 3 GPUs, but workers.gpus is 0: candidates train on CPUs."
     with pytest.raises(RunError, match="resume it with 'pareto-search resume'"):
         load_front(run)
     assert SearchConfig.load(run / "search.yaml") == larger
@@ -201,6 +206,34 @@ def test_what_the_data_cannot_give_is_refused(
     monkeypatch.setattr("pareto_search.launch.load", lambda **_: lacking)
     with pytest.raises(ConfigError, match=complaint):
         run_search(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("alike", "metric", "complaint"),
+    [
+        ("ratings", "credibility@10", "credibility@10 needs ratings that differ, and all of ratings are the same"),
+        ("categories", "ild@5", "ild@5 needs categories that differ, and all items of ratings have Horror, War;"),
+        ("nothing", "calibration@5", "calibration@5 needs categories that differ, and all items of ratings have none;"),
+        ("tags", "ndcg@5", "ratings has 40 categories for 40 items, which do not fit into memory"),
+    ],
+)
+def test_data_in_which_all_is_alike_is_refused_where_a_metric_asks_for_differences(
+    alike: str, metric: str, complaint: str, undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SearchConfig.load(undisturbed.config)
+    whole = dataset.load(**config.data.arguments())
+    assert whole.ratings is not None
+    monkeypatch.setattr("pareto_search.launch.MOST_FEATURES", len(whole.item_ids) ** 2 - 1)
+    changes: dict[str, dict[str, Any]] = {
+        "ratings": {"ratings": np.full_like(whole.ratings, 4)},
+        "categories": {"categories": (("War", "Horror"),) * len(whole.item_ids)},
+        "nothing": {"categories": ((),) * len(whole.item_ids)},
+        "tags": {"categories": tuple((item,) for item in whole.item_ids)},
+    }
+    lacking = dataclasses.replace(whole, **changes[alike])
+    monkeypatch.setattr("pareto_search.launch.load", lambda **_: lacking)
+    with pytest.raises(ConfigError, match=complaint):
+        run_search(config.model_copy(update={"constraint_texts": (f"{metric} <= 1",)}), tmp_path / "run")
 
 
 def test_a_catalogue_that_ease_is_too_large_for_has_no_teacher(

@@ -20,6 +20,7 @@ from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
 from pareto_search.executor import Files, Outcome
 from pareto_search.workers import scratch
 from pareto_search.workers.actor import PackWorkerActor, WorkerActor
+from pareto_search.workers.base import locate
 from pareto_search.workers.workload import Workload
 
 PATIENCE = 10.0
@@ -33,8 +34,10 @@ FORKED = "Starting Ray client server failed"
 """What is said of a server that died as it was forked (github.com/ray-project/ray/issues/63202)."""
 JOINING = 15.0
 """Seconds for the nodes of a cluster to be all there."""
-START, PER_TEXT = 300.0, 0.05
-"""Seconds within which workers must have started: a base model may be large, and reads every text once."""
+START, PER_TEXT, PER_GIGABYTE = 300.0, 0.05, 60.0
+"""Seconds within which workers must have started. A base model may have to be fetched, and reads every text once; for a
+text those of a base model of 100 MB.
+"""
 SPARE = 3
 """How many workers may die at their start, for each that was asked for."""
 
@@ -89,7 +92,8 @@ class RayPool:
         self._spawned = 0
         self._spare = SPARE * count
         self._identity: str | None = None
-        self._start = START + PER_TEXT * len(load.texts)
+        size = sum(path.stat().st_size for path in locate(load.base, load.revision).weights)
+        self._start = START + PER_GIGABYTE * size / 1e9 + PER_TEXT * len(load.texts) * max(1.0, size / 1e8)
         self._why = ""  # of the latest worker that could not start
         self._scratch = scratch.name()
         connect(address, count * cpus)
@@ -131,6 +135,11 @@ class RayPool:
     def busy(self) -> int:
         return len(self._jobs) + len(self._homeless)
 
+    @property
+    def unused_gpus(self) -> float:
+        """How many GPUs the cluster has beside workers that ask for none."""
+        return 0.0 if self._gpus else float(ray.cluster_resources().get("GPU", 0.0))
+
     def submit(self, attempt: Attempt, sources: Sequence[Files] = ()) -> str:
         return f"w{self._place(_Job(attempt, sources))}"
 
@@ -143,7 +152,8 @@ class RayPool:
             return [outcome for r in ready if r in self._jobs for outcome in self._outcomes(r, replies[r])]
         over = time.monotonic() - self._timeout
         hung = [n for n in self._queues if any(self._jobs[r].began <= over for r in self._under_way(n))]
-        return [outcome for n in hung for outcome in self._failed(n, f"still running after {self._timeout:g} s")]
+        error = f"still running after {self._timeout:g} s; raise search.candidate_timeout, or lower search.steps"
+        return [outcome for n in hung for outcome in self._failed(n, error)]
 
     def tell_all(self, method: str, *arguments: object) -> None:
         """Calls a method on every worker, and on each that replaces one later."""

@@ -276,6 +276,20 @@ def deploy(
         raise ClusterError(f"the deployment did not start: {_reason(error)}") from error
 
 
+def undeploy(address: str) -> None:
+    """Ends the deployment on a running Ray cluster.
+
+    Raises:
+        ClusterError: Ray cannot be reached, or nothing is deployed there.
+    """
+    connect(address, cpus=0)
+    if NAME not in serve.status().applications:
+        raise ClusterError(
+            f"nothing is deployed on the cluster at {address}; expected what 'pareto-search deploy' left"
+        )
+    serve.delete(NAME)
+
+
 def _want_free(host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as line:
         if line.connect_ex((host, port)) == 0:

@@ -19,6 +19,8 @@ LEAST_INTERACTIONS = 3
 """One interaction each to train on, to validate on and to test on."""
 CATEGORY_FIELDS = ("class", "genre", "genres", "category", "categories")
 """Names under which atomic files carry an item's categories."""
+TITLE_FIELDS = ("title", "name", "item_title", "item_name", "movie_title", "book_title", "product_title")
+"""Names under which they carry what people call an item."""
 DOMAIN = "domain"
 """The name under which they carry its domain, and by which metrics ask for one."""
 OWN_GROUPS = ("user", "item", DOMAIN)
@@ -157,8 +159,9 @@ def load_atomic(folder: str | Path) -> Dataset:
     """A folder with one RecBole `.inter`, one `.item` and perhaps one `.user` file, with `name:type` headers.
 
     Users and items are the fields `user_id` and `item_id`, or else the first token fields; `rating` and `timestamp` may
-    be missing (see `Columns`). All other token and token_seq fields of the items are text, and the first of them that
-    `CATEGORY_FIELDS` names is the categories; one that is called `domain` is the domain too. The other token fields of
+    be missing (see `Columns`). All other token and token_seq fields of the items are text, those that `TITLE_FIELDS`
+    names before the others, and the first of them that `CATEGORY_FIELDS` names and that says something of any item is
+    the categories; one that is called `domain` is the domain too. The other token fields of
     the users are groups, but for those that are called as `OWN_GROUPS`.
 
     Raises:
@@ -176,7 +179,8 @@ def load_atomic(folder: str | Path) -> Dataset:
         raise DataError(f"{item.location} has no field '{item_field}'; {nearest(item_field, item_types)}")
     domain = DOMAIN if item_types.get(DOMAIN) == "token" else None
     text = tuple(n for n, kind in item_types.items() if kind.startswith("token") and n != item_field)
-    categories = next((n for n in text if n.lower() in CATEGORY_FIELDS), None)
+    text = tuple(sorted(text, key=lambda n: n.lower() not in TITLE_FIELDS))  # the first is the title
+    categories = next((n for n in text if n.lower() in CATEGORY_FIELDS and any(item.frame[n])), None)
     if categories is not None and item_types[categories] == "token":
         item.frame[categories] = [[value] for value in item.frame[categories]]  # one category, blanks and all
     people: Table | None = None

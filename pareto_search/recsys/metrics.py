@@ -130,9 +130,9 @@ def calibration(ranked: Ranked, items: ItemStatistics) -> PerUser:
     """KL(p ‖ 0.99 q + 0.01 p) of the category shares p of the history and q of the list (Steck, RecSys 2018); lower is
     better, and 0 for whoever's history has no categories.
     """
-    shares = items.shares.astype(np.float64)
-    liked = _normalised(interactions(ranked.history, len(shares)) @ shares)
-    shown = _normalised(shares[ranked.lists].sum(1))
+    shares = items.shares
+    liked = _normalised((interactions(ranked.history, len(shares)) @ shares).astype(np.float64))
+    shown = _normalised(shares[ranked.lists].sum(1, dtype=np.float64))
     mixed = (1 - SMOOTHED) * shown + SMOOTHED * liked
     return np.where(liked > 0, liked * np.log(np.where(liked > 0, liked / np.maximum(mixed, 1e-300), 1.0)), 0.0).sum(1)
 
@@ -246,26 +246,40 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+PACKAGES = "pareto_search.metrics"
+"""The entry point by which installed packages add metrics."""
+
+
 @cache
-def known_metrics() -> Mapping[str, Metric]:
-    """The metrics above, and those that installed packages add by the entry point `pareto_search.metrics`.
+def find_metric(name: str) -> Metric | None:
+    """One of the metrics above, or else one that an installed package adds; None where there is none of that name.
+
+    No package is loaded for another metric than its own, so that one that cannot be loaded is in nobody's way.
 
     Raises:
-        ConfigError: an entry point gives no `Metric`, or has a name that is taken or is no name of a metric.
+        ConfigError: the package cannot be loaded, gives no `Metric`, or is not the only one with that name.
     """
-    known = dict(METRICS)
-    for point in entry_points(group="pareto_search.metrics"):
+    if name in METRICS:
+        return METRICS[name]
+    points = [*entry_points(group=PACKAGES, name=name)]
+    if not points:
+        return None
+    if len(points) > 1:
+        places = " and ".join(point.value for point in points)
+        raise ConfigError(f"metric '{name}' is given by {places}; expected one of them; remove the others' packages")
+    [point] = points
+    try:
         metric = point.load()
-        if not isinstance(metric, Metric) or metric.is_cost:
-            raise ConfigError(
-                f"entry point '{point.name}' of pareto_search.metrics is {metric!r}; expected a Metric of lists"
-            )
-        if point.name in known or not re.fullmatch("[a-z_]+", point.name):
-            raise ConfigError(
-                f"entry point '{point.name}' of pareto_search.metrics needs a name of its own of a-z and _"
-            )
-        known[point.name] = metric
-    return known
+    except Exception as error:  # it runs code of others
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"metric '{name}' is {point.value}, which cannot be loaded ({reason}); mend that") from error
+    if not isinstance(metric, Metric) or metric.is_cost:
+        raise ConfigError(f"entry point '{name}' of {PACKAGES} is {metric!r}; expected a Metric of lists")
+    return metric
+
+
+def _names() -> list[str]:
+    return [*METRICS, *entry_points(group=PACKAGES).names]
 
 
 @dataclass(frozen=True)
@@ -298,18 +312,16 @@ def parse_metric(name: str) -> Asked:
     """
     if name in METRICS and METRICS[name].is_cost:
         return Asked(name, METRICS[name], 1)
-    match, known = (
-        re.fullmatch(r"(([a-z_]+)@([1-9]\d{0,3}))(?:\[([^\[\]=]+)(?:=([^\[\]]+))?\])?", name),
-        known_metrics(),
-    )
+    match = re.fullmatch(r"(([a-z_]+)@([1-9]\d{0,3}))(?:\[([^\[\]=]+)(?:=([^\[\]]+))?\])?", name)
     if match is None:
-        hint = f"; {nearest(name, known)}" if re.fullmatch(r"[a-z_]+", name) and name not in known else ""
+        hint = f"; {nearest(name, _names())}" if re.fullmatch(r"[a-z_]+", name) and name not in _names() else ""
         raise ConfigError(f"metric '{name}' has no cut-off; write it as in 'ndcg@10' or 'ndcg@10[gender]'{hint}")
-    if match[2] in known and known[match[2]].is_cost:
+    metric = find_metric(match[2])
+    if metric is None:
+        raise ConfigError(f"metric '{match[2]}' is unknown; {nearest(match[2], _names())}")
+    if metric.is_cost:
         raise ConfigError(f"metric '{name}' is a cost, which has no cut-off; expected '{match[2]}'")
-    if match[2] not in known:
-        raise ConfigError(f"metric '{match[2]}' is unknown; {nearest(match[2], known)}")
-    asked = Asked(match[1], known[match[2]], int(match[3]), match[4], match[5])
+    asked = Asked(match[1], metric, int(match[3]), match[4], match[5])
     if asked.by is not None and asked.metric.per_user is None:
         raise ConfigError(
             f"metric '{name}' is one of all lists together, which has no groups; expected '{asked.plain}'"

@@ -48,9 +48,9 @@ class ItemStatistics:
         users = np.bincount(pairs % n_items, minlength=n_items)
         novelty = -np.log2(np.maximum(users, 1) / n_users) / np.log2(max(n_users, 2))
         norms = np.linalg.norm(features, axis=1, keepdims=True)
-        unit = np.divide(features, norms, out=np.zeros_like(features, dtype=np.float32), where=norms > 0)
+        unit = np.divide(features, norms, out=np.zeros(features.shape, np.float32), where=norms > 0)
         credibility = _credibility(train, n_items)
-        return cls(users, novelty.astype(np.float32), credibility, unit.astype(np.float32), offered)
+        return cls(users, novelty.astype(np.float32), credibility, unit, offered)
 
     def barred(self, histories: Sequences) -> NDArray[np.bool_]:
         """`(m, n_items)` what must not be recommended after each history: what it holds, and what is not offered."""
@@ -60,7 +60,7 @@ class ItemStatistics:
         barred[histories.owners, histories.items] = True
         return barred
 
-    @property
+    @cached_property
     def shares(self) -> Floats:
         """`(n_items, f)` what part of an item belongs to each of its categories, alike: the squares of its features,
         where these are categories.
@@ -101,10 +101,15 @@ def _credibility(train: Sequences, n_items: int) -> Floats | None:
 
 
 def category_features(categories: Sequence[Sequence[str]]) -> Floats:
-    """Categories as indicator rows `(n_items, categories)`."""
+    """Categories as indicator rows `(n_items, categories)`; to have none is one of them, which such items share.
+
+    Without it they would be as far from each other as from all else, and the most diverse lists those of which least is
+    known.
+    """
+    categories = [row or ("",) for row in categories]
     names = sorted({c for row in categories for c in row})
     column = {name: i for i, name in enumerate(names)}
-    features = np.zeros((len(categories), max(len(names), 1)), np.float32)
+    features = np.zeros((len(categories), len(names)), np.float32)
     for item, row in enumerate(categories):
         for name in row:
             features[item, column[name]] = 1.0

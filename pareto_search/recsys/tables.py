@@ -58,9 +58,10 @@ class Table:
         numbers: NDArray[np.float64] = pd.to_numeric(readable, errors="coerce").to_numpy(np.float64, na_value=np.nan)
         if not np.isfinite(numbers).all():
             row = int(np.argmin(np.isfinite(numbers)))
+            remedy = "convert dates, to Unix seconds, say" if wish == "timestamp" else "correct it or remove the row"
             raise DataError(
                 f"{self.location}, {self.where(row)}: '{cell(column.iloc[row])}' in column '{name}' is no number; "
-                f"expected a finite number as {wish} in every row; correct it or remove the row"
+                f"expected a finite number as {wish} in every row; {remedy}"
             )
         return numbers
 

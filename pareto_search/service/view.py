@@ -206,18 +206,8 @@ class View:
         objectives = results.objectives_of(front)
         constraints = [Constraint.parse(bound) for bound in bounds]
         values = [e["validation"] for e in front["front"]]
-        if weights and best:
-            raise ConfigError("prefer and best are two ways to select; give one of them")
-        # Asked first, because it has the words for unknown names and for bounds out of reach.
-        within = decide.where(values, objectives, constraints, best or objectives[0].name)
-        kept = [i for i, v in enumerate(values) if all(c.violation(v[c.metric]) == 0 for c in constraints)]
-        among = [values[i] for i in kept]
-        if best:
-            index, reason = within.index, within.reason
-        else:
-            choice = decide.prefer(among, objectives, weights) if weights else decide.knee(among, objectives)
-            index, reason = kept[choice.index], choice.reason
-        return front["front"][index], reason, [front["front"][i]["entry"] for i in kept]
+        choice, kept = decide.within(values, objectives, constraints, weights=weights, best=best)
+        return front["front"][choice.index], choice.reason, [front["front"][i]["entry"] for i in kept]
 
     def _timeline(self) -> go.Figure:
         config, revision = self._config, self._store.revision

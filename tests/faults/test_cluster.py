@@ -17,6 +17,7 @@ import ray
 from running import Finished, eventually, pareto_search, started, title
 
 from benchmarks import kills, small
+from pareto_search import load_front
 from pareto_search.errors import ClusterError
 from pareto_search.store import Store
 from pareto_search.workers.pool import connect
@@ -177,6 +178,22 @@ def test_what_a_cluster_starts_for_somebody_from_outside_may_die_twice(
     with nullcontext() if failures < calls else pytest.raises(ClusterError, match=f"{saying[0]}.*{saying[1]}"):
         connect(cluster.outside, cpus=1)
     assert asked == [cluster.outside] * calls
+
+
+def test_a_deployment_on_a_cluster_stays_until_it_is_taken_away(
+    cluster: Cluster, undisturbed: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARETO_SEARCH_TOKEN", "a token for swaps")
+    name, port = load_front(undisturbed.run)["front"][0]["entry"], free_port()
+    at = ("--address", cluster.address)
+    nothing = f"nothing is deployed on the cluster at {cluster.address}; "
+    assert pareto_search("undeploy", *at).complaint.startswith(nothing)
+    ended = pareto_search("deploy", undisturbed.run, name, *at, "--port", str(port))
+    assert ended.code == 0, ended.err
+    assert answers(port)
+    assert pareto_search("undeploy", *at).code == 0
+    assert not answers(port)
+    assert pareto_search("undeploy", *at).complaint.startswith(nothing)
 
 
 @contextmanager

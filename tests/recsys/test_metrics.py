@@ -19,10 +19,10 @@ from pareto_search.recsys.metrics import (
     calibration_error,
     confidence,
     coverage,
+    find_metric,
     gini,
     ild,
     interval,
-    known_metrics,
     parse_metric,
 )
 from pareto_search.recsys.split import Sequences
@@ -196,9 +196,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """A folder that packages are found in."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    known_metrics.cache_clear()
+    find_metric.cache_clear()
     yield tmp_path
-    known_metrics.cache_clear()
+    find_metric.cache_clear()
 
 
 def test_a_package_adds_a_metric_by_an_entry_point(elsewhere: Path) -> None:
@@ -212,14 +212,21 @@ def test_a_package_adds_a_metric_by_an_entry_point(elsewhere: Path) -> None:
     ("line", "problem"),
     [
         ("odd = mine:CODE", "expected a Metric"),
-        ("ndcg = mine:ODD", "a name of its own"),
-        ("Odd = mine:ODD", "a-z and _"),
+        ("odd = mine:NONE", "which cannot be loaded .AttributeError"),
+        ("odd = nowhere:ODD", "which cannot be loaded .ModuleNotFoundError"),
+        ("odd = mine:ODD\nodder = mine:ODD", "metric 'odde' is unknown; did you mean 'odder'"),
     ],
 )
-def test_an_entry_point_that_does_not_fit_is_named(elsewhere: Path, line: str, problem: str) -> None:
+def test_an_entry_point_that_does_not_fit_is_named_and_in_nobodys_way(elsewhere: Path, line: str, problem: str) -> None:
     installed(elsewhere, line, CODE + "CODE = 3")
+    assert parse_metric("ndcg@10").metric is METRICS["ndcg"]
     with pytest.raises(ConfigError, match=problem):
-        parse_metric("ndcg@10")
+        parse_metric("odde@10" if "odde" in problem else "odd@10")
+
+
+def test_the_name_of_a_metric_that_is_there_already_is_not_taken_over(elsewhere: Path) -> None:
+    installed(elsewhere, "ndcg = mine:ODD", CODE)
+    assert parse_metric("ndcg@10").metric is METRICS["ndcg"]
 
 
 def test_coverage_and_gini_by_hand() -> None:

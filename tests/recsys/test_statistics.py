@@ -55,8 +55,9 @@ def test_features_have_unit_length_and_an_item_without_any_stays_zero() -> None:
 
 def test_categories_become_indicators_in_alphabetical_order() -> None:
     rows = category_features([("war", "comedy"), (), ("drama",)])
-    assert rows.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert rows.tolist() == [[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 1, 0]]
 
 
-def test_items_without_categories_at_all_have_one_empty_feature() -> None:
-    assert category_features([(), ()]).tolist() == [[0], [0]]
+def test_items_without_categories_are_as_near_to_each_other_as_those_of_one_category() -> None:
+    rows = category_features([(), ("drama",), (), ("drama",)])
+    assert (rows @ rows.T).tolist() == [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
