@@ -19,6 +19,10 @@ GAPS = 64
 """How many kinds of gaps between interactions there are: see `gaps`. The last takes all that are longer."""
 SAME_MOMENT = 1
 """The kind of no gap at all."""
+VALIDATED, LEAST_VALIDATED = 40_000_000, 2000
+"""Validation ranks for so many users that their scores are no more than this, or for so many, whichever is more: each
+checkpoint is tried with dozens of settings on it. Test is of everybody.
+"""
 COLD = 5
 """From so many interactions on, users and items are no longer cold."""
 
@@ -95,6 +99,7 @@ class Split:
         offered: `(n_items,)` what may be recommended; None for everything.
         groups: what users belong together by, as far as a model reads it -> the groups.
         by: what they belong together by, as far as metrics ask.
+        unvalidated: how many users might be validated on and are not, by lot, since there are enough of them.
     """
 
     n_users: int
@@ -105,6 +110,7 @@ class Split:
     offered: NDArray[np.bool_] | None = None
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     by: tuple[str, ...] = ()
+    unvalidated: int = 0
 
     @property
     def sha256(self) -> str:
@@ -161,7 +167,7 @@ def split(
         strategy: `leave_last_out` tests on each user's last interaction and validates on the one before;
             `temporal` cuts once for all users, after 80 % and after 90 % of the interactions by time, and leaves
             interactions of the same time together. It wants timestamps that can be compared between users.
-        tie_seed: another seed breaks ties another way, and draws other users for `shots`.
+        tie_seed: another seed breaks ties another way, and draws other users for `shots` and, of many, for validation.
         target: the domain that is recommended from. Only its items are validated and tested on, a user's last two of
             them with `leave_last_out`; all other domains are there to learn from.
         shots: the share of users whose interactions with the target are trained on; None for all of them. Of the
@@ -185,7 +191,9 @@ def split(
     named = {name: np.array(each, dtype=object) for name, each in dataset.groups.items()}
     read, codes = _coded(dataset, groups)
     rows = _Rows(users, dataset.items[order], ratings, passed, role, counts, n_users, named, codes)
-    parts = {name: rows.part(which) for name, which in (("validation", VALIDATION), ("test", TEST))}
+    able = rows.users_of(VALIDATION)
+    drawn = _some(able, dataset, tie_seed)
+    parts = {"validation": rows.part(VALIDATION, drawn), "test": rows.part(TEST, rows.users_of(TEST))}
     for name, part in parts.items():
         if len(part.users) == 0:
             raise DataError(
@@ -200,7 +208,8 @@ def split(
     if len(train.items) == 0:
         raise DataError(f"data set '{dataset.name}' has nothing but '{target}' to train on; expected other domains too")
     validation, test = (_grouped(part, train, dataset) for part in parts.values())
-    return Split(n_users, len(dataset.item_ids), train, validation, test, offered, read, tuple(by))
+    left_out = len(able) - len(drawn)
+    return Split(n_users, len(dataset.item_ids), train, validation, test, offered, read, tuple(by), left_out)
 
 
 def order_of(dataset: Dataset, tie_seed: int) -> NDArray[np.int64]:
@@ -240,10 +249,14 @@ class _Rows:
     groups: Mapping[str, NDArray[np.object_]]
     codes: NDArray[np.int32] | None
 
-    def part(self, which: int) -> Part:
+    def users_of(self, which: int) -> NDArray[np.int32]:
+        """Who can be ranked for: those with a target and something to train on."""
         target = (self.role == which) & self.counts
         trained, ranked = (np.bincount(self.users[m], minlength=self.n_users) for m in (self.role == TRAIN, target))
-        users = np.flatnonzero((trained > 0) & (ranked > 0)).astype(np.int32)
+        return np.flatnonzero((trained > 0) & (ranked > 0)).astype(np.int32)
+
+    def part(self, which: int, users: NDArray[np.int32]) -> Part:
+        target = (self.role == which) & self.counts
         history, targets = self.sequences(self.role < which, users), self.sequences(self._once(target), users)
         groups = {name: each[users] for name, each in self.groups.items()}
         return Part(users, history, targets, groups)
@@ -314,8 +327,21 @@ def _in_domain(dataset: Dataset, target: str) -> NDArray[np.bool_]:
 
 def _beyond(dataset: Dataset, seed: int, share: float) -> NDArray[np.bool_]:
     """`(n_users,)` those who are not among a share of the users, drawn by the hash of `seed, user id`."""
-    digests = (hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=8).digest() for name in dataset.user_ids)
-    return np.frombuffer(b"".join(digests), dtype=">u8") >= share * 2.0**64
+    return _hashes(dataset, str(seed)) >= share * 2.0**64
+
+
+def _some(users: NDArray[np.int32], dataset: Dataset, seed: int) -> NDArray[np.int32]:
+    """As many of some users as are validated on, drawn by the hash of `seed, "validation", user id`."""
+    most = max(LEAST_VALIDATED, VALIDATED // len(dataset.item_ids))
+    if len(users) <= most:
+        return users
+    return np.sort(users[np.argsort(_hashes(dataset, f"{seed}\tvalidation")[users])[:most]])
+
+
+def _hashes(dataset: Dataset, salt: str) -> NDArray[np.uint64]:
+    """`(n_users,)` the first eight bytes of BLAKE2b over `salt, user id`."""
+    digests = (hashlib.blake2b(f"{salt}\t{name}".encode(), digest_size=8).digest() for name in dataset.user_ids)
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
 def _last_out(users: NDArray[np.int32], counts: NDArray[np.bool_], n_users: int) -> NDArray[np.int8]:

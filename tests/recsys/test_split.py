@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pareto_search.errors import ConfigError, DataError
+from pareto_search.recsys import split as module
 from pareto_search.recsys.dataset import Columns, Dataset, load_tables
 from pareto_search.recsys.split import Split, gaps, split
 
@@ -50,6 +51,30 @@ def test_users_are_counted_for_whom_a_list_has_too_few_items(tmp_path: Path) -> 
     assert [parts.with_fewer_left(k) for k in (7, 8)] == [0, 2]  # of 9
     some = replace(parts, offered=np.arange(9) < 4)  # of which user 0 has had two, and user 1 one
     assert [some.with_fewer_left(k) for k in (2, 3, 4)] == [0, 1, 2]
+
+
+def test_of_many_users_some_are_validated_on_and_all_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = toy(tmp_path, TIED)
+    whole = split(data, "leave_last_out", 0)
+    assert (len(whole.validation.users), whole.unvalidated) == (8, 0)
+    monkeypatch.setattr(module, "LEAST_VALIDATED", 2)
+    monkeypatch.setattr(module, "VALIDATED", 3 * 9)  # scores, of 9 items
+
+    def drawn(data: Dataset, seed: int = 0) -> tuple[int, ...]:
+        parts = split(data, "leave_last_out", seed)
+        assert (len(parts.test.users), parts.unvalidated) == (8, 5)
+        if seed == 0:
+            assert parts.train.items.tolist() == whole.train.items.tolist()
+            for place, user in enumerate(parts.validation.users):
+                assert parts.validation.history.of(place).tolist() == whole.validation.history.of(user).tolist()
+                assert parts.validation.targets.of(place).tolist() == whole.validation.targets.of(user).tolist()
+        return tuple(parts.validation.users.tolist())
+
+    assert list(drawn(data)) == sorted(set(drawn(data)))
+    assert drawn(toy(tmp_path, TIED[::-1])) == drawn(data)
+    assert len({drawn(data, seed) for seed in range(5)}) > 1
+    monkeypatch.setattr(module, "LEAST_VALIDATED", 4)
+    assert len(split(data, "leave_last_out", 0).validation.users) == 4
 
 
 def test_gaps_are_counted_by_powers_of_two_and_the_first_is_not_known() -> None:
