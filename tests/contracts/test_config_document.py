@@ -50,6 +50,15 @@ def told(value: Any) -> str:
     return f"`{value}`".replace("|", r"\|") if isinstance(value, str) else f"{value:g}"
 
 
+def test_the_default_objectives_are_there() -> None:
+    told = {
+        name.strip("`"): [float(n) for n in numbers.split(",")]
+        for name, numbers, _ in rows("### The default objectives")
+    }
+    given = SearchConfig.parse({"name": "any", "data": {"source": "movielens-100k"}}).objectives
+    assert told == {o.name: [o.reference, o.ideal] for o in given}
+
+
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_every_key_is_there_with_its_default(heading: str) -> None:
     keys = {}
