@@ -292,7 +292,14 @@ def _assemble(name: str, interactions: Table, items: Table, columns: Columns, pe
             f"'{named_items[0]}'); expected the same ids in both; check columns.item"
         )
 
+    ratings = None if columns.rating is None else interactions.numbers(columns.rating, "rating")
+    times = None if columns.timestamp is None else interactions.numbers(columns.timestamp, "timestamp")
     kept = item_of_row >= 0
+    repeated = np.zeros_like(kept)
+    if times is not None:  # without times who repeats has bought again
+        rows = pd.DataFrame({"user": user_of_row, "item": item_of_row, "time": times, "rating": ratings})
+        repeated = rows.duplicated().to_numpy() & kept
+        kept &= ~repeated
     counts = np.bincount(user_of_row[kept], minlength=len(names))
     enough = counts >= LEAST_INTERACTIONS
     if not enough.any():
@@ -302,8 +309,9 @@ def _assemble(name: str, interactions: Table, items: Table, columns: Columns, pe
         )
     dropped = {
         "items without text": len(described) - len(item_ids),
-        "interactions of items without text": int((listed & ~kept).sum()),
+        "interactions of items without text": int((listed & ~kept & ~repeated).sum()),
         "interactions of items that the items table lacks": int((~listed).sum()),
+        "interactions that are there more than once": int(repeated.sum()),
         f"users with fewer than {LEAST_INTERACTIONS} interactions": int((~enough).sum()),
     }
 
@@ -312,11 +320,10 @@ def _assemble(name: str, interactions: Table, items: Table, columns: Columns, pe
     new_index = np.array([rank.get(id_, -1) for id_ in names])
     kept &= enough[user_of_row]
     users, item_index = new_index[user_of_row][kept], item_of_row[kept]
-    ratings = None if columns.rating is None else interactions.numbers(columns.rating, "rating")[kept]
-    if columns.timestamp is None:
-        timestamps: NDArray[np.float64] = pd.Series(users).groupby(users).cumcount().to_numpy().astype(np.float64)
-    else:
-        timestamps = interactions.numbers(columns.timestamp, "timestamp")[kept]
+    ratings = None if ratings is None else ratings[kept]
+    timestamps: NDArray[np.float64] = (
+        pd.Series(users).groupby(users).cumcount().to_numpy().astype(np.float64) if times is None else times[kept]
+    )
     order = np.lexsort((np.zeros(len(users)) if ratings is None else ratings, item_index, timestamps, users))
     return Dataset(
         name=name,

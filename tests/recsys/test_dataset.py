@@ -80,6 +80,16 @@ def test_the_text_is_the_title_and_then_each_category(tmp_path: Path) -> None:
     assert data.categories == (("Drama",), (), ("Horror",), ("Comedy", "Drama"))
 
 
+def test_an_interaction_that_is_there_more_than_once_counts_once(tmp_path: Path) -> None:
+    rows = INTERACTIONS.splitlines()
+    again = tables(tmp_path, "\n".join([*rows, rows[1], rows[-1], rows[1]]))
+    data = load_tables(*again, COLUMNS, "toy")
+    assert data.dropped == {"interactions that are there more than once": 3}
+    untimed = load_tables(*again, replace(COLUMNS, timestamp=None), "toy")  # who knows
+    assert len(untimed.items) == len(data.items) + 3
+    assert data.sha256 == load_tables(*tables(tmp_path), COLUMNS, "toy").sha256
+
+
 def test_the_order_of_rows_does_not_change_the_hash(tmp_path: Path) -> None:
     expected = load_tables(*tables(tmp_path), COLUMNS, "toy").sha256
     rows, items = INTERACTIONS.splitlines(), ITEMS.splitlines()
