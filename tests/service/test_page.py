@@ -3,13 +3,11 @@ deployed. Where PARETO_SEARCH_SCREENSHOTS names a folder, each step leaves a pic
 
 import json
 import os
-import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
+from browser import chromium, needs_browser
 from conftest import Shared
 from running import PATIENCE
 from serving import TOKEN
@@ -18,18 +16,8 @@ from pareto_search import decide
 from pareto_search.objective import Constraint, Objective
 from pareto_search.service.record import Job, Record
 
-playwright = pytest.importorskip("playwright.sync_api")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-QUIET = ("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=[*QUIET, "--enable-unsafe-swiftshader"])
-        yield browser
-        browser.close()
+pytestmark = needs_browser
+__all__ = ["chromium"]
 
 
 def opened(chromium: Any, shared: Shared, **options: Any) -> tuple[Any, list[str]]:

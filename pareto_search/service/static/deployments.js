@@ -1,7 +1,7 @@
 // What is deployed: its state, its endpoint, the canary, and a form that asks it.
 
 import { get, post, put, remove, watch } from "./api.js";
-import { doing, field, fill, h, select } from "./dom.js";
+import { doing, field, fill, h, renew, select, trouble } from "./dom.js";
 import { asker, listing } from "./recommend.js";
 
 export async function deploymentsView(main, wanted, signal) {
@@ -93,45 +93,64 @@ class Card {
       return "by its name or by preference";
     };
     fill(this.served, served.map((entry) => h("tr", {}, h("th", { scope: "row" }, entry), h("td", {}, role(entry)), h("td", {}, String(answers[entry] ?? 0)))));
-    const key = JSON.stringify([state === "deleting", entries, canary, deployment.earlier]);
-    if (key === this.key || !this.objectives) return; // what can be done is as before
+    if (this.telling || !this.objectives) return;
+    const key = JSON.stringify([state === "deleting", !!deployment.error, entries, canary?.entry, deployment.earlier]);
+    if (key !== this.key) renew(() => this.offer(served)); // else what can be done is as before
+    else if (canary && document.activeElement !== this.share) this.slide(canary.share); // not under somebody's fingers
     this.key = key;
-    this.offer(served);
+  }
+
+  slide(share) {
+    this.share.value = Math.round(share * 100);
+    this.told.textContent = percent(share);
   }
 
   offer(served) {
-    const { entries, canary, earlier, state } = this.now;
+    const { entries, canary, earlier, state, error } = this.now;
     const tell = (deed) => doing(() => post(`/deployments/${this.id}/${deed}`));
     const erase = doing(async () => {
       if (!confirm(`Delete ${this.id}? Its endpoint answers nobody any more.`)) return;
       await remove(`/deployments/${this.id}`);
     });
     const others = [...new Set([...served, ...this.front])].filter((entry) => entry !== entries[0]);
-    const share = h("input", { type: "range", min: 0, max: 100, step: 5, value: Math.round((canary?.share ?? 0.1) * 100), id: `share-${this.id}`, "aria-label": "Share of the users" });
-    const told = h("output", {}, percent(share.value / 100));
-    const choice = select(others.map((o) => [o, o]), canary?.entry ?? others[0], (event) => canary && set(event), "Canary");
-    const set = doing(async () => {
-      try {
-        await put(`/deployments/${this.id}/canary`, { entry: choice.value, share: share.value / 100 });
-      } catch (error) {
-        this.key = null; // so that the controls show what is, and not what was refused
-        this.update(this.now);
-        throw error;
-      }
-    });
-    share.addEventListener("input", () => (told.textContent = percent(share.value / 100)));
-    if (canary) share.addEventListener("change", set);
+    this.share = h("input", { type: "range", min: 0, max: 100, step: 5, id: `share-${this.id}`, "aria-label": "Share of the users", oninput: () => this.slide(this.share.value / 100), onchange: () => canary && this.set() });
+    this.told = h("output", {});
+    this.slide(canary?.share ?? 0.1);
+    this.choice = select(others.map((o) => [o, o]), canary?.entry ?? others[0], () => canary && this.set(), "Canary");
+    this.choice.id = `canary-${this.id}`;
     fill(
       this.trial,
-      others.length ? [field("Canary", choice), field("for", h("span", { className: "slider" }, share, told)), !canary && h("button", { onclick: set, className: "try" }, "Try it out")] : h("small", {}, "The front has no other entry to try out."),
+      others.length ? [field("Canary", this.choice), field("for", h("span", { className: "slider" }, this.share, this.told)), !canary && h("button", { onclick: () => this.set(), className: "try" }, "Try it out")] : h("small", {}, "The front has no other entry to try out."),
     );
+    const button = (deed, text, props) => h("button", { id: `${deed}-${this.id}`, onclick: tell(deed), ...props }, text);
     fill(
       this.doing,
-      canary && h("button", { className: "primary", onclick: tell("promote") }, "Promote the canary"),
-      (canary || earlier > 0) && h("button", { onclick: tell("rollback") }, canary ? "Take the canary back" : "Roll back"),
-      h("button", { onclick: erase, disabled: state === "deleting" }, "Delete"),
+      canary && button("promote", "Promote the canary", { className: "primary" }),
+      (canary || earlier > 0) && button("rollback", canary ? "Take the canary back" : "Roll back"),
+      error && button("restart", "Begin it anew"),
+      button("delete", "Delete", { onclick: erase, disabled: state === "deleting" }),
     );
     this.question(served);
+  }
+
+  // Tells what the controls say, one request after another. They are not disabled meanwhile, which would take the focus
+  // away: what somebody has moved by then is told next.
+  async set() {
+    this.moved = true;
+    if (this.telling) return;
+    this.telling = true;
+    trouble(null);
+    try {
+      while (this.moved) {
+        this.moved = false;
+        this.now = await put(`/deployments/${this.id}/canary`, { entry: this.choice.value, share: this.share.value / 100 });
+      }
+    } catch (error) {
+      this.key = null; // so that the controls show what is, and not what was refused
+      trouble(error);
+    }
+    this.telling = false;
+    this.update(this.now);
   }
 
   // The form stays as it is filled in while only the entries change.
@@ -139,6 +158,7 @@ class Card {
     const who = [["", "as for anybody"], ...served.map((e) => [e, e]), ["prefer", "by preference"]];
     const chosen = who.some(([key]) => key === this.who?.value) ? this.who.value : "";
     const options = select(who, chosen, (event) => (this.sliders.hidden = event.target.value !== "prefer"), "Which entry");
+    options.id = `who-${this.id}`;
     if (this.who) this.who.replaceWith(options);
     else this.ask(options);
     this.who = options;

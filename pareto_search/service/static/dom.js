@@ -35,12 +35,20 @@ export function duration(seconds) {
 export const count = (n, one, many = `${one}s`) => `${n || "no"} ${n === 1 ? one : many}`;
 
 export function trouble(error) {
-  document.getElementById("trouble").textContent = error ? error.message ?? String(error) : "";
+  const place = document.getElementById("trouble"), text = error ? error.message ?? String(error) : "";
+  if (place.textContent !== text) place.textContent = text; // what goes on is read out once
+}
+
+// Makes something anew, and the keyboard should not notice: what had the focus has it again, by its id.
+export function renew(make) {
+  const focused = document.activeElement?.id;
+  make();
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
 }
 
 // Runs what a button does; a refusal is shown, and the button waits meanwhile.
 export const doing = (action) => async (event) => {
-  const button = event.currentTarget;
+  const button = event.currentTarget, focused = document.activeElement === button;
   event.preventDefault();
   trouble(null);
   button.disabled = true;
@@ -50,5 +58,6 @@ export const doing = (action) => async (event) => {
     trouble(error);
   } finally {
     button.disabled = false;
+    if (focused && document.activeElement === document.body) button.focus({ preventScroll: true }); // which it lost meanwhile
   }
 };

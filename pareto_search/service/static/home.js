@@ -1,18 +1,19 @@
 // The list of searches with live progress, and the form that launches one.
 
-import { get, newKey, post, upload, watch } from "./api.js";
-import { count, doing, duration, field, fill, h, select, trouble } from "./dom.js";
+import { get, make, post, upload, watch } from "./api.js";
+import { count, doing, duration, field, fill, h, renew, select, trouble } from "./dom.js";
 
 // Sized so that two cores need less than eight minutes on MovieLens-100K.
 const DEMO = { name: "demo", search: { population: 6, candidates: 16, minutes: 7, steps: 10 }, workers: { count: 2 } };
 
 export async function home(main, signal) {
-  const list = h("div", { id: "searches", "aria-live": "polite" });
+  const list = h("div", { id: "searches" }), said = h("p", { id: "said", className: "heard", "aria-live": "polite" });
   const chosen = new Set(), older = new Older();
   const compare = h("button", { disabled: true, onclick: () => (location.hash = `#/compare/${[...chosen].join(",")}`) }, "Compare the fronts");
   const form = await launcher();
   if (signal.aborted) return; // another view has been opened meanwhile
-  fill(main, h("h1", {}, "Searches"), list, older.element, h("p", {}, compare, " ", h("small", {}, "of two or more that you tick")), form);
+  fill(main, h("h1", {}, "Searches"), said, list, older.element, h("p", {}, compare, " ", h("small", {}, "of two or more that you tick")), form);
+  let states = null;
   await watch("/events", signal, ({ searches, total }) => {
     const known = new Set([...searches, ...older.searches].map((s) => s.id));
     [...chosen].filter((id) => !known.has(id)).forEach((id) => chosen.delete(id));
@@ -22,10 +23,12 @@ export async function home(main, signal) {
     };
     compare.disabled = chosen.size < 2;
     compare.parentElement.hidden = searches.length < 2;
-    const focused = document.activeElement?.id; // the list is made anew, and the keyboard should not notice
-    fill(list, searches.length ? searches.map((s) => card(s, chosen, tick)) : empty());
-    if (focused) document.getElementById(focused)?.focus();
+    renew(() => fill(list, searches.length ? searches.map((s) => card(s, chosen, tick)) : empty()));
     older.follow(searches, total, (s) => card(s, chosen, tick));
+    // The list would be read out as a whole at each step of progress.
+    const news = states ? searches.filter((s) => states.get(s.id) !== stateOf(s)) : [];
+    if (news.length) said.textContent = news.map((s) => `${s.name} is ${stateOf(s)}.`).join(" ");
+    states = new Map(searches.map((s) => [s.id, stateOf(s)]));
   });
 }
 
@@ -61,7 +64,7 @@ class Older {
     if (asked !== this.asked) return; // somebody has asked again meanwhile
     const ids = new Set(this.watched.map((s) => s.id));
     this.searches = found.filter((s) => !ids.has(s.id));
-    fill(this.list, this.searches.map(this.draw));
+    renew(() => fill(this.list, this.searches.map(this.draw)));
     this.follow(this.watched, total, this.draw);
   }
 }
@@ -98,9 +101,8 @@ async function launcher() {
   const [{ data }, { bases }] = await Promise.all([get("/data"), get("/bases")]);
   const config = h("textarea", { id: "config", rows: 14, spellcheck: false, "aria-label": "The config as JSON" });
   const estimate = h("p", { id: "estimate", "aria-live": "polite" });
-  const wish = { ...structuredClone(DEMO), data: { source: data[0].name }, model: { base: bases[0] } };
-  const numbers = {};
-  const write = () => (config.value = JSON.stringify(wish, null, 1));
+  let wish = { ...DEMO, data: { source: data[0].name }, model: { base: bases[0] } };
+  const numbers = [];
   const read = () => {
     try {
       return JSON.parse(config.value);
@@ -119,30 +121,48 @@ async function launcher() {
       estimate.className = "bad";
     }
   };
-  const changed = () => {
-    write();
+  const changed = (part) => {
+    wish = { ...wish, ...part };
+    config.value = JSON.stringify(wish, null, 1);
+    show();
     guess();
   };
+  // An emptied field takes its key away: JSON leaves out what is undefined.
   const whole = (section, key, label, hint) => {
-    numbers[key] = h("input", { type: "number", min: 1, value: wish[section][key], id: `launch-${key}`, onchange: (e) => ((wish[section][key] = Number(e.target.value)), changed()) });
-    return field(label, numbers[key], hint);
+    const input = h("input", { type: "number", min: 1, id: `launch-${key}`, onchange: () => changed({ [section]: { ...wish[section], [key]: input.value ? Number(input.value) : undefined } }) });
+    numbers.push([section, key, input]);
+    return field(label, input, hint);
   };
-  const name = h("input", { value: wish.name, pattern: "[a-z0-9][a-z0-9-]{0,63}", required: true, onchange: (e) => ((wish.name = e.target.value), changed()) });
-  const source = select(data.map((d) => [d.name, described(d)]), wish.data.source, (e) => ((wish.data.source = e.target.value), changed()));
-  const base = select(bases.map((b) => [b, b]), wish.model.base, (e) => ((wish.model.base = e.target.value), changed()));
+  const name = h("input", { id: "launch-name", pattern: "[a-z0-9][a-z0-9-]{0,63}", required: true, onchange: () => changed({ name: name.value }) });
+  const source = select(data.map((d) => [d.name, described(d)]), "", () => changed({ data: { ...wish.data, source: source.value } }));
+  const base = select(bases.map((b) => [b, b]), "", () => changed({ model: { ...wish.model, base: base.value } }));
+  const counts = [
+    whole("search", "candidates", "Candidates", "fine-tunings at most"),
+    whole("search", "minutes", "Minutes", "of searching at most"),
+    whole("search", "steps", "Steps", "of training for each"),
+    whole("search", "population", "Population"),
+    whole("workers", "count", "Workers", "at the same time"),
+  ];
+  const show = () => {
+    name.value = wish.name ?? "";
+    source.value = wish.data?.source ?? "";
+    base.value = wish.model?.base ?? "";
+    for (const [section, key, input] of numbers) input.value = wish[section]?.[key] ?? "";
+  };
   config.addEventListener("change", () => {
     try {
-      Object.assign(wish, read());
+      wish = { ...read() };
     } catch {
       // the estimate says so
     }
+    show();
     guess();
   });
   const launch = async () => {
-    const made = await post("/searches", read(), { headers: { "Idempotency-Key": newKey() } });
+    const made = await make("/searches", read());
     location.hash = `#/search/${made.id}`;
   };
-  changed();
+  changed({});
   return h(
     "section",
     { "aria-labelledby": "launch-title" },
@@ -153,11 +173,7 @@ async function launcher() {
       field("Name", name),
       field("Data", source),
       field("Base model", base),
-      whole("search", "candidates", "Candidates", "fine-tunings at most"),
-      whole("search", "minutes", "Minutes", "of searching at most"),
-      whole("search", "steps", "Steps", "of training for each"),
-      whole("search", "population", "Population"),
-      whole("workers", "count", "Workers", "at the same time"),
+      counts,
     ),
     h("details", {}, h("summary", {}, "The whole config: objectives, constraints, genes"), config),
     estimate,

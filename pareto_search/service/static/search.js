@@ -1,30 +1,50 @@
 // One search: its progress, its front, and the way to one entry of it.
 
-import { download, get, newKey, post, put, remove, watch } from "./api.js";
+import { download, get, make, post, put, remove, watch } from "./api.js";
 import { Brushes } from "./brushes.js";
 import { drawFigure, drawFront, drawParallel, scale } from "./charts.js";
 import { compareTable, entryTable, genealogy } from "./entries.js";
-import { count, doing, field, fill, h, number, select, trouble } from "./dom.js";
+import { count, doing, field, fill, h, number, renew, select, trouble } from "./dom.js";
 import { standing, stateOf } from "./home.js";
 import { Previews } from "./recommend.js";
 
 const ENDED = ["finished", "failed", "cancelled", "paused"];
 const FORMATS = ["adapter", "merged", "sentence-transformers", "onnx"];
 const PAGES = 5; // of a thousand evaluations: more dots behind the front would only be slow
+const OWN = "your own choice";
+const UNBEGUN = {
+  queued: "It waits for its turn; the front will grow here.",
+  running: "It is being prepared; the front will grow here as candidates finish.",
+  paused: "It was paused before it began; the front will grow here when it goes on.",
+  failed: "It failed before it began; there is no front.",
+  cancelled: "It was cancelled before it began; there is no front.",
+};
 
 export async function searchView(main, id, signal) {
-  const head = h("div", {}), body = h("div", {});
-  fill(main, h("a", { href: "#/" }, "← Searches"), head, body);
+  const top = h("div", {}), body = h("div", {});
+  fill(main, h("a", { href: "#/" }, "← Searches"), top, body);
   const explorer = new Explorer(id, body);
   addEventListener("resize", explorer.redraw, { signal });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", explorer.redraw, { signal });
-  let seen = "", watching = true;
+  let head = null, seen = "", troubled = false, watching = true;
+  const refresh = async (search) => {
+    try {
+      await explorer.refresh(search);
+      if (troubled) trouble(null);
+      troubled = false;
+    } catch (error) {
+      troubled = true;
+      seen = ""; // the next event tries again
+      trouble(error);
+    }
+  };
   while (watching && !signal.aborted) {
     await watch(`/searches/${id}/events`, signal, (search) => {
-      fill(head, title(search, () => (watching = true)));
+      head ??= new Head(search, top, () => (watching = true));
+      head.update(search);
       const p = search.progress;
-      const now = [search.state === "finished", p?.finished, p?.front].join();
-      if (now !== seen) explorer.refresh(search).catch(trouble);
+      const now = [search.state, p?.finished, p?.front].join();
+      if (now !== seen) refresh(search);
       seen = now;
       return ENDED.includes(search.state) ? "enough" : "";
     });
@@ -42,41 +62,60 @@ export async function searchView(main, id, signal) {
   }
 }
 
-function title(search, again) {
-  const { id, state } = search;
-  const tell = (deed) => doing(async () => {
-    await post(`/searches/${id}/${deed}`);
-    again();
-  });
-  const more = h("input", { type: "number", min: 1, value: search.progress?.total ?? search.config.search?.candidates ?? 48, id: "more", "aria-label": "Candidates" });
-  const minutes = h("input", { type: "number", min: 1, value: search.config.search?.minutes ?? "", id: "more-minutes", "aria-label": "Minutes" });
-  const fusions = h("input", { type: "number", min: 0, value: search.config.search?.fusions ?? 0, id: "more-fusions", "aria-label": "Fusions" });
-  const resume = doing(async () => {
-    const budget = { candidates: Number(more.value), fusions: Number(fusions.value) };
-    if (minutes.value) budget.minutes = Number(minutes.value);
-    await post(`/searches/${id}/resume`, budget);
-    again();
-  });
-  const erase = doing(async () => {
-    if (!confirm(`Delete ${id} with its checkpoints? There is no way back.`)) return;
-    await remove(`/searches/${id}`);
-    location.hash = "#/";
-  });
-  const active = ["queued", "running"].includes(state);
-  const deeds = h(
-    "div",
-    { className: "row" },
-    active && h("button", { onclick: tell("pause") }, "Pause"),
-    (active || state === "paused") && h("button", { onclick: tell("cancel") }, "Cancel"),
-    ["paused", "failed", "finished"].includes(state) &&
-      h("details", { className: "inline" }, h("summary", {}, "Go on"), h("div", { className: "row" }, field("up to candidates", more), field("and minutes", minutes), field("and fusions", fusions), h("button", { onclick: resume }, "Go on"))),
-    state !== "running" && h("button", { onclick: erase }, "Delete"),
-    h("details", { className: "inline" }, h("summary", {}, "Config"), h("pre", {}, JSON.stringify(search.config, null, 1))),
-  );
-  return [
-    h("div", { className: "heading" }, h("h1", {}, search.name, " ", h("span", { className: `state ${state}`, id: "state" }, stateOf(search))), h("small", {}, `${id}, on ${search.data} with ${search.base}`), deeds),
-    standing(search),
-  ];
+// What a search is called, how far it is, and what can be done about it. Made once and then updated, so that nobody
+// loses the focus or what they have opened.
+class Head {
+  constructor(search, top, again) {
+    const { id } = search;
+    const tell = (deed, budget) => doing(async () => {
+      await post(`/searches/${id}/${deed}`, budget?.());
+      again();
+    });
+    const erase = doing(async () => {
+      if (!confirm(`Delete ${id} with its checkpoints? There is no way back.`)) return;
+      await remove(`/searches/${id}`);
+      location.hash = "#/";
+    });
+    this.state = h("span", { id: "state" });
+    this.pause = h("button", { onclick: tell("pause") }, "Pause");
+    this.cancel = h("button", { onclick: tell("cancel") }, "Cancel");
+    this.more = h("input", { type: "number", min: 1, id: "more", "aria-label": "Candidates" });
+    this.minutes = h("input", { type: "number", min: 1, id: "more-minutes", "aria-label": "Minutes" });
+    this.fusions = h("input", { type: "number", min: 0, id: "more-fusions", "aria-label": "Fusions" });
+    const resume = h("button", { onclick: tell("resume", () => this.budget()) }, "Go on");
+    this.goOn = h("details", { className: "inline", hidden: true }, h("summary", {}, "Go on"), h("div", { className: "row" }, field("up to candidates", this.more), field("and minutes", this.minutes), field("and fusions", this.fusions), resume));
+    this.erase = h("button", { onclick: erase }, "Delete");
+    this.config = h("pre", {});
+    this.standing = h("div", {});
+    const deeds = h("div", { className: "row" }, this.pause, this.cancel, this.goOn, this.erase, h("details", { className: "inline" }, h("summary", {}, "Config"), this.config));
+    fill(top, h("div", { className: "heading" }, h("h1", {}, search.name, " ", this.state), h("small", {}, `${id}, on ${search.data} with ${search.base}`), deeds), this.standing);
+  }
+
+  budget() {
+    const budget = { candidates: Number(this.more.value), fusions: Number(this.fusions.value) };
+    return this.minutes.value ? { ...budget, minutes: Number(this.minutes.value) } : budget;
+  }
+
+  update(search) {
+    const { state } = search, active = ["queued", "running"].includes(state);
+    const config = JSON.stringify(search.config, null, 1); // another one when it has gone on with more
+    if (this.config.textContent !== config) this.config.textContent = config;
+    this.state.textContent = stateOf(search);
+    this.state.className = `state ${state}`;
+    this.pause.hidden = !active;
+    this.cancel.hidden = !active && state !== "paused";
+    this.erase.hidden = state === "running";
+    if (this.goOn.hidden) this.suggest(search);
+    this.goOn.hidden = !["paused", "failed", "finished"].includes(state);
+    fill(this.standing, standing(search));
+  }
+
+  // As much as there was.
+  suggest({ progress, config }) {
+    this.more.value = progress?.total ?? config.search?.candidates ?? 48;
+    this.minutes.value = config.search?.minutes ?? "";
+    this.fusions.value = config.search?.fusions ?? 0;
+  }
 }
 
 class Explorer {
@@ -88,21 +127,22 @@ class Explorer {
     this.format = FORMATS[0];
     this.view = { x: null, y: null, z: "", part: "validation", kept: new Set(), compared: new Set(), selected: null, bounds: {} };
     this.weights = {};
+    this.picked = null; // by somebody, and not by what is wished
     this.asked = 0;
   }
 
   async refresh(search) {
-    this.data = search.data;
+    this.search = search;
     let front;
     try {
       front = await get(`/searches/${this.id}/front`);
     } catch (error) {
       if (error.status !== 409) throw error;
-      fill(this.body, h("p", { className: "empty" }, search.state === "queued" ? "It waits for its turn; the front will grow here." : "It is being prepared; the front will grow here as candidates finish."));
+      fill(this.body, h("p", { className: "empty" }, UNBEGUN[this.search.state]));
       return;
     }
     if (!front.front.length) {
-      const hope = search.state === "running" || search.state === "queued";
+      const hope = ["queued", "running"].includes(this.search.state);
       fill(this.body, h("p", { className: "empty" }, hope ? "No entry is on the front yet: the first appear when a candidate has finished." : "The front is empty. Go on with more candidates, or with references and constraints that can be kept."));
       this.front = null;
       return;
@@ -111,12 +151,13 @@ class Explorer {
     this.front = front;
     const there = new Set(front.front.map((e) => e.entry));
     [...this.view.compared].filter((name) => !there.has(name)).forEach((name) => this.view.compared.delete(name));
+    if (!there.has(this.picked)) this.picked = null;
     this.archive = await this.evaluations();
     this.deployed = (await get("/deployments")).deployments.filter((d) => d.search === this.id);
     const names = front.objectives.map((o) => o.name);
     if (first) Object.assign(this.view, { x: names[0], y: names[1] });
     // Made anew, unless it is there and somebody may be moving a slider.
-    if (first || this.final !== front.final) this.build(names);
+    if (first || this.final !== front.final) renew(() => this.build(names));
     this.final = front.final;
     await this.choose();
   }
@@ -145,7 +186,7 @@ class Explorer {
     this.side = h("div", { id: "compared" });
     this.family = h("div", { id: "genealogy" });
     this.shown = null; // the candidate whose genealogy it has
-    this.previews = new Previews(this.id, this.data);
+    this.previews = new Previews(this.id, this.search.data);
     const axis = (key, options, label) => field(label, select(options, view[key], (e) => ((view[key] = e.target.value), this.redraw())));
     const pairs = names.map((n) => [n, n]);
     const parts = this.front.final ? [["validation", "validation"], ["test", "test"]] : [["validation", "validation"]];
@@ -191,7 +232,7 @@ class Explorer {
       const weight = h("input", { type: "range", min: 0, max: 10, step: 1, value: this.weights[name] ?? 0, id: `weight-${i}`, "aria-label": `How much ${name} matters` });
       weight.addEventListener("input", () => {
         this.weights[name] = Number(weight.value);
-        this.choose();
+        this.wish();
       });
       const bound = h("input", { type: "range", min: 0, max: 100, id: `bound-${i}`, "aria-label": `${up ? "Least" : "Most"} ${name}` });
       // It moves the bound on the side of the worse values; a brush may have set the other one, too.
@@ -216,8 +257,8 @@ class Explorer {
     const reset = () => {
       this.weights = {};
       this.view.bounds = {};
-      this.form.replaceWith(this.wishes(names));
-      this.choose();
+      renew(() => this.form.replaceWith(this.wishes(names)));
+      this.wish();
     };
     this.form = h(
       "div",
@@ -234,7 +275,7 @@ class Explorer {
     if (low == null && high == null) delete this.view.bounds[name];
     else this.view.bounds[name] = [low == null ? null : Math.floor(low * 1e4) / 1e4, high == null ? null : Math.ceil(high * 1e4) / 1e4];
     this.sliders[name]();
-    this.choose();
+    this.wish();
   }
 
   // The front grows while the search goes on, and its axes with it.
@@ -252,6 +293,12 @@ class Explorer {
     this.pick(this.front.front.reduce((a, b) => (far(b) < far(a) ? b : a)).entry);
   };
 
+  // What was picked before somebody wished otherwise gives way.
+  wish() {
+    this.picked = null;
+    return this.choose();
+  }
+
   // Lets the service select by what is wished now; an answer that comes late is dropped.
   async choose() {
     const mine = ++this.asked;
@@ -260,19 +307,19 @@ class Explorer {
     try {
       const { entry, reason, kept } = await post(`/searches/${this.id}/select`, { where, prefer });
       if (mine !== this.asked) return;
-      Object.assign(this.view, { selected: entry.entry, kept: new Set(kept) });
-      this.reason = reason;
+      Object.assign(this.view, { selected: this.picked ?? entry.entry, kept: new Set(kept) });
+      this.reason = this.picked ? OWN : reason;
     } catch (error) {
       if (mine !== this.asked) return;
-      Object.assign(this.view, { selected: null, kept: new Set() });
-      this.reason = error.message;
+      Object.assign(this.view, { selected: this.picked, kept: new Set() });
+      this.reason = this.picked ? OWN : error.message;
     }
     this.redraw();
   }
 
   pick = (name) => {
-    this.view.selected = name;
-    this.reason = "your own choice";
+    this.picked = this.view.selected = name;
+    this.reason = OWN;
     this.redraw();
   };
 
@@ -287,10 +334,10 @@ class Explorer {
     const { front, view } = this;
     drawFront(this.chart, front, this.archive, view, this.pick);
     this.brushes.place(drawParallel(this.lines, front, view, this.pick));
-    this.describe();
-    const focused = document.activeElement?.id;
-    fill(this.table, entryTable(front, view, this.pick, this.toggle));
-    if (focused) document.getElementById(focused)?.focus();
+    renew(() => {
+      this.describe();
+      fill(this.table, entryTable(front, view, this.pick, this.toggle));
+    });
     const compared = front.front.filter((e) => view.compared.has(e.entry));
     fill(this.side, compareTable(front.objectives, compared));
     if (front.final) this.previews.show(compared.length ? compared.map((e) => e.entry) : view.selected ? [view.selected] : []);
@@ -316,11 +363,7 @@ class Explorer {
   deployer(entry) {
     const others = [...this.view.compared].filter((name) => name !== entry);
     const deploy = doing(async () => {
-      const entries = [entry, ...others], what = entries.join();
-      // Whoever presses again because no answer has come gets the deployment that was made.
-      if (this.asking?.what !== what) this.asking = { what, key: newKey() };
-      const made = await post("/deployments", { search: this.id, entries }, { headers: { "Idempotency-Key": this.asking.key } });
-      this.asking = null;
+      const made = await make("/deployments", { search: this.id, entries: [entry, ...others] });
       location.hash = `#/deployments/${made.id}`;
     });
     return h("button", { className: "primary", onclick: deploy, id: "deploy" }, ["Deploy", "Deploy both"][others.length] ?? `Deploy all ${others.length + 1}`);
@@ -334,7 +377,7 @@ class Explorer {
         location.hash = `#/deployments/${id}`;
       });
     const open = this.deployed.filter((d) => d.entries[0] !== entry && d.state !== "deleting");
-    return open.length ? h("div", { className: "row" }, open.map((d) => h("button", { onclick: tryOut(d.id) }, `Try out on 10 % in ${d.id}`))) : null;
+    return open.length ? h("div", { className: "row" }, open.map((d) => h("button", { onclick: tryOut(d.id), id: `try-${d.id}` }, `Try out on 10 % in ${d.id}`))) : null;
   }
 
   packer(entry) {
@@ -342,6 +385,7 @@ class Explorer {
     const fused = this.front.front.some((e) => e.entry === entry && e.kind === "fused");
     if (fused) this.format = FORMATS[0];
     const form = select((fused ? FORMATS.slice(0, 1) : FORMATS).map((f) => [f, f]), this.format, (e) => (this.format = e.target.value));
+    form.id = "format";
     const fetchZip = doing(() => download(`/searches/${this.id}/entries/${entry}/zip?format=${this.format}`, `${this.id}-${entry}-${this.format}.zip`));
     return h("div", { className: "row pair" }, field("Format", form), h("button", { onclick: fetchZip, id: "download" }, "Download"));
   }
