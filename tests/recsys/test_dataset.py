@@ -118,6 +118,21 @@ def test_csv_parquet_and_atomic_files_give_the_same_hash(tmp_path: Path) -> None
     assert load_atomic(atomic(tmp_path)).sha256 == expected
 
 
+@pytest.mark.parametrize("genres", [["Drama", "", "Horror", "Comedy Drama"], [""] * 4])
+def test_atomic_files_are_titled_by_what_is_called_so_and_have_categories_if_any_item_has(
+    tmp_path: Path, genres: list[str]
+) -> None:
+    atomic(tmp_path)
+    names = ["One", "Two Days", "Three, Again", "Ten Things"]
+    rows = [f"{i}\t{g}\tACME\t{n}" for i, g, n in zip(("1", "2", "3", "10"), genres, names, strict=True)]
+    header = "item_id:token\tgenres:token_seq\tbrand:token\ttitle:token_seq"
+    written(tmp_path / "toy.item", "\n".join([header, *rows]) + "\n")
+    data = load_atomic(tmp_path)
+    assert data.titles == tuple(names)
+    assert data.texts[0] == ("One, Drama, ACME" if any(genres) else "One, ACME")
+    assert data.categories == (tuple(tuple(g.split()) for g in genres) if any(genres) else None)
+
+
 PEOPLE = """\
 user,gender,town
 10,F,Ulm
