@@ -1,10 +1,6 @@
 """Workers on Ray: local processes, or actors on a cluster. The one executor beside those of tests."""
 
-import logging
 import math
-import os
-import re
-import socket
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -21,19 +17,9 @@ from pareto_search.executor import Files, Outcome
 from pareto_search.workers import scratch
 from pareto_search.workers.actor import PackWorkerActor, WorkerActor
 from pareto_search.workers.base import locate
+from pareto_search.workers.cluster import JOINING, PATIENCE, connect, in_one_line, want_room
 from pareto_search.workers.workload import Workload
 
-PATIENCE = 10.0
-"""Seconds to wait for a cluster's port to answer."""
-_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""The frame with which both sides of an HTTP/2 connection begin: length, type (the fourth byte), flags, stream."""
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
-TRIES = 3
-"""How often somebody from outside a cluster asks it for a server of their own."""
-FORKED = "Starting Ray client server failed"
-"""What is said of a server that died as it was forked (github.com/ray-project/ray/issues/63202)."""
-JOINING = 15.0
-"""Seconds for the nodes of a cluster to be all there."""
 START, PER_TEXT, PER_GIGABYTE = 300.0, 0.05, 60.0
 """Seconds within which workers must have started. A base model may have to be fetched, and reads every text once; for a
 text those of a base model of 100 MB.
@@ -98,7 +84,7 @@ class RayPool:
         self._scratch = scratch.name()
         connect(address, count * cpus)
         try:
-            _check(count, cpus, gpus, patience=0.0 if address is None else JOINING)
+            want_room(count, cpus, gpus, patience=0.0 if address is None else JOINING)
             self._load = ray.put(load)
             for _ in range(count):
                 self._spawn()
@@ -224,7 +210,7 @@ class RayPool:
             try:
                 self._admit(reference)
             except RayError as error:  # one fewer, then
-                self._why = f" ({_line(error)})"
+                self._why = f" ({in_one_line(error)})"
         now = time.monotonic()
         for reference in [r for r, (_, began) in self._starting.items() if now - began >= self._start]:
             ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
@@ -354,15 +340,15 @@ class RayPool:
     def _outcomes(self, reference: Any, reply: Any) -> list[Outcome]:
         number = next(n for n, queue in self._queues.items() if reference in queue)
         if _is_loss(reply):
-            found = self._failed(number, f"the worker died: {_line(reply)}", lost=True)
+            found = self._failed(number, f"the worker died: {in_one_line(reply)}", lost=True)
             self._replace_dead({n for n, queue in self._queues.items() if queue})
             return found
         if isinstance(reply, RayTaskError):
             # After a fault on a GPU, the process can do nothing more with it; in a pack, it may be another's fault.
             if (self._gpus or self._pack > 1) and not isinstance(reply.cause, ParetoSearchError):
-                return self._failed(number, _line(reply))
+                return self._failed(number, in_one_line(reply))
             job = self._take(number, reference)
-            return [Outcome(job.attempt, error=_line(reply), seconds=time.monotonic() - job.began)]
+            return [Outcome(job.attempt, error=in_one_line(reply), seconds=time.monotonic() - job.began)]
         job, result = self._take(number, reference), reply
         if not job.attempt.candidate.is_warm_start:
             known = self._average if math.isfinite(self._average) else result.seconds
@@ -401,98 +387,12 @@ def _checked(reply: Any) -> Any:
     if isinstance(reply, RayTaskError):
         if isinstance(reply.cause, ParetoSearchError):
             raise reply.cause from None
-        raise SearchError(f"a worker failed: {_line(reply)}") from reply
+        raise SearchError(f"a worker failed: {in_one_line(reply)}") from reply
     if isinstance(reply, RayError):
-        raise SearchError(f"a worker could not start or died: {_line(reply)}") from reply
+        raise SearchError(f"a worker could not start or died: {in_one_line(reply)}") from reply
     return reply
 
 
 def _call(actor: Any, method: str, *arguments: object) -> Any:
     """A reference to what a worker will answer; Ray and the list of processes call the task by the method's name."""
     return actor.call.options(name=f"Worker.{method}").remote(method, *arguments)
-
-
-def connect(address: str | None, cpus: float) -> None:
-    """Connects this process to a running Ray cluster, or starts a local Ray with at least so many CPUs.
-
-    Raises:
-        ClusterError: no Ray answers at the address, or none can be started.
-    """
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about GPUs
-        try:
-            ray.init(address="local", num_cpus=max(math.ceil(cpus), os.cpu_count() or 1), **quiet)
-        except Exception as error:  # which is the type that Ray raises where a node takes too long to start
-            raise ClusterError(f"a local Ray did not start: {_line(error)}; is the machine overloaded?") from error
-        return
-    if address != "auto":
-        _knock(address)
-    for attempt in range(1, TRIES + 1):
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            return
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            forked = FORKED in str(error)
-            if forked and attempt < TRIES:
-                continue
-            remedy = "start its head with GRPC_ENABLE_FORK_SUPPORT=0" if forked else "start one with `ray start --head`"
-            raise ClusterError(f"no Ray cluster at '{address}': {_line(error)}; {remedy}") from error
-
-
-def _knock(address: str) -> None:
-    """Finds out quickly that nobody answers; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"'{address}' is no Ray address; expected HOST:PORT, ray://HOST:PORT or auto")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE) as line:
-            line.sendall(_GREETING)
-            answer = line.recv(len(_SETTINGS))
-    except OSError as error:
-        raise ClusterError(
-            f"nobody answers at Ray address '{address}' ({error.strerror or error}); check it, or start a cluster with "
-            "`ray start --head`"
-        ) from None
-    if answer[3:4] != _SETTINGS[3:4] and os.environ.get("RAY_USE_TLS", "0") != "1":
-        raise ClusterError(
-            f"what answers at '{address}' is no Ray; check it, or start a cluster with `ray start --head`"
-        )
-
-
-def _check(count: int, cpus: float, gpus: float, patience: float) -> None:
-    """Refuses what the nodes can never give; Ray would wait for it without end.
-
-    Args:
-        patience: seconds for nodes that are still joining.
-    """
-    needs = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
-    until = time.monotonic() + patience
-    while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        places = sum(min(int(node.get(name, 0.0) / each + 1e-9) for name, each in needs.items()) for node in nodes)
-        if places >= count:
-            return
-        if time.monotonic() >= until:
-            break
-        time.sleep(0.5)
-    wish = " and ".join(f"{each:g} {name}s" for name, each in needs.items())
-    have = "; ".join(", ".join(f"{node.get(n, 0.0):g} {n}s" for n in ("CPU", "GPU")) for node in nodes)
-    raise ClusterError(
-        f"{count} workers with {wish} each were asked for, but the cluster has room for {places} (nodes: {have}); "
-        "lower workers.count, workers.cpus or workers.gpus, or add nodes"
-    )
-
-
-def _line(error: BaseException) -> str:
-    """An error in one line, with its type where the message alone says little."""
-    if isinstance(error, RayTaskError):
-        error = error.cause or error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    text = lines[0] if not lines[0].endswith(":") else f"{lines[0]} {lines[-1]}"  # a traceback follows
-    if isinstance(error, RayActorError):
-        # Of an actor that could not start, Ray quotes the traceback, and what went wrong is its last line. Of one that
-        # died, Ray lists ids ("pid: 7") before it says why.
-        why = [line for line in lines[1:] if not re.match(r"[a-z_]+: ", line)]
-        text = lines[-1] if error.actor_init_failed or not why else " ".join(why)
-    return text if isinstance(error, ParetoSearchError) else f"{type(error).__name__}: {text}"[:300]

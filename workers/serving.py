@@ -36,7 +36,7 @@ from pareto_search.publish import local
 from pareto_search.question import Canary, Question
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.answer import Answer, Desk
-from pareto_search.workers.pool import connect
+from pareto_search.workers.cluster import connect
 
 NAME = "pareto-search"
 BATCH = 32

@@ -191,7 +191,7 @@ print({{"torch", "transformers", "peft"}} & sys.modules.keys())
 
 
 def test_ray_is_imported_in_the_pool_and_the_deployment_only() -> None:
-    assert importers("ray") == {"workers.pool", "workers.serving"}
+    assert importers("ray") == {"workers.cluster", "workers.pool", "workers.serving"}
 
 
 def test_pymoo_is_imported_in_evolution_only() -> None:

@@ -20,7 +20,7 @@ from benchmarks import kills, small
 from pareto_search import load_front
 from pareto_search.errors import ClusterError
 from pareto_search.store import Store
-from pareto_search.workers.pool import connect
+from pareto_search.workers.cluster import connect
 
 
 def free_port() -> int:
