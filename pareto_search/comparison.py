@@ -140,7 +140,7 @@ class Comparison:
         return curve
 
     def _tell_of_emptiness(self, values: Sequence[Values]) -> None:
-        """No setting of the warm start is feasible: its candidates, which are not far from it, may well be none either."""
+        """No setting of the warm start is feasible, and its candidates are not far from it."""
         bounds = [Constraint(o.name, o.direction == "maximise", o.reference) for o in self._config.objectives]
         best = {c: min((v[c.metric] for v in values), key=c.violation) for c in (*bounds, *self._config.constraints)}
         missed = [f"{c} (it has {value:.4g})" for c, value in best.items() if c.violation(value)]

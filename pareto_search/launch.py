@@ -69,8 +69,8 @@ def run_search(
         _tell_of_short_lists(config, parts, watcher)
         if few := parts.unvalidated:
             watcher.notice(
-                f"Validation is of {len(parts.validation.users)} users, drawn by lot, and not of {few} more, since each "
-                "checkpoint is tried with many settings on it. Test is of all of them."
+                f"Validation is of {len(parts.validation.users)} users, drawn by lot, and not of {few} more, since "
+                "each checkpoint is tried with many settings on it. Test is of all of them."
             )
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
