@@ -163,7 +163,8 @@ class Database:
             self.place = f"database '{url.database}' on {url.host or 'this host'}"
         to_json = partial(json.dumps, allow_nan=False, default=_unwrapped)
         try:
-            self._reader = sa.create_engine(url, json_serializer=to_json, pool_pre_ping=True)
+            # Errors end in logs, and what is written has tokens in it.
+            self._reader = sa.create_engine(url, json_serializer=to_json, pool_pre_ping=True, hide_parameters=True)
         except ModuleNotFoundError as error:
             raise RunError("PostgreSQL needs its driver; run: pip install 'pareto-search[postgresql]'") from error
         if not is_url(where):

@@ -127,7 +127,7 @@ def test_a_service_of_the_former_version_is_upgraded_and_loses_nothing(where: st
     fill(where, SERVICE_1)
     told: list[str] = []
     record = Record(where, told.append)
-    assert [line.partition(" from ")[2] for line in told] == ["version 1 to 4."]
+    assert [line.partition(" from ")[2] for line in told] == ["version 1 to 5."]
     assert differences(where, SERVICE) == []
     assert record.searches() == [OLD_JOB]
     assert record.data_sets() == [DataSet("films", "upload", {"source": "films"}, {"users": 4}, 1.7e9 + 0.5)]

@@ -170,7 +170,8 @@ class Deployment(BaseModel):
     """Entries that recommend over HTTP.
 
     `endpoint` listens on the service's machine only. `answers` has how many questions each entry has answered since the
-    process began, `earlier` how many promotions can be rolled back; `created` is a Unix time.
+    process began, `earlier` how many promotions can be rolled back; `created` is a Unix time. With an `error` it has
+    failed or, in any other state, answers with what it served before a change that could not be made.
     """
 
     id: str

@@ -20,7 +20,7 @@ from pareto_search.service.fleet import Fleet
 from pareto_search.service.guard import Guard
 from pareto_search.service.jobs import Jobs
 from pareto_search.service.previews import Previews
-from pareto_search.service.record import ConflictError, MissingError, Record
+from pareto_search.service.record import ConflictError, MissingError, Record, UnansweredError
 
 STATIC = Path(__file__).parent / "static"
 PLOTLY = Path(str(plotly.__file__)).parent / "package_data" / "plotly.min.js"
@@ -28,7 +28,7 @@ ASSETS = {f"/static/{file.name}": file for file in (*sorted(STATIC.iterdir()), P
 """What is served to everybody, by its whole path: no path is ever made from a request."""
 PUBLIC = frozenset({"/", *ASSETS})
 
-_STATUS: dict[type[Exception], int] = {MissingError: 404, ConflictError: 409}
+_STATUS: dict[type[Exception], int] = {MissingError: 404, ConflictError: 409, UnansweredError: 502}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.Refusal, "description": meaning}
     for status, meaning in (
@@ -40,6 +40,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         (411, "The request does not say its length"),
         (413, "The request is too large"),
         (422, "The request has another form"),
+        (502, "The process that was to answer is silent, or has ended over it"),
         (507, "The service's machine is in trouble: its disk may be full, or its database away"),
     )
 }

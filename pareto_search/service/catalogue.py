@@ -21,6 +21,7 @@ from pareto_search.recsys.dataset import MOVIELENS
 from pareto_search.service import reader
 from pareto_search.service.making import made, sweep
 from pareto_search.service.record import NAME, ConflictError, DataSet, Deployment, Job, Record
+from pareto_search.service.turns import Turns
 
 UNPACKED = 1 << 30
 """The most bytes that an uploaded archive may unpack to."""
@@ -47,7 +48,7 @@ class Catalogue:
     def __init__(self, root: Path, record: Record, data: Sequence[str], bases: Sequence[str]) -> None:
         self._folder, self._record = root / "data", record
         self._lock = threading.Lock()
-        self._reading: dict[tuple[str, float], threading.Lock] = {}
+        self._turns = Turns()
         self._titles: OrderedDict[tuple[str, float], Sequence[tuple[str, str, str]]] = OrderedDict()
         self._bases = {MINILM: {"base": MINILM}} | dict(map(_base, bases))
         self._register(dict(map(_source, data)))
@@ -95,18 +96,19 @@ class Catalogue:
         Raises:
             MissingError: the data set is not registered.
             DataError: it cannot be read any more.
+            ConflictError: too many wait for their first answer.
         """
         data, wanted = self._record.data_set(name), words.lower().split()
         key = (data.name, data.created)
-        with self._lock:
-            reading = self._reading.setdefault(key, threading.Lock())
-        with reading:  # whoever asks for another data set need not wait for it
-            titles = self._titles.get(key) or self._read(data)
+        titles = self._titles.get(key)  # whoever asks for what was read need not wait for what is being read
+        if titles is None:
+            with self._turns.taken():
+                titles = self._titles.get(key) or self._read(data)
         with self._lock:
             self._titles[key] = titles
             self._titles.move_to_end(key)
             while len(self._titles) > READ:
-                self._reading.pop(self._titles.popitem(last=False)[0], None)
+                self._titles.popitem(last=False)
         found = [(item, title) for item, title, small in titles if all(word in small for word in wanted)]
         return sorted(found, key=lambda pair: (len(pair[1]), pair))[:limit]
 

@@ -11,15 +11,17 @@ import time
 import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from pareto_search.errors import ConfigError, ParetoSearchError, RunError
+from pareto_search.errors import ClusterError, ConfigError, ParetoSearchError, TroubleError, UserError
 from pareto_search.question import Canary
 from pareto_search.results import write_whole
 from pareto_search.service.processes import STATUS, begin
+from pareto_search.service.record import UnansweredError
 from pareto_search.service.refusal import reason
 
 WISH, RUN = "wish.json", "run"
@@ -40,33 +42,53 @@ def ask(port: int, token: str, path: str, body: bytes | None = None) -> dict[str
 
     Raises:
         ConfigError: it refuses the request, and says why.
-        RunError: nobody answers, or not as it should.
+        UnansweredError: nobody answers, or not as it should.
     """
     request = urllib.request.Request(f"http://{HOST}:{port}{path}", body, {"Authorization": f"Bearer {token}"})
     try:
         with _opener.open(request, timeout=PATIENCE) as answer:
             content: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
-        refusal = RunError if error.code >= 500 else ConfigError
+        refusal = UnansweredError if error.code >= 500 else ConfigError
         raise refusal(reason(error, "detail", "the deployment's log may say more")) from None
     except (OSError, ValueError, HTTPException) as error:
-        raise RunError(
+        raise UnansweredError(
             f"the deployment does not answer ({getattr(error, 'reason', error)}); look at its state"
         ) from None
     return content
 
 
+class Told:
+    """Writes down how things stand. What cannot be written is so later: who asks is answered on a full disk, too.
+
+    `error` is why the process has ended, and `refused` why it goes on with what it serves instead of the latest wish.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / STATUS
+        self._status: dict[str, Any] = {"served": None, "healthy": False, "error": None, "refused": None}
+        self._written: Mapping[str, Any] = {}
+        self._complaint = ""
+
+    def __call__(self, **changes: Any) -> None:
+        self._status |= changes
+        if self._status == self._written:
+            return
+        try:
+            write_whole(self._path, json.dumps(self._status))
+        except (TroubleError, OSError) as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                with suppress(OSError):  # the log is on the same disk
+                    print(error, flush=True)
+        else:
+            self._written, self._complaint = dict(self._status), ""
+
+
 def main(folder: Path) -> None:
     """Serves what the wish says until it is told to stop."""
     begin(folder)
-    status: dict[str, Any] = {"served": None, "healthy": False, "error": None}
-
-    def tell(**changes: Any) -> None:
-        before = dict(status)
-        status.update(changes)
-        if status != before or not changes:
-            write_whole(folder / STATUS, json.dumps(status))
-
+    tell = Told(folder)
     tell()
 
     try:
@@ -83,23 +105,43 @@ def main(folder: Path) -> None:
 
 
 def _serve(folder: Path, tell: Callable[..., None]) -> None:
-    from pareto_search.launch import deploy  # takes a second
-
-    done = None
+    done, tried = None, 0
     while True:
+        written = (folder / WISH).stat().st_mtime_ns
         wish = json.loads((folder / WISH).read_text(encoding="utf-8"))
-        port, token, canary = wish["port"], wish["token"], wish["canary"]
         if done is None:
-            _wait_for(port)
-        if wish != done:
-            trial = Canary(**canary) if canary else None
-            deploy(folder / RUN, wish["entries"], token=token, canary=trial, host=HOST, port=port)
+            _wait_for(wish["port"])
+            _deploy(folder, wish)
             done = wish
+        elif wish == done:
+            tell(refused=None)
+        elif written != tried:  # else it has been refused, and nobody has asked again
+            refused, tried = _changed(folder, done, wish), written
+            done = wish if refused is None else done
+            tell(refused=refused)
         try:
-            tell(served=ask(port, token, "/entries"), healthy=True)
-        except RunError:
+            tell(served=ask(done["port"], done["token"], "/entries"), healthy=True)
+        except UnansweredError:
             tell(healthy=False)
         time.sleep(EVERY)
+
+
+def _deploy(folder: Path, wish: Mapping[str, Any]) -> None:
+    from pareto_search.launch import deploy  # takes a second
+
+    trial = Canary(**wish["canary"]) if wish["canary"] else None
+    deploy(folder / RUN, wish["entries"], token=wish["token"], canary=trial, host=HOST, port=wish["port"])
+
+
+def _changed(folder: Path, done: Mapping[str, Any], wish: Mapping[str, Any]) -> str | None:
+    """Changes over to a wish; where that cannot be, serves on what was served, and says why."""
+    try:
+        _deploy(folder, wish)
+    except UserError as error:
+        if isinstance(error, ClusterError):  # the change had begun
+            _deploy(folder, done)
+        return str(error)
+    return None
 
 
 def _wait_for(port: int) -> None:

@@ -64,6 +64,11 @@ def routes(record: Record, fleet: Fleet) -> APIRouter:
         """Takes back the canary, or else the latest promotion."""
         return _summary(fleet, fleet.roll_back(deployment))
 
+    @router.post("/deployments/{deployment}/restart")
+    def restart(deployment: str) -> answers.Deployment:
+        """Begins anew one that has failed, or a change that it could not make; 409 where it has no error."""
+        return _summary(fleet, fleet.restart(deployment))
+
     @router.post("/deployments/{deployment}/recommend")
     def recommend(deployment: str, question: Question) -> answers.Recommendations:
         """What the deployment recommends to a user, or to who has a history; its endpoint answers the same."""
@@ -78,7 +83,7 @@ def _summary(fleet: Fleet, deployment: Deployment) -> answers.Deployment:
         search=deployment.search,
         data=deployment.data,
         state=fleet.state(deployment),
-        error=deployment.error,
+        error=fleet.error(deployment),
         entries=list(deployment.entries),
         canary=answers.Canary(**deployment.canary) if deployment.canary else None,
         earlier=len(deployment.earlier),

@@ -9,12 +9,12 @@ import json
 import secrets
 import shutil
 import socket
-import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +25,9 @@ from pareto_search.results import Document, write_whole
 from pareto_search.service.deployer import HOST, RUN, WISH, ask
 from pareto_search.service.jobs import Jobs
 from pareto_search.service.making import made, sweep
-from pareto_search.service.processes import TRASH, Processes, forget_status, kept, status_of
+from pareto_search.service.processes import TRASH, Processes, forget_status, kept, minded, status_of
 from pareto_search.service.record import ConflictError, Deployment, Record
+from pareto_search.service.turns import Turns
 
 State = Literal["starting", "serving", "changing", "silent", "failed", "deleting"]
 """`changing` while the old entries still answer; `silent` where it should answer and does not."""
@@ -35,6 +36,8 @@ MOST = 8
 """How many deployments there may be: each has a base model in memory."""
 TRIES = 3
 """How often a process may end without a word before it has served."""
+ASKED = 8
+"""How many questions to a deployment may be under way: one that is silent holds a thread for each."""
 
 
 class Fleet:
@@ -49,6 +52,7 @@ class Fleet:
         self._folder, self._record, self._jobs = root, record, jobs
         self._processes = Processes("pareto_search.service.deployer")
         self._in_vain: Counter[str] = Counter()  # how often each has ended without a word, since it last served
+        self._asked = defaultdict[str, Turns](partial(Turns, ASKED, at_once=ASKED))
         self._lock = threading.Lock()
 
     def kept(self) -> AbstractContextManager[None]:
@@ -144,6 +148,20 @@ class Fleet:
                 raise ConflictError(f"deployment '{name}' serves what it began with; there is nothing to roll back")
             return self._changed(held, entries=held.earlier[-1], earlier=held.earlier[:-1])
 
+    def restart(self, name: str) -> Deployment:
+        """Begins anew what has failed, or a change that could not be made.
+
+        Raises:
+            MissingError: there is no such deployment.
+            ConflictError: nothing has failed.
+        """
+        with self._lock:
+            held = self._record.deployment(name)
+            if self.error(held) is None:
+                state = self.state(held)
+                raise ConflictError(f"deployment '{name}' is {state}; what has an error can be restarted")
+            return self._changed(held)
+
     def delete(self, name: str) -> Deployment:
         """Stops it and removes its files, which takes seconds.
 
@@ -161,14 +179,17 @@ class Fleet:
 
         Raises:
             MissingError: there is no such deployment.
-            ConflictError: it does not answer yet, or no longer.
+            ConflictError: it does not answer yet, or no longer, or too many wait for its answers.
             ConfigError: the question does not fit.
+            UnansweredError: it should answer, and does not.
         """
         held = self._record.deployment(name)
         state, error = self.state(held), held.error
         if state in ("starting", "failed", "deleting"):
             raise ConflictError(f"deployment '{name}' is {state}{f': {error}' if error else '; ask it when it serves'}")
-        return ask(held.port, held.token, "/recommend", question.model_dump_json(exclude_none=True).encode())
+        body = question.model_dump_json(exclude_none=True).encode()
+        with self._asked[name].taken():
+            return ask(held.port, held.token, "/recommend", body)
 
     def state(self, deployment: Deployment) -> State:
         """How things stand."""
@@ -183,6 +204,10 @@ class Fleet:
             return "silent"
         return "serving" if (served["entries"], served["canary"]) == _wished(deployment) else "changing"
 
+    def error(self, deployment: Deployment) -> str | None:
+        """Why it has failed, or goes on with what it serves instead of a change."""
+        return deployment.error or status_of(self._folder_of(deployment)).get("refused")
+
     def answers(self, deployment: Deployment) -> dict[str, int]:
         """How many questions each entry has answered since the process began."""
         served = status_of(self._folder_of(deployment)).get("served") or {}
@@ -196,15 +221,16 @@ class Fleet:
         """Takes notice of what has ended, and starts what is to serve."""
         with self._lock:
             for deployment in self._record.deployments():
-                try:
+                with minded(f"deployment {deployment.id}"):
                     self._look_at(deployment)
-                except OSError as error:  # of one folder, which does not keep the others waiting
-                    print(f"pareto-search: deployment {deployment.id}: {error}", file=sys.stderr, flush=True)
 
     def _look_at(self, deployment: Deployment) -> None:
-        if self._processes.is_running(self._folder_of(deployment)):
+        folder = self._folder_of(deployment)
+        if self._processes.is_running(folder):
             if deployment.wish == "delete":
-                self._processes.stop(self._folder_of(deployment))
+                self._processes.stop(folder)
+            elif (folder / WISH).read_text(encoding="utf-8") != _wish(deployment):
+                self._tell(deployment)  # the service was killed after it had noted a change, or the disk was full
         elif deployment.wish == "delete":
             self._remove(deployment)
         elif deployment.error is None:
@@ -219,10 +245,10 @@ class Fleet:
         self._in_vain[deployment.id] = self._in_vain[deployment.id] + 1 if status and not status["served"] else 0
         if status and (status["error"] or self._in_vain[deployment.id] >= TRIES):
             error = status["error"] or "its process was ended from outside, or had no memory left"
-            way = "roll back" if deployment.canary or deployment.earlier else "delete it and deploy anew"
-            self._record.change_deployment(deployment.id, error=f"{error}; {way}")
+            back = "roll back, or " if deployment.canary or deployment.earlier else ""
+            self._record.change_deployment(deployment.id, error=f"{error}; {back}mend that and restart it")
         else:
-            self._processes.start(folder, lambda: self._wish(deployment))
+            self._processes.start(folder, lambda: self._tell(deployment))
 
     def _remove(self, deployment: Deployment) -> None:
         trash = self._folder / TRASH / deployment.id
@@ -236,14 +262,13 @@ class Fleet:
             raise ConflictError(f"deployment '{deployment.id}' is being deleted")
         self._record.change_deployment(deployment.id, **values, error=None)
         changed = self._record.deployment(deployment.id)
-        self._wish(changed)
+        self._tell(changed)
         if deployment.error is not None:  # which is over: what is asked for now is started
             forget_status(self._folder_of(deployment))
         return changed
 
-    def _wish(self, deployment: Deployment) -> None:
-        wish = {key: getattr(deployment, key) for key in ("entries", "canary", "port", "token")}
-        write_whole(self._folder_of(deployment) / WISH, json.dumps(wish))
+    def _tell(self, deployment: Deployment) -> None:
+        write_whole(self._folder_of(deployment) / WISH, _wish(deployment))
 
     def _keep(self, deployment: Deployment, names: Sequence[str]) -> None:
         """Copies entries of the search's front with all that they need, unless they are there."""
@@ -267,6 +292,11 @@ class Fleet:
 
     def _folder_of(self, deployment: Deployment) -> Path:
         return self._folder / "deployments" / deployment.id
+
+
+def _wish(deployment: Deployment) -> str:
+    """What its process is told."""
+    return json.dumps({key: getattr(deployment, key) for key in ("entries", "canary", "port", "token")})
 
 
 def _wished(deployment: Deployment) -> tuple[list[str], Any]:

@@ -1,6 +1,7 @@
 """Searches as processes: some run, the others queue, and all of them outlive the service."""
 
 import fcntl
+import secrets
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pareto_search.database import same_database
 from pareto_search.errors import AbsentError, RunError, UserError
 from pareto_search.results import write_whole
 from pareto_search.service.catalogue import Catalogue
-from pareto_search.service.processes import TRASH, Processes, kept, status_of
+from pareto_search.service.processes import TRASH, Processes, kept, minded, status_of
 from pareto_search.service.record import ConflictError, Job, Record
 from pareto_search.service.runner import CONFIG, RUN
 from pareto_search.store import Store
@@ -131,7 +132,8 @@ class Jobs:
         """Takes notice of what has ended, and starts what waits as far as there is room."""
         with self._lock:
             for job in self._record.searches("running"):
-                self._follow(job)
+                with minded(f"search {job.id}"):
+                    self._follow(job)
             room = self._most - len(self._record.searches("running"))
             for job in self._record.searches("queued")[:room] if room > 0 else ():
                 self._start(job)
@@ -180,8 +182,8 @@ class Jobs:
 
 
 @contextmanager
-def only_service(root: Path) -> Iterator[None]:
-    """Keeps the root to one service.
+def only_service(root: Path) -> Iterator[str]:
+    """Keeps the root to one service, and gives what tells the root from every other, wherever it lies.
 
     Raises:
         RunError: another one has it, or it cannot be written.
@@ -196,7 +198,9 @@ def only_service(root: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(f"another service uses {root}; stop it, or give --root another folder") from None
-        yield
+        if not (root / "service.id").is_file():
+            write_whole(root / "service.id", secrets.token_hex(8))
+        yield (root / "service.id").read_text(encoding="utf-8")
 
 
 def _renew(run: Path, store: str) -> None:

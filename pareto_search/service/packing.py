@@ -9,10 +9,22 @@ from typing import BinaryIO
 
 from pareto_search import results
 from pareto_search.errors import ConfigError, RunError
-from pareto_search.service.record import MissingError
+from pareto_search.service.record import MissingError, UnansweredError
 from pareto_search.service.turns import Turns
 
 _turns = Turns()
+
+_PROGRAM = """
+import sys
+from pareto_search.cli import cli
+from pareto_search.errors import ConfigError
+try:
+    cli(standalone_mode=False)
+except ConfigError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+"""
+"""The command line, but for its errors: a full disk or a damaged file is no mistake of who asks."""
 
 
 def packed(run: Path, name: str, form: str) -> BinaryIO:
@@ -23,7 +35,8 @@ def packed(run: Path, name: str, form: str) -> BinaryIO:
 
     Raises:
         MissingError: the front has no such entry.
-        RunError: there is no front, or the process has ended over it.
+        RunError: there is no front.
+        UnansweredError: the process has ended over it.
         ConfigError: what the export complains about.
         ConflictError: too many wait for theirs.
     """
@@ -34,7 +47,7 @@ def packed(run: Path, name: str, form: str) -> BinaryIO:
         raise MissingError(str(error)) from None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "export")
-        command = [sys.executable, "-c", "from pareto_search.cli import main; main()", "export", str(run), name]
+        command = [sys.executable, "-c", _PROGRAM, "export", str(run), name]
         with _turns.taken():
             ended = subprocess.run(
                 [*command, "--to", str(folder), "--format", form],
@@ -44,10 +57,10 @@ def packed(run: Path, name: str, form: str) -> BinaryIO:
             )
         lines = ended.stderr.strip().splitlines()
         if ended.returncode == 2 and lines:
-            raise ConfigError(lines[-1].removeprefix("pareto-search: "))
+            raise ConfigError(lines[-1])
         if ended.returncode:
             print(ended.stderr, file=sys.stderr, flush=True)
-            raise RunError("the export has ended before its time; the service's log has more")
+            raise UnansweredError("the export has ended before its time; the service's log has more")
         file = tempfile.TemporaryFile()  # noqa: SIM115  # whoever reads it closes it
         with zipfile.ZipFile(file, "w") as archive:
             for part in sorted(p for p in folder.rglob("*") if p.is_file()):

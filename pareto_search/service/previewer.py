@@ -1,7 +1,7 @@
 """Answers for entries that are not deployed: a process that reads a request a line, and writes an answer a line.
 
 A request has `run`, the folder of a search that has ended, `entry`, and the `question` to it; an answer is that of a
-deployment, or has an `error`. The end of its input is the end of it.
+deployment, or has an `error`, or a `mistake` that is not of who asks. The end of its input is the end of it.
 """
 
 import json
@@ -63,7 +63,7 @@ def main() -> None:
             answer = {"error": str(error)}
         except Exception as error:
             traceback.print_exc()
-            answer = {"error": f"a mistake of this program, {type(error).__name__}; the service's log has more"}
+            answer = {"mistake": f"a mistake of this program, {type(error).__name__}; the service's log has more"}
         print(json.dumps(answer), file=told, flush=True)
 
 

@@ -7,8 +7,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pareto_search.errors import ConfigError, RunError
+from pareto_search.errors import ConfigError
 from pareto_search.question import Question
+from pareto_search.service.record import UnansweredError
 from pareto_search.service.turns import Turns
 
 IDLE, PATIENCE = 300.0, 300.0
@@ -31,7 +32,7 @@ class Previews:
 
         Raises:
             ConfigError: the entry or the question does not fit.
-            RunError: the process has ended over it.
+            UnansweredError: the process has ended over it, or made a mistake.
             ConflictError: too many wait for theirs.
         """
         asked = {"run": str(run), "entry": entry, "question": question.model_dump(mode="json")}
@@ -47,8 +48,10 @@ class Previews:
                 line = ""
             self._let_live(child, IDLE)
         if not line:
-            raise RunError("the process that answers has ended, or had no memory left; ask again")
+            raise UnansweredError("the process that answers has ended, or had no memory left; ask again")
         answer: dict[str, Any] = json.loads(line)
+        if "mistake" in answer:
+            raise UnansweredError(answer["mistake"])
         if "error" in answer:
             raise ConfigError(answer["error"])
         return answer

@@ -129,14 +129,11 @@ def kept(root: Path, name: str, look: Callable[[], None]) -> Iterator[None]:
 
     def keep() -> None:
         while not over.wait(EVERY):
-            try:
+            with minded(name):
                 look()
-            except (UserError, OSError) as error:  # a full disk, a database that is away: it may be mended soon
-                print(f"pareto-search: {error}", file=sys.stderr, flush=True)
-            except Exception:  # a mistake of ours, perhaps over one process alone: the others are still looked after
-                traceback.print_exc()
 
-    look()
+    with minded(name):
+        look()
     keeper = threading.Thread(target=keep, daemon=True, name=name)
     keeper.start()
     try:
@@ -144,6 +141,19 @@ def kept(root: Path, name: str, look: Callable[[], None]) -> Iterator[None]:
     finally:
         over.set()
         keeper.join()
+
+
+@contextmanager
+def minded(what: str) -> Iterator[None]:
+    """Lets the care of processes go on where it fails over this, and the log say so."""
+    try:
+        yield
+    except (UserError, OSError) as error:  # a full disk, a database that is away: it may be mended soon
+        with suppress(OSError):  # the log may be on that disk
+            print(f"pareto-search: {what}: {error}", file=sys.stderr, flush=True)
+    except Exception:  # a mistake of ours, perhaps over one process alone: the others are still looked after
+        with suppress(OSError):
+            traceback.print_exc()
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 Users' text is never joined to a path: a name is looked up here, and what is found leads to the files.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from pareto_search.database import Database, Schema
-from pareto_search.errors import UserError, nearest
+from pareto_search.errors import RunError, UserError, nearest
+from pareto_search.store import one_line
 
 State = Literal["queued", "running", "paused", "finished", "failed", "cancelled"]
 Wish = Literal["run", "pause", "cancel"]
@@ -29,6 +32,10 @@ class MissingError(UserError):
 
 class ConflictError(UserError):
     """What is asked for does not go with how things stand."""
+
+
+class UnansweredError(RunError):
+    """A process that was to answer has ended over it, or is silent: no mistake of who asks."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,15 @@ _deployments = sa.Table(
     sa.Column("body_sha256", sa.String, nullable=False, server_default=""),
     sa.UniqueConstraint("key", name="service_deployment_key"),
 )
+_root = sa.Table(
+    "service_root",
+    tables,
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String, nullable=False),
+    sa.Column("folder", sa.String, nullable=False),
+)
 
-SERVICE = Schema("service", tables, version=4, unversioned=(1, "service_search", "body_sha256"))
+SERVICE = Schema("service", tables, version=5, unversioned=(1, "service_search", "body_sha256"))
 
 
 class Record:
@@ -170,6 +184,28 @@ class Record:
         """Gives back files and connections."""
         self._database.close()
 
+    def claim(self, root: str, folder: Path) -> None:
+        """Keeps the record to the services of one root: in another one, what runs would be taken for what has ended.
+
+        Args:
+            root: what tells the root from every other, wherever it lies.
+            folder: where it lies.
+
+        Raises:
+            RunError: the record is another root's.
+        """
+        with self._database.reading() as connection:
+            held = connection.execute(sa.select(_root)).first()
+        if held is None:
+            with suppress(IntegrityError), self._database.writing() as connection:  # another one may be quicker
+                connection.execute(sa.insert(_root).values(position=1, id=root, folder=str(folder)))
+            self.claim(root, folder)
+        elif held.id != root:
+            raise RunError(
+                f"{self._database.place}: the record of another root, {held.folder} (its service.id is {held.id}); "
+                "give --root that folder, or --store another database"
+            )
+
     def searches(self, state: State | None = None) -> list[Job]:
         """All of them, or those in a state, in the order in which they were submitted."""
         where = [] if state is None else [_searches.c.state == state]
@@ -195,7 +231,7 @@ class Record:
         Raises:
             MissingError: there is none.
         """
-        found = self._rows(_searches, Job, _searches.c.id == name)
+        found = self._named(_searches, Job, name)
         if not found:
             raise MissingError(f"there is no search '{name[:80]}'; GET /v1/searches lists them")
         return Job(*found[0])
@@ -217,7 +253,7 @@ class Record:
     def change_search(self, name: str, **values: Any) -> None:
         """Sets columns of a search."""
         with self._database.writing() as connection:
-            connection.execute(sa.update(_searches).where(_searches.c.id == name).values(**values))
+            connection.execute(sa.update(_searches).where(_searches.c.id == name).values(**_plain(values)))
 
     def remove_search(self, name: str) -> None:
         """Forgets a search."""
@@ -234,7 +270,7 @@ class Record:
         Raises:
             MissingError: there is none.
         """
-        found = self._rows(_deployments, Deployment, _deployments.c.id == name)
+        found = self._named(_deployments, Deployment, name)
         if not found:
             raise MissingError(f"there is no deployment '{name[:80]}'; GET /v1/deployments lists them")
         return Deployment(*found[0])
@@ -247,7 +283,7 @@ class Record:
     def change_deployment(self, name: str, **values: Any) -> None:
         """Sets columns of a deployment."""
         with self._database.writing() as connection:
-            connection.execute(sa.update(_deployments).where(_deployments.c.id == name).values(**values))
+            connection.execute(sa.update(_deployments).where(_deployments.c.id == name).values(**_plain(values)))
 
     def remove_deployment(self, name: str) -> None:
         """Forgets a deployment."""
@@ -286,10 +322,19 @@ class Record:
         with self._database.writing() as connection:
             connection.execute(sa.delete(_data).where(_data.c.name == name))
 
+    def _named(self, table: sa.Table, kind: type, name: str) -> list[Any]:
+        """The row of an id, if it is there; of what cannot be an id PostgreSQL must not even be asked."""
+        return self._rows(table, kind, table.c.id == name) if re.fullmatch(NAME, name) else []
+
     def _rows(self, table: sa.Table, kind: type, *where: sa.ColumnElement[bool]) -> list[Any]:
         query = sa.select(*(table.c[f.name] for f in fields(kind))).where(*where)
         with self._database.reading() as connection:
             return list(connection.execute(query.order_by(table.c.position)).all())
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns whose error, which may quote anything, is one line that every database takes."""
+    return {key: one_line(value) if key == "error" and value else value for key, value in values.items()}
 
 
 def _row(noun: Job | DataSet | Deployment) -> dict[str, Any]:

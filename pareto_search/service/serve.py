@@ -45,16 +45,18 @@ def serve(settings: Settings) -> None:
     """Serves until it is stopped; searches and deployments go on without it.
 
     Raises:
-        UserError: the host wants a token, the port is taken, the root has another service, a source is not there.
+        UserError: the host wants a token, the port is taken, the root has another service, the record is another
+            root's, a source is not there.
     """
     token, own = _token(settings.host)
     with ExitStack() as stack:
-        stack.enter_context(only_service(settings.root))
+        mine = stack.enter_context(only_service(settings.root))
         record = Record(settings.store or settings.root / "service.db", partial(click.echo, err=True))
         stack.callback(record.close)
-        catalogue = Catalogue(settings.root.resolve(), record, settings.data, settings.bases)
-        shared = settings.store if is_url(settings.store or "") else None
         root = settings.root.resolve()
+        record.claim(mine, root)
+        catalogue = Catalogue(root, record, settings.data, settings.bases)
+        shared = settings.store if is_url(settings.store or "") else None
         jobs = Jobs(root, record, catalogue, address=settings.address, most=settings.searches, store=shared)
         listener = stack.enter_context(_listen(settings.host, settings.port))
         stack.enter_context(jobs.kept())

@@ -1,4 +1,4 @@
-"""What is done one after another, because each takes much memory."""
+"""What few may ask for at a time, because each takes much memory, or may take for ever."""
 
 import threading
 from collections.abc import Iterator
@@ -8,10 +8,15 @@ from pareto_search.service.record import ConflictError
 
 
 class Turns:
-    """A queue that few stand in: whoever waits holds one of the service's threads."""
+    """A queue that few stand in: whoever waits holds one of the service's threads.
 
-    def __init__(self, most: int = 8) -> None:
-        self._room, self._turn = threading.BoundedSemaphore(most), threading.Lock()
+    Args:
+        most: how many may be in it.
+        at_once: how many of them have their turn at the same time.
+    """
+
+    def __init__(self, most: int = 8, at_once: int = 1) -> None:
+        self._room, self._turn = threading.BoundedSemaphore(most), threading.Semaphore(at_once)
 
     @contextmanager
     def taken(self) -> Iterator[None]:

@@ -1,6 +1,9 @@
 import io
 import json
+import threading
 import zipfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Shared
+from running import eventually
 
 from pareto_search.errors import DataError
 from pareto_search.service import reader
 from pareto_search.service.catalogue import Catalogue
 from pareto_search.service.making import MARK, made
-from pareto_search.service.record import DataSet, Record
+from pareto_search.service.record import ConflictError, DataSet, Record
 
 COLUMNS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "time", "text": ["title"]}
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
@@ -107,6 +111,32 @@ def test_items_are_found_by_parts_of_their_titles(shared: Shared) -> None:
     shared.client.post("/v1/data", data={"name": "titled"}, files={"archive": ("a.zip", again)})
     assert len(found("book")) == 7  # and not the titles of the one that had the name before
     shared.client.delete("/v1/data/titled")
+
+
+def test_few_wait_for_the_first_reading_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record(tmp_path / "service.db")
+    catalogue = Catalogue(tmp_path, record, [], [])
+    for name in ("slow", "quick"):
+        record.add_data(DataSet(name, "upload", {"source": name}))
+    done = threading.Event()
+
+    def read(section: Mapping[str, Any]) -> reader.Reading:
+        if section["source"] == "slow":
+            done.wait()
+        return reader.Reading({}, [("i0", "The film")])
+
+    monkeypatch.setattr(reader, "read", read)
+    assert catalogue.find("quick", "film", 1) == [("i0", "The film")]
+    with ThreadPoolExecutor(20) as threads:
+        try:
+            asked = [threads.submit(catalogue.find, "slow", "film", 1) for _ in range(20)]
+            eventually(lambda: sum(a.done() for a in asked) == 12)
+            assert all(isinstance(a.exception(), ConflictError) for a in asked if a.done())
+            assert catalogue.find("quick", "film", 1) == [("i0", "The film")]
+        finally:
+            done.set()
+    assert sum(a.exception() is None for a in asked) == 8
+    record.close()
 
 
 def test_an_archive_is_read_by_its_two_files_wherever_they_lie_in_it(shared: Shared) -> None:

@@ -1,9 +1,12 @@
 """Deployments over HTTP, on one that all tests of this module share."""
 
+import fcntl
 import json
 import shutil
+import socket
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,16 @@ from conftest import Shared
 from running import eventually
 from serving import deployers, saying, serving
 
-from pareto_search import decide, results
-from pareto_search.errors import ConfigError, RunError
+from pareto_search import decide, launch, results
+from pareto_search.errors import ClusterError, ConfigError, DataError
 from pareto_search.objective import Objective
+from pareto_search.question import Question
 from pareto_search.service.catalogue import Catalogue
-from pareto_search.service.deployer import ask
-from pareto_search.service.fleet import MOST, TRIES, Fleet
+from pareto_search.service.deployer import WISH, Told, _changed, ask
+from pareto_search.service.fleet import ASKED, MOST, TRIES, Fleet
 from pareto_search.service.jobs import Jobs
-from pareto_search.service.processes import STATUS
-from pareto_search.service.record import ConflictError, DataSet, Deployment, Job, Record
+from pareto_search.service.processes import LOCK, STATUS, TRASH, status_of
+from pareto_search.service.record import ConflictError, DataSet, Deployment, Job, Record, UnansweredError
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +152,25 @@ def test_a_canary_is_promoted_and_rolled_back(shared: Shared, deployment: str, n
     assert (none.status_code, "has no canary" in none.json()["error"]) == (409, True)
 
 
+def test_a_change_that_cannot_be_made_leaves_what_is_served_until_it_can(
+    shared: Shared, deployment: str, names: list[str]
+) -> None:
+    client, data = shared.client, shared.service.root.parent / "small" / "ratings.csv"
+    away = data.rename(data.with_name("elsewhere.csv"))
+    try:
+        assert client.put(f"/v1/deployments/{deployment}/canary", json={"entry": names[2], "share": 1}).is_success
+        found = eventually(lambda: (told := client.get(f"/v1/deployments/{deployment}").json())["error"] and told)
+        assert (found["state"], "ratings.csv" in found["error"]) == ("changing", True)
+        assert asked(client, deployment, user="u3")["entry"] == names[0]
+    finally:
+        away.rename(data)
+    assert changed(client, "POST", f"{deployment}/restart")["error"] is None
+    assert asked(client, deployment, user="u3")["entry"] == names[2]
+    well = client.post(f"/v1/deployments/{deployment}/restart")
+    assert (well.status_code, "is serving; what has an error" in well.json()["error"]) == (409, True)
+    changed(client, "POST", f"{deployment}/rollback")
+
+
 def test_whoever_watches_hears_of_changes(shared: Shared, deployment: str, names: list[str]) -> None:
     heard = []
     with shared.client.stream("GET", "/v1/deployments/events") as events:
@@ -249,7 +272,7 @@ def test_there_are_only_so_many_and_their_data_stays(tmp_path: Path) -> None:
     [
         ("400 Bad Request", b'{"detail": "no such entry"}', ConfigError, "^no such entry$"),
         ("404 Not Found", b"nothing", ConfigError, "the answer is 404, without a reason"),
-        ("500 Internal Server Error", b'{"error": "?"}', RunError, "the answer is 500, without a reason"),
+        ("500 Internal Server Error", b'{"error": "?"}', UnansweredError, "the answer is 500, without a reason"),
     ],
 )
 def test_a_refusal_is_told_and_a_mistake_is_not_blamed_on_who_asks(
@@ -275,17 +298,107 @@ class Mortal:
         (folder / STATUS).write_text(json.dumps({"served": None, "healthy": False, "error": None}))
 
 
-def test_one_that_ends_again_and_again_before_it_serves_is_given_up(tmp_path: Path) -> None:
+@pytest.fixture
+def record(tmp_path: Path) -> Iterator[Record]:
+    """With one deployment."""
     record = Record(tmp_path / "service.db")
     record.add_deployment(Deployment("films-0", "films-0", "mine", ["c0000-s00"], 1, "token"))
-    fleet = Fleet(tmp_path, record, Jobs(tmp_path, record, Catalogue(tmp_path, record, [], []), most=1))
+    yield record
+    record.close()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, record: Record) -> Fleet:
+    return Fleet(tmp_path, record, Jobs(tmp_path, record, Catalogue(tmp_path, record, [], []), most=1))
+
+
+def test_one_that_ends_again_and_again_before_it_serves_is_given_up_until_it_is_restarted(
+    record: Record, fleet: Fleet
+) -> None:
     fleet._processes = mortal = Mortal()
     for _ in range(2 * TRIES):
         fleet.look()
     assert mortal.begun == TRIES
     assert fleet.state(record.deployment("films-0")) == "failed"
-    assert "had no memory left; delete it and deploy anew" in (record.deployment("films-0").error or "")
-    record.close()
+    assert "had no memory left; mend that and restart it" in (record.deployment("films-0").error or "")
+    begun = fleet.restart("films-0")
+    assert (begun.error, fleet.state(begun)) == (None, "starting")
+    with pytest.raises(ConflictError, match="is starting; what has an error can be restarted"):
+        fleet.restart("films-0")
+    fleet.look()
+    assert mortal.begun == TRIES + 1
+
+
+def test_a_process_hears_of_a_change_that_the_service_was_killed_over(
+    record: Record, fleet: Fleet, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deployments" / "films-0"
+    folder.mkdir(parents=True)
+    (folder / WISH).write_text('{"entries": ["c0000-s00"], "canary": null, "port": 1, "token": "token"}')
+    record.change_deployment("films-0", canary={"entry": "c0001-s00", "share": 0.5})
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as its process holds it
+        fleet.look()
+        told = (folder / WISH).stat()
+        assert json.loads((folder / WISH).read_text())["canary"] == {"entry": "c0001-s00", "share": 0.5}
+        fleet.look()
+        assert (folder / WISH).stat() == told  # once
+
+
+def test_a_folder_that_cannot_be_written_does_not_keep_the_others_waiting(
+    record: Record, fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record.add_deployment(Deployment("films-1", "films-0", "mine", ["c0000-s00"], 2, "token", wish="delete"))
+    for folder in (f"deployments/films-0/{WISH}/in the way", "deployments/films-1", TRASH):
+        (tmp_path / folder).mkdir(parents=True)
+    fleet.look()
+    assert [d.id for d in record.deployments()] == ["films-0"]
+    assert f"pareto-search: deployment films-0: {tmp_path}" in capsys.readouterr().err
+
+
+def test_few_wait_for_a_deployment_that_is_silent(record: Record, fleet: Fleet, tmp_path: Path) -> None:
+    question = Question(user="u1")
+    with socket.create_server(("127.0.0.1", 0), backlog=4 * ASKED) as silent, ThreadPoolExecutor(2 * ASKED) as threads:
+        port = silent.getsockname()[1]
+        record.change_deployment("films-0", port=port)
+        folder = tmp_path / "deployments" / "films-0"
+        folder.mkdir(parents=True)
+        served = {"entries": ["c0000-s00"], "canary": None}
+        (folder / STATUS).write_text(json.dumps({"served": served, "healthy": True, "error": None}))
+        asked = [threads.submit(fleet.recommend, "films-0", question) for _ in range(2 * ASKED)]
+        eventually(lambda: sum(a.done() for a in asked) == ASKED)
+        assert all(isinstance(a.exception(), ConflictError) for a in asked if a.done())
+        silent.close()
+        assert sum(isinstance(a.exception(), UnansweredError) for a in asked) == ASKED
+
+
+def test_a_status_that_cannot_be_written_is_written_when_it_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / STATUS / "in the way").mkdir(parents=True)
+    tell = Told(tmp_path)
+    for number in range(3):
+        tell(served={"answers": number})
+    assert capsys.readouterr().out.count("cannot be written") == 1
+    shutil.rmtree(tmp_path / STATUS)
+    tell(served={"answers": 2})
+    assert status_of(tmp_path)["served"] == {"answers": 2}
+
+
+def test_what_a_change_has_begun_to_replace_is_served_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = ({"entries": [name], "canary": None, "port": 1, "token": "token"} for name in ("old", "new"))
+    served: list[str] = []
+    error: Exception = DataError("the data is not there")
+
+    def deploy(_: Path, entries: list[str], **__: object) -> None:
+        served.extend(entries)
+        if entries == ["new"]:
+            raise error
+
+    monkeypatch.setattr(launch, "deploy", deploy)
+    assert (_changed(tmp_path, old, new), served) == ("the data is not there", ["new"])
+    error = ClusterError("the deployment did not start")
+    assert (_changed(tmp_path, old, new), served) == ("the deployment did not start", ["new", "new", "old"])
 
 
 def test_it_survives_a_kill_of_the_service_and_of_itself_and_the_end_of_its_search(

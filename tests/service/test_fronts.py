@@ -1,11 +1,16 @@
 import io
 import json
+import signal
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Shared
+from running import eventually
 
 from pareto_search import decide, entry
 from pareto_search.config import SearchConfig
@@ -13,7 +18,10 @@ from pareto_search.errors import RunError
 from pareto_search.objective import Constraint, Objective
 from pareto_search.question import Question
 from pareto_search.service.estimate import estimate
+from pareto_search.service.packing import packed
 from pareto_search.service.previewer import answered
+from pareto_search.service.previews import Previews
+from pareto_search.service.record import UnansweredError
 from pareto_search.store import Store
 
 
@@ -143,6 +151,32 @@ def test_a_download_in_another_format_is_what_export_writes(shared: Shared, writ
     assert any(file.endswith(".onnx") for file in found)
     unknown = shared.client.get(f"/v1/searches/{shared.search}/entries/{name}/zip", params={"format": "exe"})
     assert (unknown.status_code, set(unknown.json())) == (422, {"error"})
+
+
+def test_an_export_that_ends_before_its_time_is_no_mistake_of_who_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "front.json").write_text('{"front": [{"entry": "c0000-s00"}]}')  # and nothing else of a run
+    with pytest.raises(UnansweredError) as caught:
+        packed(tmp_path, "c0000-s00", "adapter")
+    assert str(tmp_path) not in str(caught.value)
+    assert f"{tmp_path} holds no search" in capsys.readouterr().err
+
+
+def test_a_preview_whose_process_ends_or_errs_is_no_mistake_of_who_asks(tmp_path: Path) -> None:
+    previews = Previews()
+    ask = partial(previews.recommend, tmp_path / "file", "c0000-s00", Question(user="u1"))
+    (tmp_path / "file").touch()  # where a folder is expected
+    child = previews._started()
+    child.send_signal(signal.SIGSTOP)
+    with closing(previews), ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(ask)
+        eventually(lambda: previews._end is not None)  # from here on it waits for the answer
+        child.kill()
+        with pytest.raises(UnansweredError, match="has ended"):
+            asked.result()
+        with pytest.raises(UnansweredError, match="a mistake of this program, NotADirectoryError"):
+            ask()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from pareto_search.service.fleet import Fleet
 from pareto_search.service.guard import Guard
 from pareto_search.service.jobs import Jobs
 from pareto_search.service.previews import Previews
-from pareto_search.service.record import Record
+from pareto_search.service.record import Record, UnansweredError
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 PUBLIC = {
@@ -74,8 +74,9 @@ def test_the_document_describes_what_is_served(shared: Shared) -> None:
 
     document = shared.client.get("/v1/openapi.json").json()
     served = {"/v1/searches", "/v1/searches/{search}/events", "/v1/data", "/v1/bases", "/v1/estimate", "/v1/compare"}
-    served |= {f"/v1/deployments/{{deployment}}/{deed}" for deed in ("canary", "promote", "rollback", "recommend")}
-    served |= {"/v1/deployments", "/v1/deployments/events", "/v1/searches/{search}/recommend"}
+    served |= {f"/v1/deployments/{{deployment}}/{deed}" for deed in ("canary", "promote", "rollback", "restart")}
+    served |= {"/v1/deployments", "/v1/deployments/events", "/v1/deployments/{deployment}/recommend"}
+    served |= {"/v1/searches/{search}/recommend"}
     assert served <= set(document["paths"])
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -154,6 +155,16 @@ def test_a_database_that_is_away_is_no_mistake_of_who_asks(guard: Guard) -> None
     assert answer.status_code == 507
     assert "its database cannot be used; tell its operator" in answer.json()["error"]
     assert "none" not in answer.text
+
+
+def test_a_process_that_does_not_answer_is_no_mistake_of_who_asks(guard: Guard) -> None:
+    def silent() -> str:
+        raise UnansweredError("the deployment does not answer")
+
+    route(guard, "/v1/silent", silent)
+    with TestClient(guard) as client:
+        answer = client.get("/v1/silent", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert (answer.status_code, answer.json()) == (502, {"error": "the deployment does not answer"})
 
 
 @pytest.mark.parametrize(

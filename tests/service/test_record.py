@@ -3,13 +3,17 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
-from pareto_search.service.record import ConflictError, DataSet, Job, MissingError, Record
+from pareto_search.errors import RunError
+from pareto_search.service.record import ConflictError, DataSet, Deployment, Job, MissingError, Record
 
 ONE = Job("one-1", "one", "films", "minilm", {"name": "one", "search": {"candidates": 3}}, key="first", created=1.5)
 TWO = Job("two-2", "two", "films", "tiny", {"name": "two", "ü": [1, 0.1, None]}, created=2.5)
+DEPLOYED = Deployment("one-1", "one-1", "films", ["c0000-s00"], 1, "a token of its own")
 
 
 @pytest.fixture
@@ -81,3 +85,33 @@ def test_data_sets_have_one_name_each(record: Record) -> None:
     record.remove_data("films")
     with pytest.raises(MissingError, match="data set 'films' is not registered"):
         record.data_set("films")
+
+
+def test_a_record_is_of_the_root_that_came_first_wherever_that_lies(record: Record, where: str) -> None:
+    record.claim("mine", Path("/there"))
+    again = Record(where)
+    again.claim("mine", Path("/elsewhere"))
+    with pytest.raises(RunError, match=r"of another root, /there \(its service.id is mine\); give --root that folder"):
+        again.claim("other", Path("/other"))
+    again.close()
+
+
+@pytest.mark.parametrize("name", ["\0", "one-1\0", "\ud800", "one-1\n", "One"])
+def test_what_cannot_be_an_id_is_missing(record: Record, name: str) -> None:
+    for find in (record.search, record.deployment):
+        with pytest.raises(MissingError, match="there is no"):
+            find(name)
+
+
+def test_an_error_that_quotes_anything_is_kept_as_one_line(record: Record) -> None:
+    record.add_deployment(DEPLOYED)
+    record.change_search("one-1", error="no item\0\ud800\nof films")
+    record.change_deployment("one-1", error="no item\0\ud800\nof films")
+    assert record.search("one-1").error == record.deployment("one-1").error == "no item of films"
+
+
+def test_an_error_of_the_database_does_not_say_what_was_written(record: Record) -> None:
+    record.add_deployment(DEPLOYED)
+    with pytest.raises(IntegrityError) as caught:
+        record.add_deployment(DEPLOYED)
+    assert DEPLOYED.token not in str(caught.value)

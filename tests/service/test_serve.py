@@ -1,6 +1,10 @@
 import json
 import os
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,9 @@ import yaml
 from conftest import Shared
 from running import Ended, pareto_search
 from serving import TOKEN, saying, serving
+
+from pareto_search.errors import RunError
+from pareto_search.service.submit import submit
 
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
 """What another service answers."""
@@ -32,6 +39,16 @@ def test_a_service_that_cannot_start_says_so_in_one_line(
 ) -> None:
     monkeypatch.delenv("PARETO_SEARCH_TOKEN", raising=False)
     assert complaint in pareto_search("serve", "--root", tmp_path / "root", *arguments).complaint
+
+
+def test_a_record_has_services_of_one_root(tmp_path: Path) -> None:
+    store = ["--store", tmp_path / "record.db"]
+    with serving(tmp_path / "root", *store) as first:
+        first.kill()
+    refused = pareto_search("serve", "--root", tmp_path / "other", "--port", "0", *store).complaint
+    assert f"the record of another root, {tmp_path / 'root'} (" in refused
+    with serving(tmp_path / "root", *store):
+        pass
 
 
 def test_a_weak_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +112,41 @@ def test_submit_needs_a_service(shared: Shared, monkeypatch: pytest.MonkeyPatch)
     for told, line in ((b"SSH-2.0\r\n", "no service answers at"), (OTHER, "is no pareto-search service")):
         with saying(told) as address:
             assert line in pareto_search("submit", path, "--server", address).complaint
+
+
+@contextmanager
+def hearing(silences: int) -> Iterator[tuple[str, list[str]]]:
+    """The address of a service that hears every request, under these keys, and answers none of the first ones."""
+    keys: list[str] = []
+
+    class Heard(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            keys.append(self.headers["Idempotency-Key"])
+            if len(keys) > silences:
+                self.wfile.write(b'HTTP/1.0 200 OK\r\n\r\n{"id": "small-1"}')
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Heard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", keys
+        finally:
+            server.shutdown()
+
+
+def test_submit_asks_once_more_under_the_same_key_and_says_what_may_have_become_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PARETO_SEARCH_TOKEN", TOKEN)
+    with hearing(silences=1) as (address, keys):
+        assert submit({"name": "small"}, address) == {"id": "small-1"}
+        assert (len(keys), len(set(keys))) == (2, 1)
+        submit({"name": "small"}, address)
+        assert len(set(keys)) == 2
+    with hearing(silences=2) as (address, keys):
+        with pytest.raises(RunError, match=r"was reached and has not answered .* may have the search all the same"):
+            submit({"name": "small"}, address)
+        assert len(keys) == 2

@@ -12,3 +12,9 @@ def test_whoever_would_make_the_queue_too_long_is_told() -> None:
                 pass
     with turns.taken():
         pass
+
+
+def test_several_may_have_their_turn_at_once() -> None:
+    turns = Turns(most=2, at_once=2)
+    with turns.taken(), turns.taken(), pytest.raises(ConflictError), turns.taken():
+        pass
