@@ -56,7 +56,7 @@ def test_candidates_that_take_a_pack_down_with_them_are_found_out_and_their_neig
     assert {name for name, a in last.items() if a.state == "failed"} == {"c0002", "c0003", "c0004"}
     assert last["c0002"].error == "ValueError: what nobody expected"
     assert "the worker died" in str(last["c0003"].error)
-    assert last["c0004"].error == f"still running after {3 * TIMEOUT} s"
+    assert (last["c0004"].error or "").startswith(f"still running after {3 * TIMEOUT} s; ")
     assert {name for name, a in last.items() if a.state == "finished"} == {"c0001", "c0005", "c0006", "c0007"}
     lost = Counter(a.candidate for a in attempts if a.state == "lost")
     assert lost.keys() >= {"c0002", "c0003"}  # first in a pack, then alone
