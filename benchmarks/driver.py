@@ -33,7 +33,7 @@ import ray
 
 from pareto_search import checkpoint, database, schedule, search
 from pareto_search.candidate import Attempt, Evaluation
-from pareto_search.config import SearchConfig
+from pareto_search.config import MINILM, SearchConfig
 from pareto_search.evolution import Evolution
 from pareto_search.executor import Files, Result
 from pareto_search.search import Search
@@ -143,7 +143,9 @@ def searched(candidates: int, watch: Stopwatch) -> float:
         store = Store.create(Path(folder, "search.db"), record)
         stack.callback(store.close)
         stack.enter_context(patch.object(pool, "WorkerActor", Idle))
-        load: Any = SimpleNamespace(search=warm.search, objectives=warm.objectives, texts=())  # all that is asked for
+        # All that is asked for.
+        asked = {"search": warm.search, "objectives": warm.objectives, "texts": (), "base": MINILM, "revision": None}
+        load: Any = SimpleNamespace(**asked)
         workers = stack.enter_context(RayPool(load, count=WORKERS))
         Search(warm, store, Path(folder)).run(workers)
         found = Search(whole, store, Path(folder))

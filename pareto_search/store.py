@@ -218,8 +218,9 @@ class Store:
 
     def seconds_until(self, moments: Sequence[float]) -> list[float]:
         """The seconds that the search had taken by Unix times at which it ran, standing still left out."""
-        sessions = [[self.search.created, 0.0], *(self.fact(_SESSIONS) or [])]  # those of older releases are not noted
-        last = [max((s for s in sessions if s[0] <= moment), default=sessions[0]) for moment in moments]
+        sessions = self.fact(_SESSIONS) or []
+        first = (self.search.created, 0.0)  # of which older releases have noted nothing
+        last = [max((s for s in sessions if s[0] <= moment), default=first) for moment in moments]
         return [before + moment - began for moment, (began, before) in zip(moments, last, strict=True)]
 
     def remove(self) -> None:

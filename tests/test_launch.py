@@ -213,8 +213,8 @@ def test_what_the_data_cannot_give_is_refused(
     [
         ("ratings", "credibility@10", "credibility@10 needs ratings that differ, and all of ratings are the same"),
         ("categories", "ild@5", "ild@5 needs categories that differ, and all items of ratings have Horror, War;"),
-        ("nothing", "calibration@5", "calibration@5 needs categories that differ, and all items of ratings have none;"),
-        ("tags", "ndcg@5", "ratings has 40 categories for 40 items, which do not fit into memory"),
+        ("nothing", "ndcg@5", "ild@5 needs categories that differ, and all items of ratings have none;"),
+        ("tags", "ndcg@5", "ratings has 30 categories for 30 items, which do not fit into memory"),
     ],
 )
 def test_data_in_which_all_is_alike_is_refused_where_a_metric_asks_for_differences(

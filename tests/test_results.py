@@ -86,6 +86,9 @@ def test_the_time_in_which_a_search_stood_still_does_not_count(store: Store) -> 
     [(seconds, *_)] = results.moments(store, OBJECTIVES, (), 40)
     assert seconds == pytest.approx(110, abs=5)
     assert store.seconds_until([now - 89_950, now - 5]) == pytest.approx([50, 105])
+    with store.transaction() as record:
+        record.put_fact("sessions", [(now + 90_000, 40.0)])  # an older release began the search, and noted no session
+    assert store.seconds_until([now + 30, now + 90_010]) == pytest.approx([30, 50], abs=5)
 
 
 def test_of_many_attempts_the_moments_are_evenly_spread_and_those_of_the_whole_curve(
