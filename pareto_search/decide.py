@@ -17,6 +17,7 @@ from pareto_search.errors import ConfigError, RunError, nearest
 from pareto_search.objective import Constraint, Objective, Values
 
 EMPTY = "the front is empty: no entry keeps all references and constraints; loosen them in a new run folder"
+"""What is said of a front without entries."""
 
 _AUGMENTATION = 1e-3
 """Small enough to decide only between entries whose largest regrets are about the same."""

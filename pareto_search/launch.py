@@ -198,8 +198,6 @@ def application(args: Mapping[str, Any]) -> Any:
     Raises:
         UserError: an entry, the data or the token is not there.
     """
-    from pareto_search.workers import serving
-
     token = os.environ.get("PARETO_SEARCH_TOKEN")
     if not token:
         raise ConfigError("set PARETO_SEARCH_TOKEN on every node, for clients to give")
@@ -208,7 +206,7 @@ def application(args: Mapping[str, Any]) -> Any:
     front = results.load_front(run)
     for name in args["entries"]:
         results.find_entry(front, name)
-    return serving.application(place, args["entries"], load(**load_config(run).data.arguments()), token=token)
+    return _serving().application(place, args["entries"], load(**load_config(run).data.arguments()), token=token)
 
 
 def load_config(run: Path) -> SearchConfig:

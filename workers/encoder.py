@@ -230,6 +230,8 @@ class Encoder:
         )
         try:
             again = torch.cat([self.encode(chunk, self.layers) for chunk in chunks]).cpu()
+        except torch.OutOfMemoryError:  # a RuntimeError too, and nothing of the architecture
+            raise
         except RuntimeError as error:  # what they were told has the shape of one text
             raise unknown from error
         if not bool(((again * self.frozen[torch.from_numpy(np.concatenate(chunks))]).sum(1) > 0.99).all()):
