@@ -30,8 +30,8 @@ _CANDIDATES = (db.attempt.c.search == sa.bindparam("in_search")) & (db.attempt.c
 _THIS = _CANDIDATES & (db.attempt.c.number == sa.bindparam("this"))
 _LATEST = sa.select(sa.func.max(db.attempt.c.number)).where(_CANDIDATES)
 _SUCCEED = sa.update(db.attempt).where(_CANDIDATES, db.attempt.c.state == "running")
-_HOLD = sa.select(db.attempt.c.state).where(_THIS).with_for_update()
-_END = sa.update(db.attempt).where(_THIS)
+_STATE = sa.select(db.attempt.c.state).where(_THIS)
+_END = sa.update(db.attempt).where(_THIS, db.attempt.c.state == "running")
 _SEARCH = db.search.c.id == sa.bindparam("this")
 _ADD = {
     column: sa.update(db.search).where(_SEARCH).values({column: column + sa.bindparam("by")})
@@ -270,27 +270,23 @@ class Record:
         row = {"candidate": attempt.candidate.id, "number": attempt.number, "state": "running", "worker": worker}
         self._insert(db.attempt, {**row, "started": time.time()})
 
-    def evaluated(self, attempt: Attempt, evaluations: Sequence[Evaluation]) -> None:
-        """The running attempt has reached a rung and goes on.
+    def finished(self, attempt: Attempt, evaluations: Sequence[Evaluation], seconds: float) -> None:
+        """The running attempt has ended well, with these evaluations beside those of earlier attempts.
 
         Raises:
             LateResultError: the attempt is not running; the transaction may go on without it.
             ValueError: a value is not finite, or an evaluation is another attempt's.
         """
-        self._hold(attempt)
-        self._insert(db.evaluation, *(_row(attempt, evaluation) for evaluation in evaluations))
-
-    def finished(self, attempt: Attempt, evaluations: Sequence[Evaluation], seconds: float) -> None:
-        """The attempt has ended well, with these evaluations beside those of earlier rungs. Raises as `evaluated`."""
-        self.evaluated(attempt, evaluations)
+        rows = [_row(attempt, evaluation) for evaluation in evaluations]
         self._end(attempt, "finished", seconds=float(seconds))
+        self._insert(db.evaluation, *rows)
 
     def failed(self, attempt: Attempt, error: str, seconds: float) -> None:
-        """The attempt has ended badly; a retry is started in the same transaction. Raises as `evaluated`."""
+        """The attempt has ended badly; a retry is started in the same transaction. Raises as `finished`."""
         self._end(attempt, "failed", error=one_line(error), seconds=float(seconds))
 
     def lost(self, attempt: Attempt, error: str) -> None:
-        """Nobody runs the attempt any more: its worker died or let its lease pass. Raises as `evaluated`."""
+        """Nobody runs the attempt any more: its worker died or let its lease pass. Raises as `finished`."""
         self._end(attempt, "lost", error=one_line(error))
 
     def went_on(self, seconds: float) -> None:
@@ -311,16 +307,11 @@ class Record:
         self._connection.execute(sa.delete(db.fact).where(db.fact.c.search == self._search, db.fact.c.key == key))
         self._insert(db.fact, {"key": key, "value": value})
 
-    def _hold(self, attempt: Attempt) -> Mapping[str, Any]:
-        """Its row, which is running and stays so until the transaction ends."""
-        row = {"in_search": self._search, "of": attempt.candidate.id, "this": attempt.number}
-        state = self._connection.scalar(_HOLD, row)
-        if state != "running":
-            raise LateResultError(f"attempt {attempt.number} of {attempt.candidate.id} is not running, but {state}")
-        return row
-
     def _end(self, attempt: Attempt, state: State, **how: Any) -> None:
-        self._connection.execute(_END, {**self._hold(attempt), "state": state, "ended": time.time(), **how})
+        row = {"in_search": self._search, "of": attempt.candidate.id, "this": attempt.number}
+        if not self._connection.execute(_END, {**row, "state": state, "ended": time.time(), **how}).rowcount:
+            found = self._connection.scalar(_STATE, row)
+            raise LateResultError(f"attempt {attempt.number} of {attempt.candidate.id} is not running, but {found}")
 
     def _insert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
         if rows:

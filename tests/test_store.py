@@ -167,7 +167,6 @@ def test_a_late_result_of_a_lost_attempt_is_refused(store: Store) -> None:
     with store.transaction() as record:
         record.started(second, "w2")
     reports: dict[str, list[Any]] = {
-        "evaluated": [[scores(first)]],
         "finished": [[scores(first)], 1.0],
         "failed": ["out of memory", 1.0],
         "lost": ["its worker died"],
@@ -233,7 +232,7 @@ def test_a_rung_that_was_scored_again_counts_once(store: Store) -> None:
     first, second = Attempt(ONE, 1), Attempt(ONE, 2)
     with store.transaction() as record:
         record.started(first, "w")
-        record.evaluated(first, [scores(first, steps=10), scores(first, steps=20)])
+        record.finished(first, [scores(first, steps=10), scores(first, steps=20)], 1.0)
         record.started(second, "w")
         record.finished(second, [scores(second, steps=20), scores(second, steps=40)], 1.0)
     assert store.evaluations() == [

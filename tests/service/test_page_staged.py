@@ -139,10 +139,14 @@ def test_an_entry_that_somebody_has_picked_stays_while_it_is_on_the_front(chromi
     page.wait_for_selector("#selected:text-is('c0001-s00')")
     page.click("#pick-c0002-s00")
     page.wait_for_selector("#selected:text-is('c0002-s00')")
+    page.locator("#selection [aria-live]").evaluate(
+        "told => new MutationObserver(() => (window.read = true)).observe(told, { childList: true, subtree: true })"
+    )
     stage.says |= {"GET /searches/demo-1/front": front(4), "GET /searches/demo-1/events": search(finished=2)}
     page.wait_for_selector("#pick-c0003-s00")
     assert page.inner_text("#selected") == "c0002-s00"
     assert page.inner_text("#selection .reason") == "your own choice"
+    assert page.evaluate("window.read") is None  # it is not read out once more
 
     for move in (lambda: page.locator("#weight-0").press("ArrowRight"), lambda: page.click("#reset")):
         page.click("#pick-c0002-s00")

@@ -181,7 +181,8 @@ class Explorer {
     this.lines = h("div", { className: "chart", id: "parallel" });
     this.brushes = new Brushes(this.brush, this.pickAt);
     this.timeline = h("div", { className: "chart", id: "timeline" });
-    this.card = h("div", { id: "selection", "aria-live": "polite" });
+    this.verdict = h("div", { "aria-live": "polite" });
+    this.deeds = h("div", {});
     this.table = h("div", { className: "wide", id: "entries" });
     this.side = h("div", { id: "compared" });
     this.family = h("div", { id: "genealogy" });
@@ -201,7 +202,7 @@ class Explorer {
           h("div", { className: "row" }, axis("x", pairs, "Across"), axis("y", pairs, "Up"), names.length > 2 && axis("z", [["", "–"], ...pairs], "Third"), axis("part", parts, "Scores on")),
           this.chart,
         ),
-        h("section", { className: "aside", "aria-label": "Selection" }, this.wishes(names), this.card),
+        h("section", { className: "aside", "aria-label": "Selection" }, this.wishes(names), h("div", { id: "selection" }, this.verdict, this.deeds)),
       ),
       h("h2", {}, "Every entry across the objectives"),
       h("p", {}, h("small", {}, "Up is better. A line is an entry: click it to select it. Drag along an axis for bounds, double-click it for none.")),
@@ -348,15 +349,23 @@ class Explorer {
     const { front, view, id } = this;
     const entry = front.front.find((e) => e.entry === view.selected);
     const kept = `${count(view.kept.size, "entry", "entries")} of ${front.front.length} within your bounds`;
-    if (!entry) return fill(this.card, h("p", { className: "bad" }, this.reason), h("p", {}, kept));
+    if (!entry) {
+      this.tell(h("p", { className: "bad" }, this.reason));
+      return fill(this.deeds, h("p", {}, kept));
+    }
+    this.tell(h("h2", {}, "Selected: ", h("span", { id: "selected" }, entry.entry)), h("p", { className: "reason" }, this.reason));
     fill(
-      this.card,
-      h("h2", {}, "Selected: ", h("span", { id: "selected" }, entry.entry)),
-      h("p", { className: "reason" }, this.reason),
+      this.deeds,
       h("p", {}, h("small", { id: "kept" }, kept)),
       h("div", { className: "row" }, front.final && this.deployer(entry.entry), h("button", { onclick: () => this.toggle(entry.entry), id: "compare-selected" }, view.compared.has(entry.entry) ? "Do not compare" : "Compare")),
       front.final ? [this.trials(entry.entry), this.packer(entry.entry)] : h("p", {}, h("small", {}, "can be deployed and downloaded when the search has ended")),
     );
+  }
+
+  // It is read out when it has changed, and not whenever the page is drawn again.
+  tell(...lines) {
+    const told = h("div", { "aria-live": "polite" }, lines);
+    if (!told.isEqualNode(this.verdict)) fill(this.verdict, ...told.childNodes);
   }
 
   // With the entries that it is compared with, for preferences to choose among; it is the first of them.
