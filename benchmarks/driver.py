@@ -31,7 +31,7 @@ from unittest.mock import patch
 
 import ray
 
-from pareto_search import checkpoint, database, schedule, search
+from pareto_search import __version__, checkpoint, database, schedule, search
 from pareto_search.candidate import Attempt, Evaluation
 from pareto_search.config import MINILM, SearchConfig
 from pareto_search.evolution import Evolution
@@ -56,7 +56,7 @@ class Idle:
         self._load = load
 
     def call(self, method: str, *arguments: Any) -> str | Result:
-        return "idle" if method == "identity" else self._run(*arguments)
+        return __version__ if method == "identity" else self._run(*arguments)
 
     def _run(self, attempt: Attempt, _: Sequence[Files] = ()) -> Result:
         name, steps = attempt.candidate.id, attempt.steps or self._load.search.steps

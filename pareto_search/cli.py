@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,7 +52,9 @@ DEMO: Mapping[str, Any] = {
     "data": {"source": MOVIELENS},
     "search": {"population": 6, "candidates": 16, "minutes": 7, "steps": 10},
 }
-"""Sized so that two cores need less than eight minutes."""
+"""Sized so that two cores need six to nine minutes."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Where nobody but the same machine gets."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -404,7 +407,7 @@ def deploy(
     from pareto_search import launch
 
     given = os.environ.get("PARETO_SEARCH_TOKEN")
-    if not given and host not in ("127.0.0.1", "::1", "localhost"):
+    if not given and host not in LOOPBACK:
         raise ConfigError(f"--host {host} can be reached by others; set PARETO_SEARCH_TOKEN to a token of your choice")
     if not given and address is not None:
         raise ConfigError(
@@ -412,8 +415,20 @@ def deploy(
         )
     token = given or secrets.token_urlsafe(32)
     trial = Canary.parse(canary) if canary else None
-    launch.deploy(run, names, token=token, canary=trial, host=host, port=port, replicas=replicas, address=address)
+    launch.deploy(
+        run,
+        names,
+        token=token,
+        canary=trial,
+        host=host,
+        port=port,
+        replicas=replicas,
+        address=address,
+        notice=partial(click.echo, err=True),
+    )
     click.echo(f"Serving {', '.join(names)} at http://{host}:{port}/recommend")
+    if address is not None and host in LOOPBACK:
+        click.echo("Only from the nodes that Ray put the replicas on; --host 0.0.0.0 is for others, too.")
     if not given:
         click.echo(f"Token: {token}")
     if address is None:
@@ -574,6 +589,11 @@ def _served(place: Path, name: str | None, data: str | None, base: str | None) -
 def _data(wish: str) -> Dataset:
     if wish.endswith((".yaml", ".yml")):
         return load(**SearchConfig.load(wish).data.arguments())
+    if Path(wish).is_file():
+        raise ConfigError(
+            f"--data {wish} is a file; expected movielens-100k, a folder of atomic files, or a config (.yaml) that "
+            "names tables and columns, such as the search's own search.yaml"
+        )
     return load(source=wish)
 
 

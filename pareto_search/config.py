@@ -438,7 +438,10 @@ class SearchConfig(_Section):
         for family, column, kind in (("credibility", "rating", "ratings"), ("calibration", "categories", "categories")):
             needy = next((n for n in self.metrics if n.startswith(f"{family}@")), None)
             if needy is not None and self.data.columns is not None and getattr(self.data.columns, column) is None:
-                raise ConfigError(f"{needy} needs {kind}; expected data.columns.{column} to name their column")
+                raise ConfigError(
+                    f"{needy} needs {kind}; expected data.columns.{column} to name their column, or objectives and "
+                    "other metrics without it (it may be one of the default objectives)"
+                )
         if self.search.patience and len(self.search.rungs) > 1:
             raise ConfigError(
                 f"search.patience is {self.search.patience}, but rungs end candidates too; use one of search.patience "

@@ -3,7 +3,7 @@
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,19 +59,7 @@ def run_search(
     run, watcher = Path(run), watcher or Watcher()
     _claim(run, config)
     with lock(run):
-        data = load(**config.data.arguments())
-        _check(config, data)
-        for reason, number in data.dropped.items():
-            watcher.notice(f"Left out {reason}: {number}.")
-        parts = split(data, **config.splitting())
-        _check_groups(config, parts)
-        _check_offered(config, data, parts)
-        _tell_of_short_lists(config, parts, watcher)
-        if few := parts.unvalidated:
-            watcher.notice(
-                f"Validation is of {len(parts.validation.users)} users, drawn by lot, and not of {few} more, since "
-                "each checkpoint is tried with many settings on it. Test is of all of them."
-            )
+        data, parts = _divide(config, watcher)
         if refreshes is not None:
             base = locate(config.model.base, config.model.revision)
             older = load_config(Path(refreshes))
@@ -83,11 +71,13 @@ def run_search(
         try:
             search = Search(config, store, run, refreshing.forerunners(run))
             if search.is_over and not retrain and (run / results.FRONT).is_file():
+                _tell_of_spent_time(search, watcher)
                 _write(config, run)
                 return results.load_front(run)  # nothing new to look at, so test is not touched again
             watcher.notice("Starting workers.")
             if address is None:
                 _want_token()
+                _tell_of_few_cores(config, watcher)
             from pareto_search.workers.pool import RayPool  # only now: Ray reads its environment when it is imported
 
             workers = config.workers
@@ -161,11 +151,13 @@ def deploy(
     port: int = 8000,
     replicas: int = 1,
     address: str | None = None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serves entries of a run over HTTP, or lets the deployment on a cluster change over to them; see workers.serving.
 
     Args:
         run: a folder that all nodes see, or the URL of a published run.
+        notice: takes one line of text.
 
     Raises:
         UserError: an entry, the data, the port or the cluster does not fit.
@@ -179,7 +171,16 @@ def deploy(
         _want_token()
     data = load(**load_config(folder).data.arguments())
     _serving().deploy(
-        place, names, data, token=token, canary=canary, host=host, port=port, replicas=replicas, address=address
+        place,
+        names,
+        data,
+        token=token,
+        canary=canary,
+        host=host,
+        port=port,
+        replicas=replicas,
+        address=address,
+        notice=notice,
     )
 
 
@@ -255,6 +256,24 @@ def _want_token() -> None:
     """Lets a Ray of our own refuse whoever has no token: it runs code for anyone who reaches its ports."""
     if "ray" not in sys.modules and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _divide(config: SearchConfig, watcher: Watcher) -> tuple[Dataset, Split]:
+    """The data and its parts, which the search can use."""
+    data = load(**config.data.arguments())
+    _check(config, data)
+    for reason, number in data.dropped.items():
+        watcher.notice(f"Left out {reason}: {number}.")
+    parts = split(data, **config.splitting())
+    _check_groups(config, parts)
+    _check_offered(config, data, parts)
+    _tell_of_short_lists(config, parts, watcher)
+    if few := parts.unvalidated:
+        watcher.notice(
+            f"Validation is of {len(parts.validation.users)} users, drawn by lot, and not of {few} more, since "
+            "each checkpoint is tried with many settings on it. Test is of all of them."
+        )
+    return data, parts
 
 
 def _check(config: SearchConfig, data: Dataset) -> None:
@@ -413,6 +432,26 @@ def _open(config: SearchConfig, run: Path, data: Dataset, parts: Split, watcher:
 def _write(config: SearchConfig, run: Path) -> None:
     """Keeps the config in the run folder; the URL of a store may hold a password."""
     write_whole(run / "search.yaml", config.to_yaml(), private=config.store is not None)
+
+
+def _tell_of_spent_time(search: Search, watcher: Watcher) -> None:
+    """Who asks for more candidates may not think of the minutes, which are kept from run to run."""
+    minutes, so_far = search.config.search.minutes, search.progress()
+    short = so_far.finished + so_far.failed < so_far.total and not search.schedule.exhausted
+    if minutes is not None and short:
+        watcher.notice(
+            f"search.minutes is {minutes:g}, and {so_far.elapsed / 60:.1f} are spent with {so_far.finished} of "
+            f"{so_far.total} candidates; give --minutes above that to go on."
+        )
+
+
+def _tell_of_few_cores(config: SearchConfig, watcher: Watcher) -> None:
+    wanted, cores = config.workers.count * config.workers.cpus, os.cpu_count() or 1
+    if wanted > cores:
+        watcher.notice(
+            f"{config.workers.count} workers with {config.workers.cpus:g} CPUs each are more than this machine's "
+            f"{cores} cores; --address uses a cluster."
+        )
 
 
 def workload(config: SearchConfig, data: Dataset, parts: Split) -> Workload:

@@ -13,7 +13,8 @@ class Question(BaseModel):
     """A request: who, how many items, of which kind, and by which entry.
 
     Attributes:
-        user, history: one of them; a user of the data set, or items, oldest first.
+        user, history: one of them; a user of the data set, or items, oldest first. Items that the data set does not
+            have are left out.
         times: when each item of the history was, in the data's unit of time; None where nobody knows.
         groups: which groups this user belongs to, such as `occupation` -> `artist`, where the model reads them; None
             where nobody knows.
@@ -45,6 +46,8 @@ class Question(BaseModel):
             raise ValueError("give either user or history")
         if self.times is not None and self.history is None:
             raise ValueError("times say when the items of the history were; give both, or the user alone")
+        if self.times is not None and self.history is not None and len(self.times) != len(self.history):
+            raise ValueError(f"times has {len(self.times)} numbers; expected one for each of {len(self.history)} items")
         if self.groups and self.history is None:
             raise ValueError("groups say who has the history; give both, or the user alone")
         if self.entry is not None and self.prefer is not None:

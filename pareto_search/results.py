@@ -174,7 +174,8 @@ def load_front(run: str | Path) -> Document:
         content: Document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         hint = (
-            "resume it with 'pareto-search resume', also to end it early, with --minutes 1"
+            "it comes when the search ends; where that does not run any more, resume it with 'pareto-search resume', "
+            "also to end it early, with --minutes 1"
             if Path(run, "search.yaml").exists()
             else "expected a run folder"
         )

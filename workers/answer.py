@@ -26,10 +26,15 @@ MEMORY = 2**28
 
 @dataclass(frozen=True)
 class Answer:
-    """The items for one question, best first, and the entry that chose them."""
+    """The items for one question, best first, the entry that chose them, and what was asked with that nobody knows.
+
+    Attributes:
+        unknown: items of the question that the search's data does not have; they are left out.
+    """
 
     entry: str
     items: tuple[dict[str, object], ...]
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,16 @@ class Desk:
                     f"user '{question.user}' is not in the data; expected one such as '{known}', or give a history"
                 )
             return self._histories[question.user]
-        return self._serving.history_with(question.history or (), question.times, question.groups)
+        items, times = question.history or (), question.times
+        # A log has new items before there is a newer search; one with other ids altogether is a mistake.
+        known = [place for place, item in enumerate(items) if self._serving.knows(item)]
+        if items and not known:
+            raise DataError(
+                f"no item of the history is in {self._serving.data.name}; expected ids as in its item table, or an "
+                "empty history"
+            )
+        when = None if times is None else [times[place] for place in known]
+        return self._serving.history_with([items[place] for place in known], when, question.groups)
 
     def _lists(self, serving: Serving, histories: Sequence[History], k: int) -> list[_List]:
         several, setting = sequences(histories), serving.entry.serving
@@ -148,7 +162,7 @@ class Desk:
         items = found.items
         if question.exclude or question.least:
             scores = found.scores.copy()
-            scores[serving.places(question.exclude)] = -np.inf
+            scores[serving.places(list(filter(serving.knows, question.exclude)))] = -np.inf
             for name, least in question.least.items():
                 values = getattr(serving.items, name)
                 if values is None:
@@ -177,7 +191,8 @@ class Desk:
         if question.explain and serving is not None and len(found.history.items):
             for item, because in zip(shown, serving.because(found.history, chosen), strict=True):
                 item["because"] = list(because)
-        return Answer(name, tuple(shown))
+        asked = dict.fromkeys((*(question.history or ()), *question.exclude))
+        return Answer(name, tuple(shown), tuple(item for item in asked if not self._serving.knows(item)))
 
 
 class _Shelf:

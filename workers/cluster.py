@@ -21,6 +21,8 @@ TRIES = 3
 """How often somebody from outside a cluster asks it for a server of their own."""
 FORKED = "Starting Ray client server failed"
 """What is said of a server that died as it was forked (github.com/ray-project/ray/issues/63202)."""
+MISMATCH = "Version mismatch"
+"""What Ray says, in six lines, where its or Python's version is another one there."""
 JOINING = 15.0
 """Seconds for the nodes of a cluster to be all there."""
 
@@ -52,6 +54,11 @@ def connect(address: str | None, cpus: float) -> None:
             if forked and attempt < TRIES:
                 continue
             remedy = "start its head with GRPC_ENABLE_FORK_SUPPORT=0" if forked else "start one with `ray start --head`"
+            if MISMATCH in str(error):
+                raise ClusterError(
+                    f"the Ray cluster at '{address}' has other versions: {' '.join(str(error).split())}; install the "
+                    "cluster's here"
+                ) from error
             raise ClusterError(f"no Ray cluster at '{address}': {in_one_line(error)}; {remedy}") from error
 
 
@@ -95,7 +102,7 @@ def want_room(count: int, cpus: float, gpus: float, patience: float) -> None:
     have = "; ".join(", ".join(f"{node.get(n, 0.0):g} {n}s" for n in ("CPU", "GPU")) for node in nodes)
     raise ClusterError(
         f"{count} workers with {wish} each were asked for, but the cluster has room for {places} (nodes: {have}); "
-        "lower workers.count, workers.cpus or workers.gpus, or add nodes"
+        "lower workers.count, workers.cpus or workers.gpus, add nodes, or give --address for another cluster"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from pareto_search import __version__
 from pareto_search.candidate import Attempt
 from pareto_search.errors import ClusterError, ParetoSearchError, SearchError
 from pareto_search.executor import Files, Outcome
@@ -267,6 +268,12 @@ class RayPool:
                 self._spawn()
                 return
             raise
+        release = identity.partition(" ")[0]
+        if release != __version__:
+            raise ClusterError(
+                f"a worker has pareto-search {release}, and this command {__version__}; install one release on every "
+                "node and here"
+            )
         self._identity = self._identity or identity
         if identity != self._identity:
             raise ClusterError(

@@ -191,6 +191,10 @@ class Serving:
         """
         return History.timed(self.places(items), times, self._codes(groups or {}))
 
+    def knows(self, item: str) -> bool:
+        """Whether the catalogue has the item."""
+        return item in self._place
+
     def places(self, items: Sequence[str]) -> NDArray[np.int32]:
         """The catalogue's indices of some items.
 

@@ -41,6 +41,8 @@ from pareto_search.workers.cluster import connect
 NAME = "pareto-search"
 BATCH = 32
 """How many questions are computed together, at most."""
+CPUS = 0.5
+"""What a replica takes of a cluster."""
 BODY = 1_000_000
 """Bytes that a request may have."""
 
@@ -221,7 +223,7 @@ def application(run: str, names: Sequence[str], data: Dataset, *, token: str) ->
     """Entries of a run as an application for Serve to run behind its proxy; how many replicas is its config's part."""
     wish = {"entries": list(names), "canary": None, "token_sha256": hashlib.sha256(token.encode()).hexdigest()}
     deployment = serve.deployment(Proxied).options(
-        name="entries", user_config=wish, max_ongoing_requests=BATCH, ray_actor_options={"num_cpus": 0.5}
+        name="entries", user_config=wish, max_ongoing_requests=BATCH, ray_actor_options={"num_cpus": CPUS}
     )
     return deployment.bind(run, data, "", 0)
 
@@ -237,6 +239,7 @@ def deploy(
     port: int = 8000,
     replicas: int = 1,
     address: str | None = None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serves entries of a run; where the same run is served already, its replicas change over to these entries.
 
@@ -245,6 +248,7 @@ def deploy(
         canary: an entry on trial beside them.
         address: of a running Ray cluster, whose nodes see the run; None starts a local Ray.
         replicas: processes; those of one machine share the port.
+        notice: is told where the cluster has no room for them at the moment.
 
     Raises:
         ConfigError: something listens at the port already.
@@ -263,12 +267,15 @@ def deploy(
             "canary": canary and asdict(canary),
             "token_sha256": hashlib.sha256(token.encode()).hexdigest(),
         },
-        ray_actor_options={"num_cpus": 0.5},
+        ray_actor_options={"num_cpus": CPUS},
         # Where nothing but user_config differs, Serve reconfigures its replicas in place; it would take code without
         # a version for new code, and replace them.
         version=hashlib.sha256(f"{run} {data.sha256} {host} {port}".encode()).hexdigest(),
         _internal=True,
     )
+    wanted, free = replicas * CPUS, ray.available_resources().get("CPU", 0.0)
+    if wanted > free and NAME not in serve.status().applications:  # those that change over have theirs
+        notice(f"{replicas} replicas want {wanted:g} CPUs, and the cluster has {free:g} free; waiting for them.")
     try:
         serve.start(proxy_location="Disabled")
         serve.run(deployment.bind(run, data, host, port), name=NAME, route_prefix=None)

@@ -10,6 +10,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
+from pareto_search import __version__
 from pareto_search.archive import worthy
 from pareto_search.candidate import Attempt, Candidate, Evaluation, Genes
 from pareto_search.errors import DivergedError
@@ -107,12 +108,12 @@ class Worker:
         self._latest: tuple[str, Sequence[str], Ranking] | None = None
 
     def identity(self, *_: object) -> str:
-        """The base model's bytes, precision and pooling, which all workers of a search must share.
+        """The release, and the base model's bytes, precision and pooling, which all workers of a search must share.
 
         Args:
             _: results of earlier calls, which whoever asks wants to have ended.
         """
-        return f"{self.base.sha256} {self.encoder.kept} {self.encoder.pooling}"
+        return f"{__version__} {self.base.sha256} {self.encoder.kept} {self.encoder.pooling}"
 
     def precision(self) -> str:
         """What the base model is kept in, whatever the config leaves open."""

@@ -10,6 +10,7 @@ import pytest
 import ray
 from running import alive, eventually, title
 
+from pareto_search import __version__
 from pareto_search.candidate import Attempt, Candidate
 from pareto_search.errors import ClusterError
 from pareto_search.executor import Result
@@ -80,7 +81,7 @@ def test_what_has_ended_well_is_not_lost_with_what_has_not(workload: Workload, m
 
 
 class Replaced(pool.WorkerActor):
-    """A worker that dies of its first candidate, and whose base model is another one from then on."""
+    """A worker that dies of its first candidate, and is another one from then on."""
 
     def call(self, method: str, *arguments: Any) -> Any:
         died = Path(str(self._worker.load.notes["died"]))
@@ -88,17 +89,26 @@ class Replaced(pool.WorkerActor):
             died.touch()
             os._exit(1)
         answer = super().call(method, *arguments)
-        return f"another than {answer}" if method == "identity" and died.exists() else answer
+        return self._worker.load.notes["then"] if method == "identity" and died.exists() else answer
 
 
-def test_a_worker_with_another_base_model_is_refused_also_where_it_replaces_one(
-    workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("then", "complaint"),
+    [
+        (f"{__version__} another base", f"the workers differ in base model .* and {__version__} another base"),
+        ("0.0.9 base", f"a worker has pareto-search 0.0.9, and this command {__version__}; install one release"),
+    ],
+    ids=["base model", "release"],
+)
+def test_a_worker_of_another_kind_is_refused_also_where_it_replaces_one(
+    workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, complaint: str
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
     monkeypatch.setattr(pool, "WorkerActor", Replaced)
-    with pool.RayPool(replace(workload, notes={"died": str(tmp_path / "died")}), count=1) as workers:
+    notes = {"died": str(tmp_path / "died"), "then": then}
+    with pool.RayPool(replace(workload, notes=notes), count=1) as workers:
         workers.submit(Attempt(Candidate("c0001", {})))
         [outcome] = workers.wait()
         assert outcome.lost
-        with pytest.raises(ClusterError, match=r"the workers differ in base model .* and another than"):
+        with pytest.raises(ClusterError, match=complaint):
             workers.map([("baseline", "popularity")])

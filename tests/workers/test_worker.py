@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
+from pareto_search import __version__
 from pareto_search.candidate import FIRST_TOWERS, WARM_START, Attempt, Candidate
 from pareto_search.errors import DivergedError
 from pareto_search.executor import Result
@@ -380,7 +381,7 @@ def test_without_categories_distances_come_from_the_frozen_text_vectors(workload
 
 
 def test_the_base_is_named_by_its_bytes(worker: Worker, tiny_base: Base) -> None:
-    assert worker.identity() == f"{tiny_base.sha256} float32 mean"
+    assert worker.identity() == f"{__version__} {tiny_base.sha256} float32 mean"
 
 
 RUNGS = (2, 4, 6)
