@@ -209,10 +209,11 @@ class Item(BaseModel):
 
 
 class Recommendations(BaseModel):
-    """Items, the best first, and the entry that chose them."""
+    """Items, the best first, the entry that chose them, and items of the question that its data does not have."""
 
     entry: str
     items: list[Item]
+    unknown: list[str] = []
 
 
 class Archive(BaseModel):

@@ -153,6 +153,9 @@ def test_bounds_are_drawn_and_the_lists_of_two_entries_stand_beside_each_other(c
     assert page.inner_text("#previews .chosen") == ", ".join(i["title"] for i in found)
     page.locator("#previews [name=history]").press("Enter")
     page.wait_for_selector("#previews ol.items >> nth=1")
+    page.fill("#previews [name=history]", page.input_value("#previews [name=history]") + ", new")
+    page.locator("#previews [name=history]").press("Enter")
+    page.wait_for_selector("#previews small:text-is('left out, since nobody knows them: new')")
     assert wrong == []
 
     page.click("#previews summary")

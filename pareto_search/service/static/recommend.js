@@ -86,7 +86,8 @@ export function listing(answer, everywhere = new Set()) {
       h("small", { title: "The entry's blended score, to compare for this user only" }, `item ${item} · score ${score.toFixed(2)}`),
       because?.length ? h("small", { className: "because" }, `because of ${because.join(" and ")}`) : null,
     );
-  return h("ol", { className: "items" }, answer.items.map(row));
+  const unknown = answer.unknown.length > 0 && h("p", {}, h("small", {}, `left out, since nobody knows them: ${answer.unknown.join(", ")}`));
+  return h("div", {}, h("ol", { className: "items" }, answer.items.map(row)), unknown);
 }
 
 // What some entries of a search that has ended would show to the same user, a column each.
