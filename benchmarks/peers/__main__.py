@@ -136,6 +136,7 @@ def _run(search: PeerSearch, seconds: float) -> None:
     """Runs a search in a process of its own, which is ended with all that it started when the time is over."""
     threads = str(max(1, int(search.config.workers.cpus)))  # as Ray gives its workers
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+    environment["RAY_worker_niceness"] = "0"  # its workers would give way to all else, and others' do not
     command = [sys.executable, "-m", "benchmarks.peers.run", str(search.folder.absolute())]
     log = search.folder / "search.log"
     with log.open("w") as output:

@@ -11,7 +11,6 @@ from optuna.trial import TrialState
 
 from benchmarks.peers.distributions import distributions
 from benchmarks.peers.peer import PeerSearch
-from benchmarks.peers.trainers import run_trial
 from pareto_search.errors import ParetoSearchError
 
 
@@ -30,8 +29,10 @@ def search(peer: PeerSearch) -> None:
 
 
 def _work(folder: Path, number: int) -> None:
+    from benchmarks.peers.trainers import run_trial  # torch is for those who train
+
     peer = PeerSearch.open(folder)
-    sampler = TPESampler(seed=1000 * peer.config.search.seed + number)
+    sampler = TPESampler(seed=1000 * peer.config.search.seed + number, n_startup_trials=peer.random_trials)
     study = optuna.load_study(study_name="peer", storage=_storage(folder), sampler=sampler)
     genes = distributions(peer.space)
     while True:

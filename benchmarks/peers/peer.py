@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pareto_search import checkpoint
 from pareto_search.archive import choose
 from pareto_search.candidate import Evaluation, Genes
-from pareto_search.comparison import CURVE_SETTINGS
+from pareto_search.comparison import EARLY_SETTINGS
 from pareto_search.config import SearchConfig
 from pareto_search.executor import Result
 from pareto_search.launch import workload
@@ -27,9 +27,10 @@ from pareto_search.recsys.split import split
 from pareto_search.results import ENTRIES, write_whole
 from pareto_search.space import BLENDED, SASREC, SearchSpace
 from pareto_search.store import Store
-from pareto_search.workers.recommender import joined
-from pareto_search.workers.worker import Components, Worker
 from pareto_search.workers.workload import Workload
+
+if TYPE_CHECKING:  # the process that leads a search of ours loads no torch, and must not here
+    from pareto_search.workers.worker import Components, Worker
 
 Tier = Literal["tuned", "default"]
 Report = Callable[[int, Values], None]
@@ -83,6 +84,11 @@ class PeerSearch:
         whole = self.config.search_space
         return whole if self.tier == "default" else whole.of("training")
 
+    @property
+    def random_trials(self) -> int:
+        """How many of MO-TPE's proposals are random: its own 10 would all be, in a search as short as these."""
+        return 4 if self.tier == "tuned" else 10
+
     @cached_property
     def workload(self) -> Workload:
         data = load(**self.config.data.arguments())
@@ -92,19 +98,21 @@ class PeerSearch:
         """The objectives for those who only minimise."""
         return {o.name: -o.normalise(values[o.name]) for o in self.config.objectives}
 
-    def prepare(self, worker: Worker) -> None:
-        """Fits what all trials share, unless it is there; the processes that come at the same time share the work."""
+    def prepare(self, worker: "Worker") -> None:
+        """Fits what all trials share, unless it is there; the processes that come at the same time share the work. In
+        the tier `tuned` the worker then has all that ours have.
+        """
         for name, what in self._fits.items():
             if self._claims(name):
                 checkpoint.write(self.folder / "components" / name, worker.fit(*what) or {})
         components = self.components()
         if self.tier == "tuned":
+            worker.equip(components)
             if self._claims("known"):
-                worker.equip(components)
                 write_whole(self.folder / "known.json", json.dumps(self._known(worker, components)))
-            self.known()
+            worker.teach(json.loads(_there(self.folder / "known.json").read_text(encoding="utf-8")))
 
-    def components(self) -> Components:
+    def components(self) -> "Components":
         """Waits until they are fitted; one that the catalogue is too large for is left out.
 
         Ours has ended when it is asked, perhaps before all of them were there.
@@ -112,6 +120,8 @@ class PeerSearch:
         if self.peer == OURS:
             folders = {name: self.folder / "components" / name for name in self._fits}
             return {name: checkpoint.read(folder) for name, folder in folders.items() if folder.is_dir()}
+        from pareto_search.workers.recommender import joined
+
         files = {name: checkpoint.read(_there(self.folder / "components" / name)) for name in self._fits}
         towers = [files.pop(name) for name, (component, *_) in self._fits.items() if component == "warm-start"]
         return {"warm-start": joined(towers), **{name: found for name, found in files.items() if found}}
@@ -127,10 +137,6 @@ class PeerSearch:
         alone = {name: (name,) for name in self.config.blended}
         longest = {name: fit for name, fit in alone.items() if name == SASREC}
         return {**longest, **towers, **alone}
-
-    def known(self) -> list[Genes]:
-        """Waits until they are found: the settings that serve the warm start well."""
-        return json.loads(_there(self.folder / "known.json").read_text(encoding="utf-8"))
 
     def record(self, genes: Genes, result: Result) -> None:
         """Keeps what a trial has found; the trial counts from the moment at which that is safe."""
@@ -155,10 +161,10 @@ class PeerSearch:
             return False
         return True
 
-    def _known(self, worker: Worker, components: Components) -> list[Genes]:
-        """The settings of the warm start's curve that our launch would teach."""
+    def _known(self, worker: "Worker", components: "Components") -> list[Genes]:
+        """The settings that serve the warm start well, of as many as our launch tries before its first entry."""
         config = self.config
-        count = CURVE_SETTINGS * config.search.serving_settings
+        count = EARLY_SETTINGS * config.search.serving_settings
         curve = worker.curve("warm-start", [n for n in BLENDED if n in components], count)
         kept = [(setting, v) for setting, v in curve if is_feasible(v, config.objectives, config.constraints)]
         return [dict(kept[i][0]) for i in choose([v for _, v in kept], config.objectives, ENTRIES)]

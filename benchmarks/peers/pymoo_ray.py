@@ -14,7 +14,6 @@ from pymoo.optimize import minimize
 from pymoo.parallelization.ray import RayParallelization
 
 from benchmarks.peers.peer import PeerSearch
-from benchmarks.peers.trainers import run_trial
 from pareto_search.errors import ParetoSearchError
 from pareto_search.space import Gene
 
@@ -36,6 +35,8 @@ class Problem(ElementwiseProblem):  # type: ignore[misc]
         )
 
     def _evaluate(self, x: Mapping[str, Any], out: dict[str, Any], *_: Any, **__: Any) -> None:
+        from benchmarks.peers.trainers import run_trial  # torch is for those who train
+
         folder = Path(self._folder)
         picked = {g.name: g.choices[x[g.name]] if g.kind == "choice" else x[g.name] for g in self._genes}
         try:

@@ -11,13 +11,14 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.peers.distributions import distributions
 from benchmarks.peers.peer import PeerSearch
-from benchmarks.peers.trainers import run_trial
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
     """One step is the whole trial."""
 
     def step(self) -> dict[str, Any]:
+        from benchmarks.peers.trainers import run_trial  # torch is for those who train
+
         varied = dict(self.config)
         return {**run_trial(Path(varied.pop("folder")), varied), "done": True}
 
@@ -62,4 +63,4 @@ def _sampler(peer: PeerSearch) -> BaseSampler:
     budget = peer.config.search
     if peer.peer == "ray-optuna-nsga2":
         return NSGAIISampler(population_size=budget.population, seed=budget.seed)
-    return TPESampler(seed=budget.seed)
+    return TPESampler(seed=budget.seed, n_startup_trials=peer.random_trials)

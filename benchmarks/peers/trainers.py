@@ -6,7 +6,6 @@ from typing import Protocol
 from uuid import uuid4
 
 from benchmarks.peers.peer import PeerSearch, Report
-from benchmarks.peers.plain import PlainTrainer
 from pareto_search.candidate import Attempt, Candidate, Genes
 from pareto_search.executor import Files, Result
 from pareto_search.objective import Values
@@ -32,8 +31,6 @@ class TunedTrainer:
         self._rungs = search.config.search.rungs
         self._worker = Worker(search.workload, search.config.workers.cpus)
         search.prepare(self._worker)
-        self._worker.equip(search.components())
-        self._worker.teach(search.known())
 
     def run(self, name: str, genes: Genes, report: Report) -> Result:
         candidate = Candidate(name, genes)
@@ -49,7 +46,11 @@ class TunedTrainer:
 def trainer(folder: Path) -> Trainer:
     """This process's trainer, which serves all the trials that the process is given."""
     search = PeerSearch.open(folder)
-    return TunedTrainer(search) if search.tier == "tuned" else PlainTrainer(search)
+    if search.tier == "tuned":
+        return TunedTrainer(search)
+    from benchmarks.peers.plain import PlainTrainer  # which wants PEFT, and time to import it
+
+    return PlainTrainer(search)
 
 
 def run_trial(folder: Path, varied: Genes, report: Report = lambda _steps, _values: None) -> Values:
