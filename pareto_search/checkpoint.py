@@ -40,7 +40,10 @@ def write(folder: Path, files: Mapping[str, bytes]) -> str:
     manifest = _manifest(files)
     new, aside = _hidden(folder), folder.with_name(f".{folder.name}{_ASIDE}")
     try:
+        is_first = not folder.parent.exists()
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if is_first:
+            sync(folder.parent.parent)
         _recover(aside)
         new.mkdir()
         for name, content in {**files, MANIFEST: manifest}.items():
@@ -48,7 +51,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> str:
                 file.write(content)
         # All at once, which takes the disk little longer than one of them.
         with ThreadPoolExecutor(len(files) + 2) as threads:
-            list(threads.map(_sync, (new, *new.iterdir())))
+            list(threads.map(sync, (new, *new.iterdir())))
         _replace(folder, new, aside)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -88,27 +91,48 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder, if it is there; a crash on the way leaves no half of it under its name."""
+    """Removes a folder, if it is there; a crash on the way leaves no half of it under its name.
+
+    Raises:
+        TroubleError: the disk does not let it.
+    """
     doomed = _hidden(folder)
     try:
         folder.rename(doomed)
     except FileNotFoundError:
         return
-    shutil.rmtree(doomed)
+    except OSError as error:
+        raise TroubleError(f"{folder} cannot be removed ({error.strerror}); mend that and resume") from error
+    shutil.rmtree(doomed, ignore_errors=True)  # what is left of it, as of open files on NFS, goes with the next sweep
 
 
 def sweep(root: Path, keep: Collection[str]) -> None:
     """Removes the folders in `root` that are not in `keep`, and what crashes have left of others.
 
     Nobody else may be writing in `root` meanwhile.
+
+    Raises:
+        TroubleError: the disk does not let it.
     """
-    for aside in root.glob(f".*{_ASIDE}"):
-        _recover(aside)
+    try:
+        for aside in root.glob(f".*{_ASIDE}"):
+            _recover(aside)
+    except OSError as error:
+        raise TroubleError(f"{root} cannot be written ({error.strerror}); mend that and resume") from error
     for unfinished in root.glob(f".*{_UNFINISHED}"):
-        shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)
     for folder in root.glob("[!.]*"):
         if folder.name not in keep and folder.is_dir() and not folder.is_symlink():
             remove(folder)
+
+
+def sync(path: Path) -> None:
+    """Lets the disk hold a file, or which names a folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _manifest(files: Mapping[str, bytes]) -> bytes:
@@ -143,7 +167,7 @@ def _replace(folder: Path, new: Path, aside: Path) -> None:
         if folder.exists():
             folder.rename(aside)
         new.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         _recover(aside)
 
@@ -157,11 +181,3 @@ def _recover(aside: Path) -> None:
         shutil.rmtree(aside)
     else:
         aside.rename(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

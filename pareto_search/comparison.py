@@ -109,16 +109,24 @@ class Comparison:
         with self._store.transaction() as record:
             record.count_test_evaluation()
         entries = self._test_front()
-        if retrain:
-            self._notice("Training what inherited weights from scratch, as a control.")
-            self._retrain(entries)
         baselines, curves = self._store.fact("baselines"), self._store.fact("curves")
         self._test([*baselines, *(point for name, points in curves.items() if name != "old" for point in points)])
         self._score_old("test", curves.get("old", []))
-        front = results.document(self._store.search, self._config.objectives, entries, baselines, curves)
-        config = self._config
-        moments = results.moments(self._store, config.objectives, config.constraints, config.search.steps)
-        full = [e for e in self._search.evaluations if e.steps == config.search.steps]
+        front = self._write(entries, baselines, curves)
+        if retrain:  # what goes wrong there does not cost the front
+            self._notice("Training what inherited weights from scratch, as a control.")
+            self._retrain(entries)
+            front = self._write(entries, baselines, curves)
+        return front
+
+    def _write(
+        self, entries: Sequence[Document], baselines: Sequence[Document], curves: Mapping[str, Sequence[Document]]
+    ) -> Document:
+        """Writes the report and front.json, whose content it returns."""
+        config, store = self._config, self._store
+        front = results.document(store.search, config.objectives, entries, baselines, curves)
+        moments = results.moments(store, config.objectives, config.constraints, config.search.steps)
+        full = [e for e in store.evaluations() if e.steps == config.search.steps]
         write(report(front, full, moments), self._run / "report.html")
         results.save(front, self._run)  # the last: with it the run is whole
         return front
@@ -203,7 +211,8 @@ class Comparison:
             found = self._pool.map([("curve_values", model, blend, mine) for mine in shares])
             return [values for mine in found for values in mine]
 
-        [space] = self._pool.map([("curve_space", model, blend)])
+        # From each, since all of them are about to need what one needs for it, and would wait for that one meanwhile.
+        space = self._pool.map([("curve_space", model, blend)] * config.workers.count)[0]
         return search_settings(
             evaluate,
             space,

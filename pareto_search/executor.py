@@ -31,7 +31,7 @@ class Outcome:
 
     Attributes:
         lost: it ended with its worker, or with others beside it there, of which any may be to blame.
-        seconds: from submission.
+        seconds: from when its worker took it up.
     """
 
     attempt: Attempt

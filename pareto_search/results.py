@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pareto_search import archive
+from pareto_search import archive, checkpoint
 from pareto_search.candidate import WARM_START, Candidate, Evaluation
 from pareto_search.errors import RunError, TroubleError, nearest
 from pareto_search.objective import Constraint, Objective, Values
@@ -220,6 +220,7 @@ def write_whole(path: Path, text: str, *, private: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        checkpoint.sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise TroubleError(f"{path} cannot be written ({error.strerror}); mend that and resume the search") from error

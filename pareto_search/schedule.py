@@ -82,9 +82,9 @@ class Schedule:
         return front_of([*self._front, *self._stand_in], self._config) if self._stand_in else self._front
 
     @property
-    def population(self) -> set[str]:
-        """The ids of those that may become parents."""
-        return self._evolution.population
+    def legators(self) -> set[str]:
+        """The ids of those whose weights a later candidate may inherit."""
+        return self._evolution.population if self._budget.inheritance else set()
 
     @property
     def listens(self) -> bool:

@@ -79,8 +79,8 @@ class Search:
         self.schedule = Schedule(config, forerunners, early=self.early_towers > 0)
         self._began = time.monotonic() - store.search.elapsed_seconds
         self._recorded = store.search.elapsed_seconds
-        self._ended: dict[Leg, Sequence[Evaluation]] = {}  # what came out; nothing where it failed
-        self._unheard: dict[Leg, Sequence[Evaluation]] = {}  # those of them that the schedule has yet to hear of
+        self._ended: dict[Leg, bool] = {}  # whether well
+        self._unheard: dict[Leg, Sequence[Evaluation]] = {}  # what came of those that the schedule has yet to hear of
         self._done: dict[Kind, set[str]] = {kind: set() for kind in INITIALS}  # of which a leg has ended
         self._under_way: set[str] = set()
         self._paused: set[str] = set()
@@ -138,11 +138,6 @@ class Search:
     def awaits_early(self) -> bool:
         """Whether the first towers of the warm start have yet to be evaluated."""
         return self.early_towers > 0 and not self._done["early"]
-
-    @property
-    def evaluations(self) -> list[Evaluation]:
-        """All of them, in the order in which they came."""
-        return [evaluation for several in self._ended.values() for evaluation in several]
 
     @property
     def is_over(self) -> bool:
@@ -215,11 +210,11 @@ class Search:
                 self._deaths[name] = 0
 
         self._under_way = {leg.candidate for leg in self.schedule.legs if leg not in self._ended}
-        self._unheard = {leg: e for leg, e in self._ended.items() if leg not in self.schedule.heard}
+        self._unheard = {leg: e for leg, e in self._unheard.items() if leg not in self.schedule.heard}
 
     def _end(self, leg: Leg, evaluations: Sequence[Evaluation]) -> None:
         """A leg has ended, well if it has evaluations."""
-        self._ended[leg] = self._unheard[leg] = evaluations
+        self._ended[leg], self._unheard[leg] = bool(evaluations), evaluations
         self._done[self.schedule.candidates[leg.candidate].kind].add(leg.candidate)
         self._under_way.discard(leg.candidate)
         if evaluations and leg.steps < self.config.search.steps:
@@ -356,7 +351,7 @@ class Search:
         front = (e.candidate for e in (*schedule.front, *schedule.single))
         unheard = (leg.candidate for leg in self._unheard)
         sources = (source for name in self._under_way for source in schedule.sources(name))
-        return {self.states: self._paused, self.checkpoints: schedule.population.union(front, unheard, sources)}
+        return {self.states: self._paused, self.checkpoints: schedule.legators.union(front, unheard, sources)}
 
     def _leg(self, attempt: Attempt) -> Leg:
         return Leg(attempt.candidate.id, attempt.steps or self.config.search.steps)
@@ -365,7 +360,7 @@ class Search:
         attempt, result, error = outcome.attempt, outcome.result, outcome.error
         name = attempt.candidate.id
         leg = self._leg(attempt)
-        if result is not None and not all(math.isfinite(v) for e in result.evaluations for v in e.values.values()):
+        if result is not None and not all(map(_is_finite, result.evaluations)):
             error = "a score is not a number"
         if outcome.lost:
             self._deaths[name] += 1
@@ -404,3 +399,7 @@ class Search:
         if len(failed) >= failures and len(failed) == len(ended):
             last = failed[-1]
             raise SearchError(f"all {len(failed)} candidates failed, {last} with: {self._failed[last]}; {remedy}")
+
+
+def _is_finite(evaluation: Evaluation) -> bool:
+    return all(map(math.isfinite, (*evaluation.values.values(), *evaluation.margins.values())))

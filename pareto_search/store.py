@@ -282,7 +282,7 @@ class Record:
         self._insert(db.evaluation, *rows)
 
     def failed(self, attempt: Attempt, error: str, seconds: float) -> None:
-        """The attempt has ended badly; a retry is started in the same transaction. Raises as `finished`."""
+        """The attempt has ended badly, and with it its candidate. Raises as `finished`."""
         self._end(attempt, "failed", error=one_line(error), seconds=float(seconds))
 
     def lost(self, attempt: Attempt, error: str) -> None:

@@ -436,18 +436,18 @@ def test_a_parent_that_failed_has_no_weights_to_pass_on() -> None:
 def test_only_what_has_reached_the_full_rung_is_told_and_enters_the_front(
     told: list[tuple[str, Values | None]],
 ) -> None:
-    halving = schedule(rungs=[10, 20, 40])
+    halving = schedule(rungs=[10, 20, 40], inheritance=True)
     for n in range(4):
         trained(halving, trade_off(n))
     promoted(halving, (0.9, 0.9))
     second = promoted(halving, (0.8, 0.8))
-    assert (told, halving.front, halving.population) == ([], [], set())
+    assert (told, halving.front, halving.legators) == ([], [], set())
     last = promoted(halving, (0.3, 0.4), (0.2, 0.5))
     assert last.steps == FULL
     assert last.candidate != second.candidate
     assert told == [(last.candidate, {"ndcg@10": 0.3, "ild@10": 0.4})]  # the checkpoint alone
     assert [(e.candidate, e.setting) for e in halving.front] == [(last.candidate, 0), (last.candidate, 1)]
-    assert halving.population == {last.candidate}
+    assert halving.legators == {last.candidate}
 
 
 @pytest.mark.parametrize("rung", [10, 20, 40])
@@ -478,14 +478,14 @@ def test_a_failure_at_a_rung_takes_nobodys_place_there() -> None:
 
 
 def test_a_merged_candidate_enters_the_front_and_is_not_told(told: list[tuple[str, Values | None]]) -> None:
-    plain = begun()
+    plain = begun(inheritance=True)
     for n in range(4):
         trained(plain, trade_off(n))
     before = len(told)
     leg = decided(plain, "merge")
     plain.hear(leg, scored(leg, (0.8, 0.8), (0.7, 0.82)))
     assert len(told) == before
-    assert leg.candidate not in plain.population
+    assert leg.candidate not in plain.legators
     assert [(e.candidate, e.setting) for e in plain.front][-2:] == [(leg.candidate, 0), (leg.candidate, 1)]
     leg = decided(plain, "merge")
     plain.hear(leg, [])
@@ -494,14 +494,14 @@ def test_a_merged_candidate_enters_the_front_and_is_not_told(told: list[tuple[st
 
 
 def test_those_who_wait_at_a_rung_do_not_keep_the_others_from_having_children() -> None:
-    halving = schedule(rungs=[20, 40], candidates=100, merging=False)
+    halving = schedule(rungs=[20, 40], candidates=100, merging=False, inheritance=True)
     for n in range(4):
         trained(halving, trade_off(n))
     first, second = (promoted(halving, trade_off(n)).candidate for n in (0, 3))
     child = halving.candidates[decided(halving, "ask").candidate]
     assert set(child.parents) <= {first, second}
     assert child.parents
-    assert halving.population == {first, second}
+    assert halving.legators == {first, second}
 
 
 def test_of_equal_points_the_first_by_name_is_on_the_front_whoever_was_heard_first() -> None:
@@ -564,7 +564,7 @@ def test_replaying_a_journal_gives_the_same_schedule(algorithm: str, seed: int, 
     assert {deed for deed, _ in journal} == {"ask", "hear", "merge"} | ({"promote"} if "rungs" in wishes else set())
     assert again.candidates == first.candidates
     assert (again.legs, again.heard, again.front) == (first.legs, first.heard, first.front)
-    assert again.population == first.population
+    assert again._evolution.population == first._evolution.population
     assert drive(again, random.Random(99), 60, outcome) == drive(first, random.Random(99), 60, outcome)
     assert again.candidates == first.candidates
 

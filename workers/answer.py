@@ -138,14 +138,14 @@ class Desk:
             return self._histories[question.user]
         items, times = question.history or (), question.times
         # A log has new items before there is a newer search; one with other ids altogether is a mistake.
-        known = [place for place, item in enumerate(items) if self._serving.knows(item)]
-        if items and not known:
+        places = [place for place, item in enumerate(items) if self._serving.knows(item)]
+        if items and not places:
             raise DataError(
                 f"no item of the history is in {self._serving.data.name}; expected ids as in its item table, or an "
                 "empty history"
             )
-        when = None if times is None else [times[place] for place in known]
-        return self._serving.history_with([items[place] for place in known], when, question.groups)
+        when = None if times is None else [times[place] for place in places]
+        return self._serving.history_with([items[place] for place in places], when, question.groups)
 
     def _lists(self, serving: Serving, histories: Sequence[History], k: int) -> list[_List]:
         several, setting = sequences(histories), serving.entry.serving

@@ -106,6 +106,7 @@ class Worker:
         self.covered: Sequence[Values] = ()
         self.components: dict[str, Scorer] = {}
         self._latest: tuple[str, Sequence[str], Ranking] | None = None
+        self._start_per_user: dict[str, PerUser] | None = None
 
     def identity(self, *_: object) -> str:
         """The release, and the base model's bytes, precision and pooling, which all workers of a search must share.
@@ -182,7 +183,7 @@ class Worker:
             teacher = Teacher(ease, self.items, parts.validation) if isinstance(ease, ItemSimilarity) else None
             self._task = Task(self.encoder, start, parts.train, items, objectives, parts.offered, teacher)
             self._warm = TowerScorer.of(start, self.encoder.frozen.to(self.device))  # shares its parameters
-            self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
+            self._start_per_user = None
 
     def teach(self, known: Sequence[Genes], covered: Sequence[Values] = ()) -> None:
         """Takes the settings from which each candidate's inner search starts, those of the curve that was found.
@@ -351,6 +352,8 @@ class Worker:
 
     def _margins(self, ranking: Ranking) -> dict[str, float]:
         """For each objective, the standard error over users of the model's difference from the warm start."""
+        if self._start_per_user is None:  # not before the first candidate, for which the warm start's curve waits
+            self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
         mine, theirs = self._per_user(ranking), self._start_per_user
         return {name: float((mine[name] - theirs[name]).std() / len(mine[name]) ** 0.5) for name in mine}
 
