@@ -1,6 +1,7 @@
 """What each lever is worth: the same search without it, or with it, at equal time.
 
-The components and the baselines' curves are prepared once; every search begins with them. A lever is worth what the
+The components and all curves are prepared once, and every search begins with them. But a variant of other serving genes
+finds curves of its own, the warm start's in its time: that one's points are entries. A lever is worth what the
 hypervolume on test says (at most 32 entries, chosen on validation), over several seeds.
 """
 
@@ -13,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import ended
 from pareto_search.config import SearchConfig
-from pareto_search.launch import run_search
+from pareto_search.launch import load_config, run_search
 from pareto_search.store import SearchRecord, Store
 
-FACTS = ("components", "baselines", "curves")
+CURVES = ("curves", "baselines")
+"""The facts of what is found in a space of serving genes, and of what is found together with that."""
 FROZEN = {"adapter_lr": 0.0, "layers": 1, "rank": 4, "alpha": 4.0, "dropout": 0.0, "targets": "query_value"}
 SERVING = ("diversity", "novelty", "credibility", "ease", "text")
 
@@ -52,7 +55,9 @@ def configured(variant: Mapping[str, Any], *, seed: int, steps: int, **budget: f
 
 
 def prepare(prepared: Path, run: Path, config: SearchConfig) -> None:
-    """Begins a run with the components and curves of another one of the same data, base model and seed."""
+    """Begins a run with the components of another one of the same data, base model and seed, and with its curves if it
+    has the same serving genes.
+    """
     run.mkdir(parents=True)
     shutil.copytree(prepared / "components", run / "components")
     (run / "search.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -66,9 +71,10 @@ def prepare(prepared: Path, run: Path, config: SearchConfig) -> None:
         lanes=config.workers.count,
         **known,
     )
+    serving, prepared_serving = (c.search_space.of("serving") for c in (config, load_config(prepared)))
     store = Store.create(run / "search.db", record)
     with store.transaction() as changes:
-        for fact in FACTS:
+        for fact in ("components", *(CURVES if serving == prepared_serving else ())):
             changes.put_fact(fact, done.fact(fact))
     store.close()
     done.close()
@@ -78,9 +84,8 @@ def searched(config: SearchConfig, run: Path) -> dict[str, Any]:
     """Runs a search; what came out, and how many candidates of either kind ended."""
     front = run_search(config, run)
     store = Store.open(run / "search.db")
-    kinds = {c.id: c.kind for c in store.candidates()}
-    ended = {(kinds[e.candidate], e.candidate) for e in store.evaluations() if e.steps == config.search.steps}
-    begun = sum(kind == "trained" for kind in kinds.values())
+    kinds = ended(store, config.search.steps)
+    begun = sum(c.kind == "trained" for c in store.candidates())
     attempts = [a for a in store.attempts() if a.seconds is not None and a.ended is not None]
     span = max(a.ended or 0.0 for a in attempts) - min(a.started for a in attempts)
     store.close()
@@ -89,8 +94,8 @@ def searched(config: SearchConfig, run: Path) -> dict[str, Any]:
         "test": front["hypervolume"]["test"],
         "busy share": sum(a.seconds or 0.0 for a in attempts) / span / config.workers.count / config.workers.pack,
         "begun": begun,
-        "trained": sum(kind == "trained" for kind, _ in ended),
-        "merged": sum(kind == "merged" for kind, _ in ended),
+        "trained": kinds["trained"],
+        "merged": kinds["merged"],
         "most accurate on test": max(e["test"]["ndcg@10"]["mean"] for e in front["front"]),
         "practitioner": front["hypervolume"]["practitioner"],
         "warm start": front["hypervolume"]["warm-start"],

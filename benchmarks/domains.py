@@ -13,8 +13,8 @@ ranked. Shown is NDCG@10 on test of:
     .1 shots, alone     from these only
 
 The weights of the blends are fitted to validation. Ratios are to the frozen encoder, with the 95 % interval of a paired
-bootstrap over the users, each of whom counts with the mean over the seeds, which decide who is trained on; the last
-line has that of the few shots to the few alone. This is before any fine-tuning: a search begins where it ends.
+bootstrap over the users and the seeds, which decide who is trained on; the last line has that of the few shots to the
+few alone. This is before any fine-tuning: a search begins where it ends.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.bootstrap import Indices, interval
 from pareto_search.candidate import Genes
 from pareto_search.config import SearchConfig
 from pareto_search.launch import workload
@@ -40,7 +41,6 @@ from pareto_search.workers.evaluate import component
 from pareto_search.workers.worker import Worker
 
 METRIC = "ndcg@10"
-RESAMPLES = 1000
 SHOTS = 0.1
 FEW, ALONE = f"{SHOTS:g} shots", f"{SHOTS:g} shots, alone"
 COLUMNS = {"user": "user_id", "item": "item_id", "timestamp": "position", "text": ["title"], "domain": "domain"}
@@ -100,10 +100,13 @@ def within(data: Dataset, target: str) -> Dataset:
 
 
 def ratio(mine: PerUser, theirs: PerUser) -> tuple[float, float, float]:
-    """Of means, with its interval."""
-    drawn = np.random.default_rng(0).integers(len(mine), size=(RESAMPLES, len(mine)))
-    low, high = np.percentile(mine[drawn].mean(1) / theirs[drawn].mean(1), (2.5, 97.5))
-    return mine.mean() / theirs.mean(), float(low), float(high)
+    """Of the means of two `(seeds, users)`, with its interval."""
+
+    def of(seeds: Indices, users: Indices) -> float:
+        drawn = np.ix_(seeds, users)
+        return float(mine[drawn].mean() / theirs[drawn].mean())
+
+    return float(mine.mean() / theirs.mean()), *interval(of, *mine.shape)
 
 
 def main() -> None:
@@ -132,7 +135,7 @@ def main() -> None:
                 }
                 for name, values in figures.items():
                     found.setdefault(name, []).append(values)
-            pooled = {name: np.mean(values, axis=0) for name, values in found.items()}
+            pooled = {name: np.stack(values) for name, values in found.items()}
             shown[target] = {n: (float(v.mean()), *ratio(v, pooled["frozen encoder"])) for n, v in pooled.items()}
             print(f"target {target}, {METRIC} on test", flush=True)
             for name, (mean, times, low, high) in shown[target].items():

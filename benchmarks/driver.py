@@ -7,9 +7,10 @@ disk of the system's temporary files. A worker answers at once with one evaluati
 alone, and a checkpoint of one small file. The first hundred candidates do not count. Candidates are not merged: merged
 ones cost less, since nothing is proposed.
 
-There are three runs: the one that counts; one with a stopwatch in the driver, for where the time goes; and one in which
-nothing waits for the disk, for what the promise that nothing is lost costs on this machine. Beside them, Ray Tune with
-reused actors, random proposals and as idle a trainable, warm too: it needs the extra `peers`.
+There are four runs: the one that counts; one with a stopwatch in the driver, for where the time goes; one in which
+nothing waits for the disk, for what the promise that nothing is lost costs on this machine; and one in which a worker
+answers with as many evaluations as a real one, for the checkpoint alone and each of its settings. Beside them, Ray Tune
+with reused actors, random proposals and as idle a trainable, warm too: it needs the extra `peers`.
 """
 
 import argparse
@@ -32,10 +33,11 @@ from unittest.mock import patch
 import ray
 
 from pareto_search import __version__, checkpoint, database, schedule, search
-from pareto_search.candidate import Attempt, Evaluation
+from pareto_search.candidate import Attempt, Evaluation, Genes
 from pareto_search.config import MINILM, SearchConfig
 from pareto_search.evolution import Evolution
 from pareto_search.executor import Files, Result
+from pareto_search.objective import Values
 from pareto_search.search import Search
 from pareto_search.store import Record, SearchRecord, Store
 from pareto_search.workers import pool
@@ -50,7 +52,7 @@ TARGET = 5.0
 
 
 class Idle:
-    """A worker that has no base model and answers at once."""
+    """A worker that has no base model and answers at once, with so many evaluations as its load says."""
 
     def __init__(self, load: Any, *_: object) -> None:
         self._load = load
@@ -62,9 +64,18 @@ class Idle:
         name, steps = attempt.candidate.id, attempt.steps or self._load.search.steps
         digest = hashlib.sha256(repr(attempt.candidate.genes).encode()).digest()
         rng = random.Random(digest)
-        values = {o.name: o.reference + rng.random() * (o.ideal - o.reference) for o in self._load.objectives}
-        evaluation = Evaluation(name, attempt.number, steps, 0, {}, values)
-        return Result((evaluation,), {"recommender.json": digest * 32}, 1e-4)
+        found = [self._drawn(number, rng) for number in range(self._load.evaluations)]
+        evaluations = tuple(Evaluation(name, attempt.number, steps, n, *drawn) for n, drawn in enumerate(found))
+        return Result(evaluations, {"recommender.json": digest * 32}, 1e-4)
+
+    def _drawn(self, number: int, rng: random.Random) -> tuple[Genes, Values, Values]:
+        """A setting, its values and their margins; the checkpoint alone has values only."""
+        objectives, space = self._load.objectives, self._load.serving
+        values = {o.name: o.reference + rng.random() * (o.ideal - o.reference) for o in objectives}
+        if number == 0:
+            return {}, values, {}
+        margins = {o.name: 0.01 * abs(o.ideal - o.reference) for o in objectives}
+        return space.from_unit([rng.random() for _ in space.genes]), values, margins
 
 
 class Stopwatch:
@@ -135,24 +146,37 @@ def careless() -> Iterator[None]:
         yield
 
 
-def searched(candidates: int, watch: Stopwatch) -> float:
-    """Milliseconds that a candidate takes, once the search is warm; the watch is restarted when it is."""
+def searched(candidates: int, watch: Stopwatch, evaluations: int = 1) -> float:
+    """Milliseconds that a candidate of so many evaluations takes, once the search is warm; the watch is restarted when
+    it is.
+    """
     warm, whole = config(WARM), config(WARM + candidates)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         record = SearchRecord(warm.name, warm.identity(), warm.to_yaml(), 0, "", "", "", "", lanes=WORKERS)
         store = Store.create(Path(folder, "search.db"), record)
         stack.callback(store.close)
         stack.enter_context(patch.object(pool, "WorkerActor", Idle))
-        # All that is asked for.
-        asked = {"search": warm.search, "objectives": warm.objectives, "texts": (), "base": MINILM, "revision": None}
-        load: Any = SimpleNamespace(**asked)
-        workers = stack.enter_context(RayPool(load, count=WORKERS))
+        workers = stack.enter_context(RayPool(load(warm, evaluations), count=WORKERS))
         Search(warm, store, Path(folder)).run(workers)
         found = Search(whole, store, Path(folder))
         watch.restart()
         began = time.perf_counter()
         found.run(workers)
         return 1000 * (time.perf_counter() - began) / candidates
+
+
+def load(config: SearchConfig, evaluations: int) -> Any:
+    """What the pool and an idle worker ask of a workload, and nothing else."""
+    serving = config.search_space.of("serving")
+    return SimpleNamespace(
+        search=config.search,
+        objectives=config.objectives,
+        texts=(),
+        base=MINILM,
+        revision=None,
+        serving=serving.at(dict.fromkeys(serving.fitted, 1.0)),
+        evaluations=evaluations,
+    )
 
 
 def config(candidates: int) -> SearchConfig:
@@ -226,6 +250,9 @@ def main() -> None:
     with careless():
         hasty = searched(options.candidates, watch)
     print(f"without waiting for the disk{hasty:8.2f} ms a candidate", flush=True)
+    evaluations = 1 + config(WARM).search.serving_settings
+    served = searched(options.candidates, watch, evaluations)
+    print(f"{f'with {evaluations} evaluations each':28}{served:8.2f} ms a candidate", flush=True)
     trial = tuned(options.trials)
     if trial is None:
         print("Ray Tune is not installed: pip install 'pareto-search[peers]'")
@@ -236,6 +263,8 @@ def main() -> None:
             "driver_ms_per_candidate": total,
             "parts_ms": parts,
             "without_waiting_for_the_disk_ms": hasty,
+            "with_all_evaluations_ms": served,
+            "evaluations": evaluations,
             "ray_tune_ms_per_trial": trial,
             "candidates": options.candidates,
             "trials": options.trials,

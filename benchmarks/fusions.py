@@ -3,15 +3,17 @@
     python -m benchmarks.fusions [--runs runs/practitioner] [--fusions 12] [--out runs/fusions] [--json FILE]
 
 The searches are those of `benchmarks.practitioner`. Of both fronts at most 32 entries are chosen on validation; the
-interval is that of a paired bootstrap over users, as there.
+interval is that of a paired bootstrap over users and tie seeds, as there.
 """
 
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.practitioner import OnTest, hypervolume, pooled, shown, test
+from benchmarks.runs import want_same
 from pareto_search import load_front
 from pareto_search.config import SearchConfig
 from pareto_search.launch import run_search
@@ -29,13 +31,16 @@ def main() -> None:
     tested: list[OnTest] = []
     for run in sorted(path.parent for path in options.runs.glob("*/front.json")):
         there = options.out / run.name
-        if not there.exists():
-            shutil.copytree(run, there)
-        config = SearchConfig.load(there / "search.yaml")
+        config = SearchConfig.load(run / "search.yaml")
         search = config.search.model_copy(update={"fusions": options.fusions})
         config = config.model_copy(update={"search": search})
+        if not there.exists():
+            shutil.copytree(run, there)
+            (there / "search.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        want_same(there, config)
         front, before = run_search(config, there), load_front(run)
-        tested.append(OnTest(test(config, there, front).ours, test(config, run, before).ours))
+        after = test(config, there, front)
+        tested.append(replace(after, theirs=test(config, run, before).ours))
         volumes = [f["hypervolume"]["test"] for f in (front, before)]
         count = sum(entry["kind"] == "fused" for entry in front["front"])
         print(f"{run.name}: {volumes[0]:.4f}, before {volumes[1]:.4f}; {count} entries are fused", flush=True)

@@ -60,13 +60,15 @@ class Found:
     """What was answered.
 
     Attributes:
-        wrong: request and answer, where the answer breaks a goal.
+        wrong: request and answer, where that is a mistake.
+        slow: the same of the others, where it came late; that may be for a machine that is busy with something else.
         slowest: seconds.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
     operations: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
     slowest: float = 0.0
 
 
@@ -136,8 +138,10 @@ def _ask(case: Any, *, session: requests.Session, address: str, found: Found) ->
     found.operations[f"{case.operation.method.upper()} {case.operation.path}"] += 1
     found.slowest = max(found.slowest, took)
     refused = answer.status_code >= 400
-    if answer.status_code >= 500 or took > HANGS or (refused and set(json.loads(body)) != {"error"}):
-        found.wrong.append(f"{case.as_curl_command()} -> {answer.status_code} after {took:.1f} s: {body[:200]!r}")
+    is_wrong = answer.status_code >= 500 or (refused and set(json.loads(body)) != {"error"})
+    if is_wrong or took > HANGS:
+        told = f"{case.as_curl_command()} -> {answer.status_code} after {took:.1f} s: {body[:200]!r}"
+        (found.wrong if is_wrong else found.slow).append(told)
 
 
 def main() -> None:
@@ -151,11 +155,12 @@ def main() -> None:
         print(f"{count:6} {name}")
     statuses = dict(sorted(found.statuses.items()))
     print(f"{found.statuses.total()} requests, slowest {found.slowest:.2f} s, by status {statuses}")
-    print(*found.wrong[:20], sep="\n")
+    print(*(found.wrong + found.slow)[:20], sep="\n")
     if options.json:
-        content = {"requests": found.statuses.total(), "slowest_s": found.slowest, "wrong": found.wrong}
+        counts = {"requests": found.statuses.total(), "slowest_s": found.slowest}
+        content = {**counts, "wrong": found.wrong, "slow": found.slow}
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    sys.exit(1 if found.wrong else 0)
+    sys.exit(1 if found.wrong or found.slow else 0)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -128,12 +129,13 @@ def listen(root: Path, port: int, url: str | None) -> None:
 @contextmanager
 def service(root: Path, url: str | None = None) -> Iterator[tuple[int, str]]:
     """A service on a root that is there: its port and token."""
-    token = os.environ["PARETO_SEARCH_TOKEN"] = secrets.token_urlsafe(32)
+    token = secrets.token_urlsafe(32)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     process = multiprocessing.get_context("spawn").Process(target=listen, args=(root, port, url))
-    process.start()
+    with patch.dict(os.environ, PARETO_SEARCH_TOKEN=token):
+        process.start()
     try:
         until = time.monotonic() + 120
         while socket.socket().connect_ex(("127.0.0.1", port)):

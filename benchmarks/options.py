@@ -9,9 +9,8 @@ A folder of tables in place of MovieLens is as for `benchmarks.domains`, whose d
 
 The default is the warm start as a search makes it, alone: four towers, time gaps, nothing blended. An option changes
 one part of it; the weights of what it blends in are fitted to validation. Shown is NDCG@10 on test, its ratio to the
-default's with the 95 % interval of a paired bootstrap over the users, each of whom counts with the mean over the tie
-seeds, and the seconds that fitting took. What a search can do without is measured by `benchmarks.ablations`, what
-domains give by `benchmarks.domains`.
+default's with the 95 % interval of a paired bootstrap over the users and the tie seeds, and the seconds that fitting
+took. What a search can do without is measured by `benchmarks.ablations`, what domains give by `benchmarks.domains`.
 """
 
 import argparse
@@ -239,7 +238,7 @@ def main() -> None:
         for name in names:
             measured[name].append(kept.get(OPTIONS[name], seed.measure))
             print(f"tie seed {number}, {name}: {measured[name][-1][0].mean():.4f}", flush=True)
-    pooled = {name: np.mean([users for users, _ in found], axis=0) for name, found in measured.items()}
+    pooled = {name: np.stack([users for users, _ in found]) for name, found in measured.items()}
     shown: dict[str, tuple[float, ...]] = {}
     print(f"{'option':<40}{METRIC}  {'ratio':<26}seconds")
     for name, users in pooled.items():

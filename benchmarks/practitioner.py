@@ -4,14 +4,15 @@
 
 One search for each tie seed, what candidates need fitted in its minutes, what it is compared with after them. Of the
 front and of the curve at most 32 entries each are chosen on validation. Compared is their hypervolume on test, averaged
-over the tie seeds, and the accuracy on test of the entry that is the most accurate one on validation; intervals are
-those of a paired bootstrap: users are drawn once for both sides, and anew for each tie seed.
+over the tie seeds, and the accuracy on test of the entry that is the most accurate one on validation. Intervals are
+those of a paired bootstrap over tie seeds and users, who are the same people under each seed: see `bootstrap`.
 
-A search that is in `--out` already is not run again, so a long comparison may be made in pieces.
+A search that is in `--out` already is not run again, so a long comparison may be made in pieces of the same minutes.
 """
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.bootstrap import Indices, interval
+from benchmarks.runs import ended, want_same
 from pareto_search import archive, checkpoint
-from pareto_search.candidate import Genes
+from pareto_search.candidate import WARM_START, Genes
 from pareto_search.cli import DEMO
 from pareto_search.config import SearchConfig
 from pareto_search.launch import run_search, workload
@@ -30,24 +33,29 @@ from pareto_search.recsys.baselines import Scorer
 from pareto_search.recsys.dataset import MOVIELENS, load
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
+from pareto_search.results import Document
+from pareto_search.store import Store
 from pareto_search.workers.evaluate import blended, component, scorer
 from pareto_search.workers.worker import Worker
 
 ENDLESS = 1_000_000
 """Candidates: time ends a search."""
-RESAMPLES = 1000
 
 PerUser = NDArray[np.float64]
 """`(entries, objectives, users)`."""
-Measure = Callable[[PerUser, NDArray[np.int64], Sequence[Objective]], float]
+Measure = Callable[[PerUser, Indices, Sequence[Objective]], float]
 
 
 @dataclass(frozen=True)
 class OnTest:
     """A search's entries and those that they are compared with, user by user on test, the most accurate on validation
     first.
+
+    Attributes:
+        users: their ids, in the order of both sides.
     """
 
+    users: tuple[str, ...]
     ours: PerUser
     theirs: PerUser
 
@@ -58,7 +66,7 @@ def configured(seed: int, minutes: float) -> SearchConfig:
     return SearchConfig.parse({"name": f"tie{seed}", "data": {"source": MOVIELENS, "tie_seed": seed}, "search": search})
 
 
-def test(config: SearchConfig, run: Path, front: Any) -> OnTest:
+def test(config: SearchConfig, run: Path, front: Document) -> OnTest:
     """Scores both sides again, from what the run folder keeps, and keeps each user apart."""
     data = load(**config.data.arguments())
     worker = Worker(workload(config, data, split(data, **config.splitting())))
@@ -84,41 +92,68 @@ def test(config: SearchConfig, run: Path, front: Any) -> OnTest:
     ours = [v for f, s in mine.items() for v in values(scorer(checkpoint.read(run / f), worker.encoder), s)]
     components = {name: component(checkpoint.read(run / "components" / name), worker.encoder) for name in theirs}
     others = [v for name, s in theirs.items() for v in values(components[name], s)]
-    return OnTest(np.array(ours), np.array(others))
+    users = tuple(data.user_ids[user] for user in worker.load.split.test.users)
+    return OnTest(users, np.array(ours), np.array(others))
 
 
-def hypervolume(per_user: PerUser, users: NDArray[np.int64], objectives: Sequence[Objective]) -> float:
+def hypervolume(per_user: PerUser, users: Indices, objectives: Sequence[Objective]) -> float:
     """Of the entries' means over some users."""
     means = per_user[:, :, users].mean(2)
     points = [dict(zip((o.name for o in objectives), point, strict=True)) for point in means.tolist()]
     return archive.hypervolume(points, objectives)
 
 
-def accuracy(per_user: PerUser, users: NDArray[np.int64], _: Sequence[Objective]) -> float:
+def accuracy(per_user: PerUser, users: Indices, _: Sequence[Objective]) -> float:
     """Of the most accurate entry, over some users."""
     return float(per_user[0, 0, users].mean())
 
 
 def pooled(tested: Sequence[OnTest], objectives: Sequence[Objective], measure: Measure) -> dict[str, Any]:
     """What is measured in all tie seeds, the ratio of the means, and its interval."""
-    rng = np.random.default_rng(0)
+    assert len({t.users for t in tested}) == 1, "users are drawn for all tie seeds at once, so they must be the same"
 
-    def both(draws: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    def both(seeds: Indices, users: Indices) -> NDArray[np.float64]:
         """`(seeds, 2)`."""
-        sides = [(t.ours, t.theirs) for t in tested]
-        return np.array([[measure(s, d, objectives) for s in pair] for pair, d in zip(sides, draws, strict=True)])
+        sides = [(tested[seed].ours, tested[seed].theirs) for seed in seeds]
+        return np.array([[measure(side, users, objectives) for side in pair] for pair in sides])
 
-    counts = [t.ours.shape[2] for t in tested]
-    each = both([np.arange(n) for n in counts])
-    drawn = [both([rng.integers(n, size=n) for n in counts]).mean(0) for _ in range(RESAMPLES)]
-    low, high = np.percentile([ours / theirs for ours, theirs in drawn], (2.5, 97.5))
-    ours, theirs = each.mean(0)
+    def ratio(seeds: Indices, users: Indices) -> float:
+        ours, theirs = both(seeds, users).mean(0)
+        return float(ours / theirs)
+
+    all_seeds, everybody = np.arange(len(tested)), np.arange(len(tested[0].users))
+    each = both(all_seeds, everybody)
     return {
         "ours": each[:, 0].tolist(),
         "theirs": each[:, 1].tolist(),
-        "ratio": float(ours / theirs),
-        "interval": [float(low), float(high)],
+        "ratio": ratio(all_seeds, everybody),
+        "interval": list(interval(ratio, len(all_seeds), len(everybody))),
     }
+
+
+def row(config: SearchConfig, run: Path, front: Document) -> dict[str, Any]:
+    """A search's line in the table: candidates by kind, hypervolumes on test, and whose the entries are."""
+    store = Store.open(run / "search.db")
+    kinds = ended(store, config.search.steps)
+    store.close()
+    volumes = front["hypervolume"]
+    whose = Counter("warm start" if e["candidate"] == WARM_START else e["kind"] for e in front["front"])
+    return {
+        "trained": kinds["trained"],
+        "merged": kinds["merged"],
+        "front": volumes["test"],
+        "warm start": volumes["warm-start"]["test"],
+        "practitioner": volumes["practitioner"]["test"],
+        "entries": dict(whose.most_common()),
+    }
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """What `row` found, in a line."""
+    volumes = ", ".join(f"{name} {found[name]:.4f}" for name in ("front", "warm start", "practitioner"))
+    whose = ", ".join(f"{count} {kind}" for kind, count in found["entries"].items())
+    times = found["front"] / found["practitioner"]
+    return f"{found['trained']} trained, {found['merged']} merged; {volumes}, {times:.3f} x; entries: {whose}"
 
 
 def shown(figures: Mapping[str, Any], other: str) -> str:
@@ -138,21 +173,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
 
+    seeds = range(options.first, options.first + options.seeds)
+    searches = {seed: (configured(seed, options.minutes), options.out / f"tie{seed}") for seed in seeds}
+    for config, run in searches.values():
+        want_same(run, config)
     tested: list[OnTest] = []
-    for seed in range(options.first, options.first + options.seeds):
-        config = configured(seed, options.minutes)
-        run = options.out / f"tie{seed}"
+    rows: list[dict[str, Any]] = []
+    for seed, (config, run) in searches.items():
         front = run_search(config, run)
         tested.append(test(config, run, front))
-        volumes = front["hypervolume"]
-        ours, theirs = volumes["test"], volumes["practitioner"]["test"]
-        print(f"tie seed {seed}: test {ours:.4f}, practitioner {theirs:.4f}, {ours / theirs:.3f} x", flush=True)
+        rows.append({"tie_seed": seed, **row(config, run, front)})
+        print(f"tie seed {seed}: {in_words(rows[-1])}", flush=True)
     measures: dict[str, Measure] = {"hypervolume": hypervolume, f"best {config.objectives[0].name}": accuracy}
     found = {name: pooled(tested, config.objectives, measure) for name, measure in measures.items()}
     for name, figures in found.items():
         print(f"{name}: {shown(figures, 'practitioner')}")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(found | {"searches": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 MovieLens-100K up to a moment by which four fifths of the ratings are there is searched as the demo does it. All of
 MovieLens is the newer data: its search begins with the old front (`refresh`) or from scratch, with as many candidates.
-Shown is the hypervolume of at most 32 entries each, chosen on validation. A search that is in `--out` is not run again.
+Shown is the hypervolume of at most 32 entries each, chosen on validation. A search that is in `--out` is not run again;
+another number of candidates wants another folder.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.runs import want_same
 from pareto_search.cli import DEMO
 from pareto_search.config import SearchConfig
 from pareto_search.launch import refresh, run_search
@@ -49,9 +51,13 @@ def main() -> None:
     data = {"interactions": str(old / fetch.INTERACTIONS), "items": str(old / fetch.ITEMS), "columns": columns}
     search = {**DEMO["search"], "candidates": options.candidates, "minutes": None}
     config = SearchConfig.parse({"name": "refresh", "data": data, "search": search})
-    run_search(config, options.out / "first")
-    refreshed = refresh(options.out / "first", str(new), options.out / "refreshed")["hypervolume"]
-    scratch = run_search(config.refreshed(str(new)), options.out / "scratch")["hypervolume"]
+    newer = config.refreshed(str(new))
+    first, onward, anew = (options.out / name for name in ("first", "refreshed", "scratch"))
+    for run, wish in ((first, config), (onward, newer), (anew, newer)):
+        want_same(run, wish)
+    run_search(config, first)
+    refreshed = refresh(first, str(new), onward)["hypervolume"]
+    scratch = run_search(newer, anew)["hypervolume"]
     rows = {
         "old front": refreshed["old"],
         "from the old front": refreshed,

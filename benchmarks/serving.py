@@ -2,9 +2,11 @@
 
     python -m benchmarks.serving RUN [--seconds 5] [--json FILE]
 
-Measured are one client and 32 of them on keep-alive connections, known users, and at least 1,000 requests while the
-deployment changes over to other entries; and, for comparison, a deployment that does nothing behind Serve's own HTTP
-proxy. The load comes from this process: it takes its share of the cores in each case.
+Measured are one client and 32 of them on keep-alive connections, known users: when they ask for the first time, which
+is computed (half of them ask through the one client, the others through the 32), and from then on, which comes from
+memory; at least 1,000 requests while the deployment changes over to other entries; and, for comparison, a deployment
+that does nothing behind Serve's own HTTP proxy. The load comes from this process: it takes its share of the cores in
+each case.
 """
 
 import argparse
@@ -101,17 +103,33 @@ async def drive(port: int, users: list[str], clients: int, until: Callable[[int]
 
 
 def measure(port: int, users: list[str], seconds: float) -> dict[str, float]:
-    """Latency with one client, throughput and latency with many, in milliseconds and requests a second."""
+    """Latency and throughput with one client and with many, in milliseconds and requests a second: of the first request
+    of each user, none of whom has asked before, and of later ones.
+    """
     figures: dict[str, float] = {}
-    first, _ = asyncio.run(drive(port, users, CLIENTS, lambda begun: begun >= len(users)))
-    figures["first_request_p50_ms"] = 1000 * float(np.median(first))
+    for name, clients, new in (("one_first", 1, users[::2]), ("many_first", CLIENTS, users[1::2])):
+        figures |= asked(name, port, new, clients, once(new))
     for name, clients in (("one", 1), ("many", CLIENTS)):
-        times, failed = asyncio.run(drive(port, users, clients, after(seconds)))
-        figures[f"{name}_p50_ms"] = 1000 * float(np.median(times))
-        figures[f"{name}_p99_ms"] = 1000 * float(np.quantile(times, 0.99))
-        figures[f"{name}_per_second"] = len(times) / seconds
-        figures[f"{name}_failed"] = failed
+        figures |= asked(name, port, users, clients, after(seconds))
     return figures
+
+
+def asked(name: str, port: int, users: list[str], clients: int, until: Callable[[int], bool]) -> dict[str, float]:
+    """What `drive` finds, under this name."""
+    began = time.perf_counter()
+    times, failed = asyncio.run(drive(port, users, clients, until))
+    took = time.perf_counter() - began
+    return {
+        f"{name}_p50_ms": 1000 * float(np.median(times)),
+        f"{name}_p99_ms": 1000 * float(np.quantile(times, 0.99)),
+        f"{name}_per_second": len(times) / took,
+        f"{name}_failed": failed,
+    }
+
+
+def once(users: list[str]) -> Callable[[int], bool]:
+    """Whether each of them has asked."""
+    return lambda begun: begun >= len(users)
 
 
 def after(seconds: float) -> Callable[[int], bool]:
@@ -177,7 +195,7 @@ def main() -> None:
         }
     finally:
         server.terminate()
-    found["ratios"] = {name: value / found["bare"][name] for name, value in found["deployment"].items() if value}
+    found["ratios"] = {name: found["deployment"][name] / value for name, value in found["bare"].items() if value}
     print(json.dumps(found, indent=1))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))

@@ -1,6 +1,6 @@
 """A thousand workers on one core: the real driver, with an executor that executes nothing and a clock of its own.
 
-    python -m benchmarks.simulate [--workers 1 4 16 64 256 1000] [--rounds 3] [--seeds 20] [--gain 0] [--json FILE]
+    python -m benchmarks.simulate [--workers 1 4 16 64 256 1000] [--rounds 4] [--seeds 20] [--gain 0] [--json FILE]
 
 Search, schedule, rungs, evolution, record and checkpoints are the real ones, in a folder in memory where the system has
 one. A candidate takes 60 s on average to the full rung, with a coefficient of variation of 0.5 (lognormal), and a leg
@@ -9,8 +9,9 @@ long, one in a hundred fails on the way, and one in two hundred takes its worker
 
 First table, scale: the share of their time that workers are busy, until the last candidate is begun and with the tail
 that no search can fill, beside that of the same candidates in generations of one for each worker; the driver's own time
-for a leg, and which part of its time it needs to keep up. The driver's time also moves the clock, so that workers wait
-for it as they would. Waiting for a disk is not in it; `benchmarks.driver` measures that.
+for a leg, and which part of its time it needs to keep up. A worker is also busy with what fails or takes it down in the
+end. The driver's time also moves the clock, so that workers wait for it as they would. Waiting for a disk is not in it;
+`benchmarks.driver` measures that.
 
 Second table, quality: how much longer the search takes without one of its parts until it has 95 % of the hypervolume
 that it has in the end, over the time that the whole search takes to have as much and keep it: median and range over
@@ -35,6 +36,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from benchmarks.peers.curve import SHARE, Curve, kept, reached
 from pareto_search import archive
 from pareto_search.candidate import Attempt, Candidate, Evaluation, GeneValue, candidate_id
 from pareto_search.config import SearchConfig
@@ -63,8 +65,6 @@ ENDLESS = 1_000_000
 """Candidates: time ends a search."""
 WORKERS, MINUTES = 8, 25
 """Of the searches in the second table."""
-SHARE = 0.95
-"""Of its last hypervolume, which a search is timed to reach."""
 MOMENTS = 200
 """How often the hypervolume is looked at."""
 WHOLE = "the whole"
@@ -355,9 +355,9 @@ def _generations(workers: int, candidates: int) -> float:
     return sum(seconds) / (workers * sum(max(several) for several in generations))
 
 
-def quality(variants: Mapping[str, Mapping[str, Any]], seed: int, gain: float) -> dict[str, list[float]]:
-    """The hypervolume of each variant's search at each moment."""
-    found = {}
+def quality(variants: Mapping[str, Mapping[str, Any]], seed: int, gain: float) -> dict[str, Curve]:
+    """The hypervolume of each variant's search over time."""
+    found: dict[str, Curve] = {}
     for name, wishes in variants.items():
         wish = config(WORKERS, 16, ENDLESS, seed, **wishes)
         landscape = Landscape(wish, seed, gain=gain)
@@ -367,28 +367,22 @@ def quality(variants: Mapping[str, Mapping[str, Any]], seed: int, gain: float) -
     return found
 
 
-def _curve(log: Sequence[tuple[float, Sequence[Evaluation]]], landscape: Landscape, wish: SearchConfig) -> list[float]:
+def _curve(log: Sequence[tuple[float, Sequence[Evaluation]]], landscape: Landscape, wish: SearchConfig) -> Curve:
     """What the front, by its noisy scores, covers in truth."""
-    covered, front, ended = [], list[Evaluation](), deque(log)
+    covered, front, ended = list[tuple[float, float]](), list[Evaluation](), deque(log)
     for moment in range(1, MOMENTS + 1):
-        while ended and ended[0][0] <= 60 * MINUTES * moment / MOMENTS:
+        now = 60 * MINUTES * moment / MOMENTS
+        while ended and ended[0][0] <= now:
             front += ended.popleft()[1]
         front = archive.front(front, wish.objectives, wish.constraints, wish.search.steps)
-        covered.append(archive.hypervolume([landscape.served(e) for e in front], wish.objectives))
+        covered.append((now, archive.hypervolume([landscape.served(e) for e in front], wish.objectives)))
     return covered
 
 
-def _reached(curve: Sequence[float], value: float) -> int | None:
-    """From which moment on it is never below the value; None where it is at the end."""
-    below = [moment for moment, covered in enumerate(curve, start=1) if covered < value]
-    return None if below[-1:] == [len(curve)] else max(below, default=0) + 1
-
-
-def _ratio(whole: Sequence[float], other: Sequence[float]) -> float:
-    """How much longer the other takes to most of what it has in the end; 0 where the whole never has as much."""
-    value = SHARE * other[-1]
-    ours, theirs = _reached(whole, value), _reached(other, value)
-    return theirs / ours if ours and theirs else 0.0
+def _ratio(whole: Curve, other: Curve) -> float:
+    """How much longer the other takes to most of what it has in the end; 0 where the whole never keeps as much."""
+    value = SHARE * other[-1][1]
+    return reached(other, value) / kept(whole, value)
 
 
 def agreement(candidates: int = 300) -> float:
@@ -433,7 +427,7 @@ def main() -> None:
         name: [_ratio(found[WHOLE], found[name]) for found in curves] for name in VARIANTS if name != WHOLE and curves
     }
     for name, several in ratios.items():
-        final = statistics.median(found[name][-1] / found[WHOLE][-1] for found in curves)
+        final = statistics.median(found[name][-1][1] / found[WHOLE][-1][1] for found in curves)
         print(
             f"{name:18}{statistics.median(several):6.2f} times as long ({min(several):.2f} to {max(several):.2f}), "
             f"{final:.3f} of the hypervolume in the end"
