@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
-from pareto_search.errors import CheckpointError, TroubleError
+from pareto_search.errors import CheckpointError, DamageError, TroubleError
 
 MANIFEST = "manifest.json"
 
@@ -68,14 +68,15 @@ def read(folder: Path) -> dict[str, bytes]:
     Only what lies in the folder itself is opened: a name in a manifest never becomes a path, and links are refused.
 
     Raises:
-        CheckpointError: the folder or a file is missing, a file was added, or a byte was changed; names the file.
+        CheckpointError: the folder is missing, or cannot be read.
+        DamageError: a file is missing or was added, or a byte was changed; names the file.
     """
     try:
         with os.scandir(folder) as entries:
             regular = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
         for name in sorted(regular):
             if not regular[name]:
-                raise CheckpointError(f"{folder}: {name!r} is not a regular file; restore the folder from a copy")
+                raise DamageError(f"{folder}: {name!r} is not a regular file; restore the folder from a copy")
         files = {name: (folder / name).read_bytes() for name in regular}
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not there; expected a folder with a {MANIFEST}") from None
@@ -83,10 +84,10 @@ def read(folder: Path) -> dict[str, bytes]:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from error
     manifest = files.pop(MANIFEST, None)
     if manifest is None:
-        raise CheckpointError(f"{folder}: '{MANIFEST}' is missing; restore the folder from a copy")
+        raise DamageError(f"{folder}: '{MANIFEST}' is missing; restore the folder from a copy")
     # Byte for byte, so that a change to the manifest itself is noticed wherever it falls.
     if manifest != _manifest(files):
-        raise CheckpointError(f"{folder}: {_difference(manifest, files)}; restore the folder from a copy")
+        raise DamageError(f"{folder}: {_difference(manifest, files)}; restore the folder from a copy")
     return files
 
 

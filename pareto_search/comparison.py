@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from pareto_search import checkpoint, refreshing, results
 from pareto_search.archive import choose
 from pareto_search.candidate import Evaluation, Genes
+from pareto_search.errors import DamageError
 from pareto_search.executor import Files
 from pareto_search.fusion import weights_of
 from pareto_search.objective import Constraint, Values, is_feasible
@@ -258,11 +259,10 @@ class Comparison:
         return [kept[i] for i in choose([p["validation"] for p in kept], objectives, results.ENTRIES)]
 
     def _test_front(self) -> list[Document]:
-        chosen = results.chosen(self._search.front, self._config.objectives)
+        chosen, files = self._chosen()
         mine: dict[str, list[Evaluation]] = {}
         for evaluation in chosen:
             mine.setdefault(evaluation.candidate, []).append(evaluation)
-        files = {name: checkpoint.read(self._search.checkpoints / name) for name in mine}
         calls = [("test", files[name], [e.serving for e in several]) for name, several in mine.items()]
         candidates = {c.id: c for c in self._store.candidates()}
         seconds: dict[str, float] = defaultdict(float)
@@ -280,6 +280,20 @@ class Comparison:
             for (name, several), tested in zip(mine.items(), self._pool.map(calls), strict=True)
             for evaluation, scores in zip(several, tested, strict=True)
         ]
+
+    def _chosen(self) -> tuple[list[Evaluation], dict[str, Files]]:
+        """The entries that are reported, and their checkpoints' files: one that was damaged costs its own alone."""
+        front, files = self._search.front, dict[str, Files]()
+        while True:
+            chosen = results.chosen(front, self._config.objectives)
+            unread = next((e.candidate for e in chosen if e.candidate not in files), None)
+            if unread is None:
+                return chosen, files
+            try:
+                files[unread] = checkpoint.read(self._search.checkpoints / unread)
+            except DamageError as error:
+                self._notice(f"Left out of the front: {error}.")
+                front = [e for e in front if e.candidate != unread]
 
     def _score_old(self, part: Literal["validation", "test"], points: Sequence[Document]) -> None:
         """Adds the scores on a part to an older front's entries, which blend in the components of their own search."""

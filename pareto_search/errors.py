@@ -39,6 +39,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, torn or changed, or its base model is not there."""
 
 
+class DamageError(CheckpointError):
+    """The files of a checkpoint are not those that were written."""
+
+
 class ClusterError(UserError):
     """Ray cannot be reached, or lacks what the search asks for."""
 

@@ -92,6 +92,7 @@ def run_search(
                 pack=workers.pack,
                 timeout=config.search.candidate_timeout * workers.pack,
                 address=address,
+                notice=watcher.notice,
             ) as pool:
                 if pool.unused_gpus:
                     watcher.notice(

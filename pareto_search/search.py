@@ -10,7 +10,7 @@ from pathlib import Path
 from pareto_search import archive, checkpoint
 from pareto_search.candidate import FIRST_TOWERS, INITIALS, Attempt, Evaluation, Forerunner, Kind, Leg
 from pareto_search.config import SearchConfig
-from pareto_search.errors import CheckpointError, SearchError
+from pareto_search.errors import CheckpointError, DamageError, SearchError
 from pareto_search.executor import Executor, Files, Outcome
 from pareto_search.schedule import Schedule, front_of
 from pareto_search.space import START
@@ -105,7 +105,7 @@ class Search:
 
         Raises:
             SearchError: every candidate fails.
-            CheckpointError: a checkpoint that a candidate starts from is missing or changed; that may be mended.
+            CheckpointError: a checkpoint that a candidate starts from is missing or cannot be read; that may be mended.
         """
         self._most = legs
         with self.store.transaction() as record:
@@ -234,8 +234,10 @@ class Search:
                 sources = self._sources(attempt)
             except CheckpointError as error:
                 record.started(attempt, NOBODY)  # and begun again by a resume
-                # A state that is gone nobody brings back; a checkpoint, or a disk that fails, the user may.
-                if attempt.candidate.id not in self._paused or isinstance(error.__cause__, OSError):
+                # A state that is gone, or what is damaged, nobody brings back; a checkpoint that is elsewhere, or a
+                # disk that fails, the user may.
+                gone = attempt.candidate.id in self._paused and not isinstance(error.__cause__, OSError)
+                if not (gone or isinstance(error, DamageError)):
                     return error
                 self._record(record, Outcome(attempt, error=str(error)))
             else:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -26,7 +26,7 @@ START, PER_TEXT, PER_GIGABYTE = 300.0, 0.05, 60.0
 text those of a base model of 100 MB.
 """
 SPARE = 3
-"""How many workers may die at their start, for each that was asked for."""
+"""How many workers may die or fail at their start until one has started again, for each that was asked for."""
 
 
 QUICK = 1.0
@@ -51,6 +51,7 @@ class RayPool:
         pack: how many attempts a worker runs side by side.
         timeout: seconds after which a running attempt counts as hung.
         address: of a running cluster, or None for a Ray of our own.
+        notice: takes one line of text.
 
     Raises:
         ClusterError: nobody answers at the address, or the cluster lacks the CPUs or GPUs asked for.
@@ -66,7 +67,9 @@ class RayPool:
         pack: int = 1,
         timeout: float = 600.0,
         address: str | None = None,
+        notice: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._notice = notice
         self._timeout, self._cpus, self._gpus, self._pack = timeout, cpus, gpus, pack
         self._handles: dict[int, Any] = {}  # every worker, by number
         self._actors: dict[int, Any] = {}  # those that have started
@@ -77,7 +80,7 @@ class RayPool:
         self._average = math.inf
         self._setup: dict[str, Any] = {}
         self._spawned = 0
-        self._spare = SPARE * count
+        self._spare = self._most_spare = SPARE * count
         self._identity: str | None = None
         size = sum(path.stat().st_size for path in locate(load.base, load.revision).weights)
         self._start = START + PER_GIGABYTE * size / 1e9 + PER_TEXT * len(load.texts) * max(1.0, size / 1e8)
@@ -210,8 +213,13 @@ class RayPool:
         for reference in [r for r in done if r in self._starting]:
             try:
                 self._admit(reference)
-            except RayError as error:  # one fewer, then
+            except RayError as error:
                 self._why = f" ({in_one_line(error)})"
+                if self._spare:  # its node may have come back too early
+                    self._spare -= 1
+                    self._spawn()
+                else:
+                    self._notice(f"A worker could not be started again{self._why}; {len(self._actors)} go on.")
         now = time.monotonic()
         for reference in [r for r, (_, began) in self._starting.items() if now - began >= self._start]:
             ray.kill(self._handles.pop(self._starting.pop(reference)[0]))
@@ -282,6 +290,7 @@ class RayPool:
             )
         self._actors[number] = self._handles[number]
         self._queues[number] = deque()
+        self._spare = self._most_spare
         self._house()
 
     @property

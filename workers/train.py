@@ -211,7 +211,7 @@ class FineTuning:
         self._loss.settle()
         self.adapter.eval()
         self.model.eval()
-        self.done, self._moved = to, True
+        self.done, self._moved = to, self._moved or self._adapts
         self.taken = max(self.taken, to)
 
     def scorer(self) -> TowerScorer:

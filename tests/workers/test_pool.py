@@ -12,10 +12,11 @@ from running import alive, eventually, title
 
 from pareto_search import __version__
 from pareto_search.candidate import Attempt, Candidate
-from pareto_search.errors import ClusterError
+from pareto_search.errors import CheckpointError, ClusterError
 from pareto_search.executor import Result
 from pareto_search.workers import pool
 from pareto_search.workers.encoder import Encoder
+from pareto_search.workers.worker import Worker
 from pareto_search.workers.workload import Workload
 
 
@@ -112,3 +113,48 @@ def test_a_worker_of_another_kind_is_refused_also_where_it_replaces_one(
         assert outcome.lost
         with pytest.raises(ClusterError, match=complaint):
             workers.map([("baseline", "popularity")])
+
+
+class Late(pool.WorkerActor):
+    """A worker that dies of its first candidate, and whose node has its base model back only at the third start."""
+
+    def __init__(self, load: Workload, *arguments: Any) -> None:
+        died = Path(str(load.notes["died"]))
+        if died.exists() and died.stat().st_size < 2:
+            with died.open("a") as file:
+                file.write(".")
+            raise CheckpointError("no base model there")
+        super().__init__(load, *arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        if method == "run":
+            Path(str(self._worker.load.notes["died"])).touch()
+            os._exit(1)
+        return super().call(method, *arguments)
+
+
+def test_a_worker_that_cannot_start_again_at_once_is_begun_again(
+    workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
+    monkeypatch.setattr(pool, "WorkerActor", Late)
+    notices: list[str] = []
+    notes = {"died": str(tmp_path / "died")}
+    with pool.RayPool(replace(workload, notes=notes), count=1, notice=notices.append) as workers:
+        workers.submit(Attempt(Candidate("c0001", {})))
+        [outcome] = workers.wait()
+        assert outcome.lost
+        assert workers.map([("baseline", "popularity")]) == [Worker(workload).baseline("popularity")]
+        assert notices == []
+        monkeypatch.setattr(workers, "_spare", 0)
+        (tmp_path / "died").write_text("")
+        workers.submit(Attempt(Candidate("c0002", {})))
+        [outcome] = workers.wait()
+        assert outcome.lost
+        with pytest.raises(
+            ClusterError, match=r"no worker is left and none could be started \(.*no base model there\)"
+        ):
+            workers.map([("baseline", "popularity")])
+    assert len(notices) == 1
+    assert notices[0].startswith("A worker could not be started again (")
+    assert notices[0].endswith("no base model there); 0 go on.")
