@@ -20,25 +20,33 @@ Array = np.ndarray
 
 
 def text_vectors(base: str, folder: str, texts: Sequence[str]) -> Array:
-    """PEFT's model over texts padded on the right, pooled as recommender.json says, and brought to unit length."""
+    """PEFT's model over texts, as recommender.json says."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     notes = json.loads(Path(folder, "recommender.json").read_text())
     model = PeftModel.from_pretrained(AutoModel.from_pretrained(base, dtype=getattr(torch, notes["dtype"])), folder)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    options = {"padding": True, "truncation": True, "max_length": notes["max_item_tokens"], "return_tensors": "pt"}
-    batch = tokenizer(list(texts), **options)
+    return unit_vectors(model, base, texts, notes["max_item_tokens"], notes["pooling"])
+
+
+def unit_vectors(model: Any, base: str, texts: Sequence[str], max_tokens: int, pooling: str = "mean") -> Array:
+    """A model's last states over texts padded on the right, pooled and brought to unit length."""
+    import torch
+    from transformers import AutoTokenizer
+
+    options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+    batch = AutoTokenizer.from_pretrained(base)(list(texts), **options)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        hidden = model.eval()(batch["input_ids"], batch["attention_mask"]).last_hidden_state.float()
-    mask = batch["attention_mask"][..., None]
+        hidden = model.eval()(**inputs).last_hidden_state.float()
+    mask = inputs["attention_mask"][..., None]
     pooled = {
         "mean": (hidden * mask).sum(1) / mask.sum(1),
         "first": hidden[:, 0],
         "last": hidden[torch.arange(len(hidden)), mask.sum(1)[:, 0] - 1],
     }
-    return torch.nn.functional.normalize(pooled[notes["pooling"]], dim=1).numpy()
+    return torch.nn.functional.normalize(pooled[pooling], dim=1).numpy()
 
 
 def item_vectors(tensors: Mapping[str, Array], text: Array | None) -> Array:

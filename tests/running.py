@@ -1,4 +1,4 @@
-"""Searches as a user has them: processes of their own, from outside."""
+"""Searches and other commands as a user has them, most of them processes of their own, from outside."""
 
 import os
 import shutil
@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 from benchmarks import kills, small
+from pareto_search.cli import main
 
 T = TypeVar("T")
 PATIENCE = 120.0
@@ -96,6 +97,36 @@ def pareto_search(*arguments: str | Path) -> Ended:
         return driver.end()
 
 
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Runs a command in this process, from its arguments to its exit code."""
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["pareto-search", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Ended(code, *capfd.readouterr())
+
+    return run
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """What is started within hears Ctrl-C, to which all that a shell starts in the background is deaf."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def environment(*without: str) -> dict[str, str]:
     """A user's, but for the rank of Ray's workers: without what a Ray that a test has started here leaves behind.
 
@@ -129,6 +160,13 @@ def title(process: psutil.Process) -> str:
         return " ".join(process.cmdline()).strip()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return ""
+
+
+class Untouchable:
+    """In place of a pool of workers: whoever wants workers is stopped as by Ctrl-C."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

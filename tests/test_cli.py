@@ -3,10 +3,10 @@ import re
 import shlex
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -14,37 +14,20 @@ import optuna
 import pytest
 import yaml
 from click.testing import CliRunner
-from running import Ended, Finished, pareto_search, undisturbed
+from running import Call, Finished, call, pareto_search, undisturbed
 
 from benchmarks import kills, small
-from pareto_search import load_front
-from pareto_search.cli import cli, main
+from pareto_search import SearchConfig, launch, load_front
+from pareto_search.cli import DEMO, cli
 from pareto_search.display import show_front
 from pareto_search.launch import load_config
 from pareto_search.recsys.fetch import FOLDER
 from pareto_search.report import report
 from pareto_search.store import Store, lock
 
-__all__ = ["undisturbed"]
+__all__ = ["call", "undisturbed"]
 
-Call = Callable[..., Ended]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Runs a command in this process, from its arguments to its exit code."""
-
-    def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["pareto-search", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Ended(code, *capfd.readouterr())
-
-    return run
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -82,6 +65,15 @@ def test_help_is_there_under_its_short_name_too(call: Call, names: tuple[str, ..
     ended = call(*names, "-h")
     assert ended.code == 0
     assert ended.out.startswith("Usage: ")
+
+
+def test_the_demo_of_the_command_line_is_that_of_the_page() -> None:
+    script = (ROOT / "pareto_search" / "service" / "static" / "home.js").read_text()
+    found = re.search(r"^const DEMO = (\{.*\});$", script, re.MULTILINE)
+    assert found
+    page = yaml.safe_load(found[1])  # as which it reads too
+    assert page["search"] == DEMO["search"]
+    assert SearchConfig.parse({**page, "data": DEMO["data"]}) == SearchConfig.parse(DEMO)
 
 
 def test_the_version_is_told(call: Call) -> None:
@@ -640,3 +632,26 @@ def test_a_checkpoint_with_a_changed_byte_gets_one_line(call: Call, undisturbed:
         said = call(str(verb), run, entry["entry"], *rest).complaint
         assert "'adapter_model.safetensors' was changed" in said
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("given", [None, "a token of our own"])
+def test_a_deployment_on_this_machine_makes_its_own_token_where_none_is_given(
+    call: Call, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(launch, "deploy", lambda run, names, **wish: told.update(wish, run=run, names=names))
+    monkeypatch.setattr("pareto_search.cli.threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted)))
+    monkeypatch.delenv("PARETO_SEARCH_TOKEN", raising=False)
+    if given:
+        monkeypatch.setenv("PARETO_SEARCH_TOKEN", given)
+    ended = call("deploy", "runs/first", "c0001-s00", "c0002-s03", "--port", "8001", "--replicas", "2")
+    assert (ended.code, ended.err) == (0, "")
+    assert (told["run"], told["names"]) == ("runs/first", ("c0001-s00", "c0002-s03"))
+    assert (told["host"], told["port"], told["replicas"], told["address"]) == ("127.0.0.1", 8001, 2, None)
+    says, *more, end = ended.out.splitlines()
+    assert (says, end) == ("Serving c0001-s00, c0002-s03 at http://127.0.0.1:8001/recommend", "Ctrl-C ends it.")
+    assert more == ([] if given else [f"Token: {told['token']}"])
+    assert told["token"] == given or (given is None and len(told["token"]) >= 32)

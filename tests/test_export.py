@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def theirs(run: Path, toy: Dataset, tiny_base: Any) -> np.ndarray:
     return plain.text_vectors(str(tiny_base.folder), str(run / "checkpoints" / "c0000"), toy.texts)
 
 
+@pytest.fixture(scope="module")
+def run_of(
+    make_run: Callable[[Any], Path], save_base: Callable[[Any], Any], tiny_base: Any, workload: Any
+) -> Callable[[str, str], Path]:
+    """The run of a family of base models in some precision; each is made once, and nobody changes it."""
+
+    @cache
+    def make(family: str, dtype: str) -> Path:
+        base = tiny_base if family == "bert" else save_base(DECODERS[family])
+        return make_run(replace(workload, dtype=dtype, base=base.id))
+
+    return make
+
+
 def tokens(folder: Path, texts: tuple[str, ...]) -> Mapping[str, np.ndarray]:
     from transformers import AutoTokenizer
 
@@ -127,18 +142,11 @@ def test_onnxruntime_gives_the_items_text_vectors_in_batches_of_any_shape(
 @pytest.mark.parametrize("form", ["merged", "sentence-transformers", "onnx"])
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
 def test_a_decoder_is_exported_too(
-    make_run: Callable[[Any], Path],
-    save_base: Callable[[Any], Any],
-    workload: Any,
-    toy: Dataset,
-    tmp_path: Path,
-    family: str,
-    form: str,
+    run_of: Callable[[str, str], Path], toy: Dataset, tmp_path: Path, family: str, form: str
 ) -> None:
-    base = save_base(DECODERS[family])
-    run = make_run(replace(workload, base=base.id))
-    theirs = plain.text_vectors(str(base.folder), str(run / "checkpoints" / "c0000"), toy.texts)
+    run = run_of(family, "float32")
     ours = Serving(entry.of_run(run, NAME), toy)
+    theirs = plain.text_vectors(str(ours.encoder.base.folder), str(run / "checkpoints" / "c0000"), toy.texts)
     assert ours.encoder.pooling == "last"
     assert least_cosine(ours.encoder.frozen.numpy(), theirs) < 0.99
     export(run, NAME, toy, tmp_path / form, form)  # refuses what is not the checkpoint
@@ -184,17 +192,9 @@ def test_an_adapter_of_another_form_is_merged_too(
     ],
 )
 def test_what_was_trained_in_four_bits_is_exported_as_it_was_trained(
-    make_run: Callable[[Any], Path],
-    save_base: Callable[[Any], Any],
-    tiny_base: Any,
-    workload: Any,
-    toy: Dataset,
-    tmp_path: Path,
-    family: str,
-    form: str,
+    run_of: Callable[[str, str], Path], toy: Dataset, tmp_path: Path, family: str, form: str
 ) -> None:
-    base = tiny_base if family == "bert" else save_base(DECODERS[family])
-    run = make_run(replace(workload, dtype="nf4", base=base.id))
+    run = run_of(family, "nf4")
     ours = Serving(entry.of_run(run, NAME), toy)
     assert ours.entry.notes["dtype"] == "nf4"
     export(run, NAME, toy, tmp_path / form, form)

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from running import Finished, undisturbed
+from running import Finished, Untouchable, undisturbed
 
 from pareto_search import SearchConfig, load_front
 from pareto_search.errors import CheckpointError, ConfigError, DataError, RunError
@@ -20,13 +20,6 @@ from pareto_search.workers.base import locate
 from pareto_search.workers.workload import Workload
 
 __all__ = ["undisturbed"]
-
-
-class Untouchable:
-    """In place of a pool of workers: whoever wants workers is stopped as by Ctrl-C."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        raise KeyboardInterrupt
 
 
 class Idle:
@@ -63,6 +56,13 @@ def budget(config: SearchConfig, candidates: int) -> SearchConfig:
 
 def test_a_search_that_is_over_gives_its_front_without_workers_even_where_its_folder_was_moved(run: Path) -> None:
     assert run_search(SearchConfig.load(run / "search.yaml"), run) == load_front(run)
+
+
+def test_a_control_that_is_asked_for_later_wants_workers_and_leaves_the_front_until_it_has_them(run: Path) -> None:
+    front = load_front(run)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(SearchConfig.load(run / "search.yaml"), run, retrain=True)
+    assert load_front(run) == front
 
 
 def test_a_larger_budget_whose_workers_never_start_changes_nothing(run: Path) -> None:

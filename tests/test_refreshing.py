@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import Finished, pareto_search, undisturbed
+from running import Finished, Untouchable, pareto_search, undisturbed
 
 from pareto_search import SearchConfig, checkpoint, load_front, refresh
 from pareto_search.candidate import Candidate
@@ -24,13 +24,6 @@ from pareto_search.workers.recommend import History, Serving, sequences
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
 
 __all__ = ["undisturbed"]
-
-
-class Stopped:
-    """In place of a pool of workers: the search is stopped as by Ctrl-C."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -64,7 +57,7 @@ def test_a_refresh_begins_with_the_old_front_and_shows_both_even_if_it_was_stopp
 ) -> None:
     run, before = tmp_path / "run", load_front(first)
     with monkeypatch.context() as patch:
-        patch.setattr(pool, "RayPool", Stopped)
+        patch.setattr(pool, "RayPool", Untouchable)
         with pytest.raises(KeyboardInterrupt):
             refresh(first, str(newer), run)
     first.rename(tmp_path / "away")  # from now on it is not wanted

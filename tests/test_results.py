@@ -1,6 +1,5 @@
 """What front.json says of an entry, and how the front grew."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,15 +79,31 @@ def test_what_the_first_towers_dominated_is_back_on_the_front_when_the_warm_star
 
 def test_the_time_in_which_a_search_stood_still_does_not_count(store: Store) -> None:
     finish(store, Candidate("c0001", {}), 1, 40, (0.4, 0.4))
-    now = time.time()
+    [attempt] = store.attempts()
+    assert attempt.ended is not None
+    ended, created = attempt.ended, store.search.created
     with store.transaction() as record:
-        record.put_fact("sessions", [(now - 90_000, 0.0), (now - 10, 100.0)])  # a day lies between them
+        record.put_fact("sessions", [(ended - 90_000, 0.0), (ended - 10, 100.0)])  # a day lies between them
     [(seconds, *_)] = results.moments(store, OBJECTIVES, (), 40)
-    assert seconds == pytest.approx(110, abs=5)
-    assert store.seconds_until([now - 89_950, now - 5]) == pytest.approx([50, 105])
+    assert seconds == pytest.approx(110)
+    assert store.seconds_until([ended - 89_950, ended - 5]) == pytest.approx([50, 105])
     with store.transaction() as record:
-        record.put_fact("sessions", [(now + 90_000, 40.0)])  # an older release began the search, and noted no session
-    assert store.seconds_until([now + 30, now + 90_010]) == pytest.approx([30, 50], abs=5)
+        record.put_fact("sessions", [(created + 90_000, 40.0)])  # an older release began it, and noted no session
+    assert store.seconds_until([created + 30, created + 90_010]) == pytest.approx([30, 50])
+
+
+def test_the_front_from_scratch_has_the_others_as_they_are(store: Store) -> None:
+    def scored(accuracy: float, diversity: float) -> results.Document:
+        test = {"ndcg@10": {"mean": accuracy / 2}, "ild@10": {"mean": diversity}}
+        return {"validation": {"ndcg@10": accuracy, "ild@10": diversity}, "test": test}
+
+    alone, heir = {"entry": "c0001-s00", **scored(0.8, 0.2)}, {"entry": "c0002-s00", **scored(0.4, 0.6)}
+    assert "retrained" not in results.document(store.search, OBJECTIVES, [alone, heir], [], {})["hypervolume"]
+    both = [alone, {**heir, "retrained": scored(0.2, 0.6)}]
+    volumes = results.document(store.search, OBJECTIVES, both, [], {})["hypervolume"]
+    # What both dominate is 0.4 x 0.2, and 0.2 x 0.2 without what was inherited.
+    assert volumes.pop("retrained") == pytest.approx({"validation": 0.16 + 0.12 - 0.04, "test": 0.12})
+    assert volumes == pytest.approx({"validation": 0.16 + 0.24 - 0.08, "test": 0.16})
 
 
 def test_of_many_attempts_the_moments_are_evenly_spread_and_those_of_the_whole_curve(

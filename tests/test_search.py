@@ -543,6 +543,25 @@ def test_what_was_lost_together_is_tried_alone_after_a_resume_too(store: Store, 
     assert [a.candidate for a in store.attempts() if a.state == "failed"] == ["c0003"]
 
 
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_a_resume_whose_minutes_are_spent_ends_what_was_under_way_and_begins_nothing(
+    monkeypatch: pytest.MonkeyPatch, store: Store, run: Path, mode: str
+) -> None:
+    clock, wishes = Clock(monkeypatch), {**HALVING, "mode": mode, "candidates": 1000, "fusions": 0}
+    stopped = Stopping(lambda _: False, due=lambda workers: len(workers.ended) == 10)
+    stopped.deed = clock.slow(30)
+    with pytest.raises(Crash):
+        searched(store, run, stopped, **wishes)
+    assert len(stopped.running) == LANES
+    workers = Workers(deed=clock.slow(30))
+    found = searched(store, run, workers, **wishes, minutes=1)
+    again = {(a.candidate.id, a.number, a.steps) for a in workers.submitted}
+    assert again == {(a.candidate.id, a.number + 1, a.steps) for a in stopped.running}
+    assert found.is_over
+    assert found.front
+    assert found.progress().left == 0
+
+
 @pytest.mark.parametrize("stops", [False, True])
 def test_who_has_come_to_a_rung_is_no_suspect_any_more(store: Store, run: Path, stops: bool) -> None:
     killed: list[int] = []
@@ -777,6 +796,29 @@ def test_a_checkpoint_that_is_gone_ends_the_search_until_it_is_back(store: Store
     assert found.is_over
     assert store.evaluations()[: len(before)] == before
     assert not [a for a in store.attempts() if a.state == "failed"]
+
+
+@pytest.mark.parametrize("mode", ["async", "ordered"])
+def test_a_checkpoint_that_was_damaged_costs_those_who_start_from_it(store: Store, run: Path, mode: str) -> None:
+    damaged: set[str] = set()
+
+    def look(_: Progress) -> None:
+        if len(store.evaluations()) > 30 and not damaged:
+            for folder in (run / "checkpoints").iterdir():
+                damaged.add(folder.name)
+                (folder / "manifest.json").write_text("{}")
+
+    heirs = {"candidates": 24, "population": 3, "inheritance": True, "mode": mode}
+    found = Search(config(**heirs), store, run)
+    found.run(Workers(), look)
+    failed = {a.candidate: (a.worker, a.error or "") for a in store.attempts() if a.state == "failed"}
+    assert failed
+    for name, (worker, error) in failed.items():
+        assert worker == "nobody"
+        assert damaged & set(found.schedule.candidates[name].parents)
+        assert error.endswith("restore the folder from a copy")
+    assert found.is_over
+    assert found.progress().finished + len(failed) == 24
 
 
 @pytest.mark.parametrize("mode", ["async", "ordered"])

@@ -534,7 +534,7 @@ def test_a_run_folder_that_is_not_there_cannot_be_locked(tmp_path: Path) -> None
         pass
 
 
-def test_files_and_memory_stay_flat_over_many_transactions(file: Path) -> None:
+def test_many_transactions_leave_no_files_open(file: Path) -> None:
     store = Store.open(file)
     store.candidates()
     before = len(os.listdir("/proc/self/fd"))

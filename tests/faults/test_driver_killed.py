@@ -1,26 +1,38 @@
 import json
-import random
 import shutil
 import signal
+from contextlib import closing
 from pathlib import Path
 
-from running import Finished, eventually, pareto_search, started
+from running import Driver, Finished, eventually, pareto_search, started
 
 from benchmarks import kills
 from pareto_search.store import Store
 
-KILLS = 4
+KILLS = 3
+
+
+def killed(driver: Driver, run: Path, count: int) -> dict[str, tuple[int, int]]:
+    """Kills it in the middle of a candidate once so many have finished, and says which have."""
+    eventually(lambda: len(kills.finished(run)) >= count and driver.at_work())
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait()
+    return kills.finished(run)
 
 
 def test_a_search_whose_driver_is_killed_again_and_again_ends_as_if_it_had_not(
     undisturbed: Finished, tmp_path: Path
 ) -> None:
-    rng, tally, run = random.Random(7), kills.Tally(), tmp_path / "run"
-    # Ray needs some seconds to start: later moments find candidates under way.
-    kills.killed_until_done(undisturbed.config, run, lambda: rng.uniform(5, 12), tally, KILLS)
-    assert tally == kills.Tally(kills=tally.kills, searches=1)
-    assert tally.kills
+    run, known = tmp_path / "run", dict[str, tuple[int, int]]()
+    for _ in range(KILLS):
+        with started("run", undisturbed.config, "--out", run) as driver:
+            now = killed(driver, run, len(known) + 1)
+        assert {name: now[name] for name in known} == known
+        known = now
+    ended = pareto_search("run", undisturbed.config, "--out", run)
+    assert ended.code == 0, ended.err
     assert kills.essence(run) == kills.essence(undisturbed.run)
+    assert kills.attempts_after_the_end(run) == 0
 
 
 def test_a_driver_killed_in_the_middle_of_a_candidate_leaves_no_worker_and_is_resumed(
@@ -28,10 +40,7 @@ def test_a_driver_killed_in_the_middle_of_a_candidate_leaves_no_worker_and_is_re
 ) -> None:
     run = tmp_path / "run"
     with started("run", undisturbed.config, "--out", run) as driver:
-        eventually(lambda: len(kills.finished(run)) >= 2 and driver.at_work())
-        driver.process.send_signal(signal.SIGKILL)
-        driver.process.wait()
-        before = kills.finished(run)
+        before = killed(driver, run, 2)
         eventually(lambda: not driver.heavy(), patience=60)
     ended = pareto_search("resume", run)
     assert ended.code == 0, ended.err
@@ -57,10 +66,13 @@ def test_a_driver_killed_while_it_fits_the_other_towers_goes_on_with_them(
 ) -> None:
     run = tmp_path / "run"
     with started("run", undisturbed.config, "--out", run) as driver:
-        eventually(lambda: kills.finished(run))
+        assert driver.process.stdout is not None
+        assert any("Fitting the other towers" in line for line in driver.process.stdout)
         driver.process.send_signal(signal.SIGKILL)
         driver.process.wait()
-    assert "e0000" in kills.finished(run)
+    assert kills.finished(run).keys() == {"e0000"}
+    with closing(Store.open(run / "search.db")) as store:
+        assert "early-start" in store.fact("components")
     ended = pareto_search("resume", run)
     assert ended.code == 0, ended.err
     assert kills.essence(run) == kills.essence(undisturbed.run)

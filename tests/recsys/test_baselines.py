@@ -4,14 +4,10 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from items import sequences
 
 from pareto_search.recsys.baselines import DecayedMean, ItemSimilarity, Popularity, ease, item_knn, whitened
 from pareto_search.recsys.split import Sequences
-
-
-def sequences(*rows: list[int]) -> Sequences:
-    ends = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
-    return Sequences(ends, np.array([i for row in rows for i in row], np.int32), None)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from pareto_search.errors import DataError
 from pareto_search.recsys import fetch
-from pareto_search.recsys.dataset import load_movielens
+from pareto_search.recsys.dataset import Dataset
 
 RATINGS = "2\t1\t5\t20\n1\t267\t3\t10\n1\t1\t4\t30\n"
 
@@ -100,18 +100,21 @@ def test_both_sources_give_the_same_canonical_files() -> None:
     assert fetch.from_recbole(recbole()) == files
 
 
-def test_movielens_has_its_known_numbers_and_is_fetched_once(tmp_path: Path) -> None:
-    notices: list[str] = []
-    folder = fetch.movielens_100k(tmp_path, notices.append)
-    data = load_movielens(folder)
+def test_movielens_has_its_known_numbers(movielens: Dataset) -> None:
+    data = movielens
     assert (len(data.user_ids), len(data.item_ids), len(data.users)) == (943, 1682, 100_000)
     assert data.texts[0] == "Toy Story (1995), Animation, Children's, Comedy"
     assert data.titles[0] == "Toy Story (1995)"
     assert data.dropped == {}
     assert {name: len(set(groups)) for name, groups in data.groups.items()} == {"gender": 2, "occupation": 21}
     assert (data.groups["gender"].count("F"), data.groups["occupation"][0]) == (273, "technician")
-    assert fetch.movielens_100k(tmp_path, notices.append) == folder
-    assert notices == [fetch.LICENCE]
+
+
+def test_what_is_there_is_not_fetched_again(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "SOURCES", (source(None),))
+    notices: list[str] = []
+    assert fetch.movielens_100k(small.parent, notices.append) == small
+    assert notices == []
 
 
 def test_the_next_source_is_tried_and_the_licence_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

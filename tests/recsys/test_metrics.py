@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from items import sequences
 from scipy.stats import bootstrap
 
 from pareto_search.errors import ConfigError
@@ -25,13 +26,7 @@ from pareto_search.recsys.metrics import (
     interval,
     parse_metric,
 )
-from pareto_search.recsys.split import Sequences
 from pareto_search.recsys.statistics import ItemStatistics
-
-
-def sequences(*rows: list[int]) -> Sequences:
-    ends = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
-    return Sequences(ends, np.array([i for row in rows for i in row], np.int32), None)
 
 
 def ranked(lists: list[list[int]], *targets: list[int]) -> Ranked:

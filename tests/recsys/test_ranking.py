@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from items import sequences
 
 from pareto_search.candidate import Genes
 from pareto_search.recsys import ranking
@@ -14,11 +15,6 @@ from pareto_search.space import Gene, SearchSpace
 
 GENES = (Gene("diversity", "real", "serving", high=0.98), Gene("ease", "real", "serving"))
 SPACE = SearchSpace(GENES, {}, {g.name: g.role for g in GENES})
-
-
-def sequences(*rows: list[int]) -> Sequences:
-    ends = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
-    return Sequences(ends, np.array([i for row in rows for i in row], np.int32), None)
 
 
 class Fixed:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from items import many
 
 from pareto_search.recsys import rerank as ranker
 from pareto_search.recsys.rerank import blend, choose, relevance, rerank, standardise
@@ -23,14 +24,6 @@ LIKELY = np.log([[0.4, 0.3, 0.2, 0.1]]).astype(np.float32)
 
 def scores(*rows: list[float]) -> np.ndarray:
     return np.array(rows, np.float32)
-
-
-def many(n_items: int) -> ItemStatistics:
-    rng = np.random.default_rng(0)
-    features = np.abs(rng.normal(size=(n_items, 5)))
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    novelty, credibility = rng.random((2, n_items)).astype(np.float32)
-    return ItemStatistics(np.zeros(n_items, np.int64), novelty, credibility, features.astype(np.float32))
 
 
 def test_without_serving_genes_the_order_is_that_of_the_scores() -> None:

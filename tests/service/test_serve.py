@@ -1,8 +1,7 @@
 import json
-import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,11 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Shared
-from running import Ended, pareto_search
+from running import Call, Ended, call
 from serving import TOKEN, saying, serving
 
 from pareto_search.errors import RunError
 from pareto_search.service.submit import submit
+
+__all__ = ["call"]
 
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
 """What another service answers."""
@@ -35,25 +36,25 @@ OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_service_that_cannot_start_says_so_in_one_line(
-    arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PARETO_SEARCH_TOKEN", raising=False)
-    assert complaint in pareto_search("serve", "--root", tmp_path / "root", *arguments).complaint
+    assert complaint in call("serve", "--root", tmp_path / "root", *arguments).complaint
 
 
-def test_a_record_has_services_of_one_root(tmp_path: Path) -> None:
+def test_a_record_has_services_of_one_root(call: Call, tmp_path: Path) -> None:
     store = ["--store", tmp_path / "record.db"]
     with serving(tmp_path / "root", *store) as first:
         first.kill()
-    refused = pareto_search("serve", "--root", tmp_path / "other", "--port", "0", *store).complaint
+    refused = call("serve", "--root", tmp_path / "other", "--port", "0", *store).complaint
     assert f"the record of another root, {tmp_path / 'root'} (" in refused
     with serving(tmp_path / "root", *store):
         pass
 
 
-def test_a_weak_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weak_token_is_refused(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARETO_SEARCH_TOKEN", "short")
-    assert "too weak" in pareto_search("serve", "--root", tmp_path / "root").complaint
+    assert "too weak" in call("serve", "--root", tmp_path / "root").complaint
 
 
 def test_without_a_token_it_makes_one_and_prints_a_link_that_carries_it(tmp_path: Path) -> None:
@@ -70,48 +71,49 @@ def test_without_a_token_it_makes_one_and_prints_a_link_that_carries_it(tmp_path
         assert token not in said
 
 
-def submitted(shared: Shared, config: object, *options: str, token: str = TOKEN) -> Ended:
+Submit = Callable[..., Ended]
+
+
+@pytest.fixture
+def submitted(call: Call, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Submit:
+    """Submits a config to the shared service."""
     path = shared.service.root.parent / "submitted.yaml"
-    path.write_text(yaml.safe_dump(config))
-    os.environ["PARETO_SEARCH_TOKEN"] = token
-    try:
-        return pareto_search("submit", path, "--server", shared.service.address, *options)
-    finally:
-        del os.environ["PARETO_SEARCH_TOKEN"]
+
+    def run(config: object, *options: str, token: str = TOKEN) -> Ended:
+        path.write_text(yaml.safe_dump(config))
+        monkeypatch.setenv("PARETO_SEARCH_TOKEN", token)
+        return call("submit", path, "--server", shared.service.address, *options)
+
+    return run
 
 
-def test_submit_prints_the_search_and_how_to_watch_it(shared: Shared) -> None:
-    told = submitted(shared, shared.config)
+def test_submit_prints_the_search_and_how_to_watch_it(submitted: Submit, shared: Shared) -> None:
+    told = submitted(shared.config)
     assert (told.code, told.err) == (0, "")
     search, _, _ = told.out.partition(" is ")
     assert shared.client.get(f"/v1/searches/{search}").json()["config"] == shared.config
     assert f"{shared.service.address}v1/searches/{search}/events" in told.out
-    as_json = submitted(shared, shared.config, "--json")
+    as_json = submitted(shared.config, "--json")
     second = json.loads(as_json.out)["id"]
     for name in (search, second):
         shared.client.post(f"/v1/searches/{name}/cancel")
 
 
-def test_submit_tells_what_the_service_refuses(shared: Shared) -> None:
-    assert submitted(shared, shared.config, token="").complaint.startswith("PARETO_SEARCH_TOKEN is not set")
-    assert submitted(shared, shared.config, token="w" * 20).complaint.startswith("the token is missing or wrong")
-    refused = submitted(shared, {**shared.config, "data": {"source": "smal"}}).complaint
+def test_submit_tells_what_the_service_refuses(submitted: Submit, shared: Shared) -> None:
+    assert submitted(shared.config, token="").complaint.startswith("PARETO_SEARCH_TOKEN is not set")
+    assert submitted(shared.config, token="w" * 20).complaint.startswith("the token is missing or wrong")
+    refused = submitted({**shared.config, "data": {"source": "smal"}}).complaint
     assert refused == "data set 'smal' is not registered; did you mean 'small'?"
 
 
-def test_submit_needs_a_service(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submit_needs_a_service(call: Call, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARETO_SEARCH_TOKEN", TOKEN)
     path = shared.service.root.parent / "small" / "search.yaml"
-    assert (
-        "no service answers at http://127.0.0.1:9"
-        in pareto_search("submit", path, "--server", "http://127.0.0.1:9").complaint
-    )
-    assert "no service answers at nowhere" in pareto_search("submit", path, "--server", "nowhere").complaint
-    wrong = "http://127.0.0.1:86x2"
-    assert f"no service answers at {wrong}" in pareto_search("submit", path, "--server", wrong).complaint
+    for nobody in ("http://127.0.0.1:9", "nowhere", "http://127.0.0.1:86x2"):
+        assert f"no service answers at {nobody}" in call("submit", path, "--server", nobody).complaint
     for told, line in ((b"SSH-2.0\r\n", "no service answers at"), (OTHER, "is no pareto-search service")):
         with saying(told) as address:
-            assert line in pareto_search("submit", path, "--server", address).complaint
+            assert line in call("submit", path, "--server", address).complaint
 
 
 @contextmanager

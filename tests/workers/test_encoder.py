@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from plain import unit_vectors
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -54,16 +55,9 @@ def plain(
     base: Base, texts: Sequence[str], max_tokens: int, dtype: torch.dtype = torch.float32, model: Any = None
 ) -> torch.Tensor:
     """Over padded texts with an attention mask, the mean or a decoder's last token, then L2 normalisation."""
-    model = model or AutoModel.from_pretrained(base.folder, dtype=dtype).eval()
-    batch = AutoTokenizer.from_pretrained(base.folder)(
-        list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
-    )
-    with torch.no_grad():
-        hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
-    mask = batch["attention_mask"][..., None]
-    if model.config.model_type in DECODERS:
-        return torch.nn.functional.normalize(hidden[torch.arange(len(hidden)), mask[..., 0].sum(1) - 1], dim=1)
-    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+    model = model or AutoModel.from_pretrained(base.folder, dtype=dtype)
+    pooling = "last" if model.config.model_type in DECODERS else "mean"
+    return torch.from_numpy(unit_vectors(model, str(base.folder), texts, max_tokens, pooling))
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

@@ -1,5 +1,7 @@
 """Reasons: what each item of a history adds to a score."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ import pytest
 import torch
 
 from pareto_search.entry import of_run
+from pareto_search.errors import CheckpointError
 from pareto_search.recsys.baselines import ItemSimilarity
 from pareto_search.recsys.dataset import Dataset
+from pareto_search.workers.base import Base
 from pareto_search.workers.recommend import History, Serving, sequences
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
 from pareto_search.workers.workload import TowerKind
@@ -24,6 +28,24 @@ WINDOW = 6
 @pytest.fixture
 def serving(toy_run: Path, toy: Dataset) -> Serving:
     return Serving(of_run(toy_run, "c0000-s00"), toy)
+
+
+def test_the_base_model_may_have_moved_but_has_to_be_the_same(
+    serving: Serving, toy: Dataset, tiny_base: Base, tmp_path: Path
+) -> None:
+    for name in ("moved", "changed"):
+        shutil.copytree(tiny_base.folder, tmp_path / name)
+    notes = {**serving.entry.notes, "base": {**serving.entry.notes["base"], "id": str(tmp_path / "gone")}}
+    files = {**serving.entry.files, "recommender.json": json.dumps(notes).encode()}
+    entry = replace(serving.entry, files=files)
+    moved = Serving(entry, toy, base=str(tmp_path / "moved"))
+    assert moved.evaluate("test") == serving.evaluate("test")
+    weights = tmp_path / "changed" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not the one that c0000-s00 was trained on"):
+        Serving(entry, toy, base=str(tmp_path / "changed"))
 
 
 def stirred(tower: TowerKind, text: torch.Tensor) -> TowerScorer:
