@@ -142,3 +142,21 @@ def test_a_control_that_is_stopped_does_not_cost_the_front(
     assert notices[-1] == "Training what inherited weights from scratch, as a control."
     entries = [e["entry"] for e in load_front(run)["front"]]
     assert entries == [e["entry"] for e in load_front(undisturbed.run)["front"]]
+
+
+def test_a_damaged_checkpoint_costs_the_front_its_own_entries(undisturbed: Finished, tmp_path: Path) -> None:
+    run = undisturbed.copy(tmp_path / "run")
+    config, notices = SearchConfig.load(run / "search.yaml"), list[str]()
+    before = load_front(run)["front"]
+    damaged = before[0]["candidate"]
+    assert {e["candidate"] for e in before} > {damaged}
+    (run / "checkpoints" / damaged / "recommender.json").write_text("{}")
+    with closing(Store.open(run / "search.db")) as store:
+        front = Comparison(run, Search(config, store, run), Scoring(config), notices.append).finish(retrain=False)
+    kept = {e["entry"] for e in front["front"]}
+    assert kept >= {e["entry"] for e in before if e["candidate"] != damaged}
+    assert not [name for name in kept if name.startswith(damaged)]
+    assert [line for line in notices if line.startswith("Left out of the front: ")] == [
+        f"Left out of the front: {run / 'checkpoints' / damaged}: 'recommender.json' was changed; "
+        "restore the folder from a copy."
+    ]

@@ -25,6 +25,8 @@ START, PER_TEXT, PER_GIGABYTE = 300.0, 0.05, 60.0
 """Seconds within which workers must have started. A base model may have to be fetched, and reads every text once; for a
 text those of a base model of 100 MB.
 """
+SILENCE = 600.0
+"""Seconds without a reply after which somebody who waits for one is told what is under way."""
 SPARE = 3
 """How many workers may die or fail at their start until one has started again, for each that was asked for."""
 
@@ -175,12 +177,21 @@ class RayPool:
         running: dict[Any, tuple[int, int]] = {}
         again: set[int] = set()
         results: list[Any] = [None] * len(calls)
+        silence = time.monotonic() + SILENCE
         while waiting or running:
             idle = self._actors.keys() - {number for _, number in running.values()}  # also those that have just started
             for number in sorted(idle)[: len(waiting)]:
                 place, (method, *arguments) = waiting.pop()
                 running[_call(self._actors[number], method, *arguments, *same)] = place, number
-            for reference in self._await(list(running)):
+            replied = self._await(list(running), silence)
+            if not replied and time.monotonic() < silence:
+                continue  # a worker has started
+            if not replied:
+                under_way = ", ".join(f"{calls[place][0]} by w{number}" for place, number in running.values())
+                what = under_way or "workers start"
+                self._notice(f"Nothing has ended for {SILENCE / 60:g} minutes; under way: {what}.")
+            silence = time.monotonic() + SILENCE
+            for reference in replied:
                 place, number = running.pop(reference)
                 reply = _reply(reference)
                 if _is_loss(reply) and place not in again:

@@ -144,8 +144,11 @@ def test_a_worker_that_cannot_start_again_at_once_is_begun_again(
         workers.submit(Attempt(Candidate("c0001", {})))
         [outcome] = workers.wait()
         assert outcome.lost
-        assert workers.map([("baseline", "popularity")]) == [Worker(workload).baseline("popularity")]
-        assert notices == []
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "SILENCE", 0.6)
+            assert workers.map([("baseline", "popularity")]) == [Worker(workload).baseline("popularity")]
+        assert notices[0] == "Nothing has ended for 0.01 minutes; under way: workers start."
+        notices.clear()
         monkeypatch.setattr(workers, "_spare", 0)
         (tmp_path / "died").write_text("")
         workers.submit(Attempt(Candidate("c0002", {})))
