@@ -1,7 +1,7 @@
 """What each lever is worth: the same search without it, or with it, at equal time.
 
 The components and all curves are prepared once, and every search begins with them. But a variant of other serving genes
-finds curves of its own, the warm start's in its time: that one's points are entries. A lever is worth what the
+finds curves of its own, in its time, because the points of the warm start's are entries. A lever is worth what the
 hypervolume on test says (at most 32 entries, chosen on validation), over several seeds.
 """
 

@@ -18,6 +18,7 @@ from pareto_search import __version__, decide, display, entry, results
 from pareto_search import publish as publishing
 from pareto_search.config import SearchConfig, read
 from pareto_search.errors import ConfigError, ParetoSearchError
+from pareto_search.loopback import is_loopback
 from pareto_search.objective import Constraint
 from pareto_search.plots import pairwise
 from pareto_search.question import Canary
@@ -53,8 +54,6 @@ DEMO: Mapping[str, Any] = {
     "search": {"population": 6, "candidates": 16, "minutes": 7, "steps": 10},
 }
 """Sized so that two cores need six to nine minutes."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-"""Where nobody but the same machine gets."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -407,7 +406,7 @@ def deploy(
     from pareto_search import launch
 
     given = os.environ.get("PARETO_SEARCH_TOKEN")
-    if not given and host not in LOOPBACK:
+    if not given and not is_loopback(host):
         raise ConfigError(f"--host {host} can be reached by others; set PARETO_SEARCH_TOKEN to a token of your choice")
     if not given and address is not None:
         raise ConfigError(
@@ -427,7 +426,7 @@ def deploy(
         notice=partial(click.echo, err=True),
     )
     click.echo(f"Serving {', '.join(names)} at http://{host}:{port}/recommend")
-    if address is not None and host in LOOPBACK:
+    if address is not None and is_loopback(host):
         click.echo("Only from the nodes that Ray put the replicas on; --host 0.0.0.0 is for others, too.")
     if not given:
         click.echo(f"Token: {token}")

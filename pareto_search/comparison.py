@@ -286,14 +286,15 @@ class Comparison:
         front, files = self._search.front, dict[str, Files]()
         while True:
             chosen = results.chosen(front, self._config.objectives)
-            unread = next((e.candidate for e in chosen if e.candidate not in files), None)
-            if unread is None:
-                return chosen, files
+            name = ""
             try:
-                files[unread] = checkpoint.read(self._search.checkpoints / unread)
+                for name in dict.fromkeys(e.candidate for e in chosen):
+                    files[name] = files.get(name) or checkpoint.read(self._search.checkpoints / name)
             except DamageError as error:
-                self._notice(f"Left out of the front: {error}.")
-                front = [e for e in front if e.candidate != unread]
+                self._notice(f"Left out of the front: {error}, delete front.json and resume to have it back.")
+                front = [e for e in front if e.candidate != name]
+            else:
+                return chosen, {name: files[name] for name in dict.fromkeys(e.candidate for e in chosen)}
 
     def _score_old(self, part: Literal["validation", "test"], points: Sequence[Document]) -> None:
         """Adds the scores on a part to an older front's entries, which blend in the components of their own search."""

@@ -442,7 +442,7 @@ def _tell_of_spent_time(search: Search, watcher: Watcher) -> None:
     if minutes is not None and short:
         watcher.notice(
             f"search.minutes is {minutes:g}, and {so_far.elapsed / 60:.1f} are spent with {so_far.finished} of "
-            f"{so_far.total} candidates; give --minutes above that to go on."
+            f"{so_far.total} candidates; `pareto-search resume --minutes` with more goes on."
         )
 
 

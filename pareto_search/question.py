@@ -47,7 +47,7 @@ class Question(BaseModel):
         if self.times is not None and self.history is None:
             raise ValueError("times say when the items of the history were; give both, or the user alone")
         if self.times is not None and self.history is not None and len(self.times) != len(self.history):
-            raise ValueError(f"times has {len(self.times)} numbers; expected one for each of {len(self.history)} items")
+            raise ValueError(f"times are {len(self.times)}; expected one for each of the {len(self.history)} items")
         if self.groups and self.history is None:
             raise ValueError("groups say who has the history; give both, or the user alone")
         if self.entry is not None and self.prefer is not None:

@@ -1,5 +1,7 @@
 """Items and histories that are made up."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from pareto_search.recsys.split import Sequences
@@ -21,12 +23,7 @@ def statistics(n_items: int = 7, dtype: type = np.float32) -> ItemStatistics:
     return ItemStatistics(np.zeros(n_items, np.int64), novelty, credibility, features.astype(dtype))
 
 
-def many(n_items: int, rated: bool = True) -> ItemStatistics:
+def categorised(n_items: int, rated: bool = True) -> ItemStatistics:
     """The same, with features as categories give them: none is negative."""
-    rng = np.random.default_rng(0)
-    features = np.abs(rng.normal(size=(n_items, 5)))
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    novelty, credibility = rng.random((2, n_items)).astype(np.float32)
-    return ItemStatistics(
-        np.zeros(n_items, np.int64), novelty, credibility if rated else None, features.astype(np.float32)
-    )
+    items = statistics(n_items)
+    return replace(items, features=np.abs(items.features), credibility=items.credibility if rated else None)

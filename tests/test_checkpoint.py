@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pareto_search import checkpoint
-from pareto_search.errors import CheckpointError, RunError
+from pareto_search.errors import CheckpointError, RunError, TroubleError
 
 OLD = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": bytes(range(256)), "recommender.json": b""}
 NEW = {"adapter_config.json": b'{"r": 16}', "recommender.safetensors": b"\x00" * 1000}
@@ -235,6 +235,19 @@ def test_a_sweep_leaves_what_is_kept_and_what_is_not_a_checkpoint(folder: Path, 
     checkpoint.sweep(root, keep={"c0008"})
     assert names(root) == ["c0008", "link", "notes.txt"]
     assert checkpoint.read(root / "c0008") == NEW
+
+
+def test_a_disk_that_lets_nothing_be_removed_is_told_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    told = f"{folder} cannot be removed (Input/output error); mend that and resume"
+    for attempt in (lambda: checkpoint.remove(folder), lambda: checkpoint.sweep(folder.parent, ())):
+        with pytest.raises(TroubleError) as caught:
+            attempt()
+        assert str(caught.value) == told
+    assert checkpoint.read(folder) == OLD
 
 
 def test_a_sweep_of_nothing_does_nothing(tmp_path: Path) -> None:

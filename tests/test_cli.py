@@ -464,6 +464,9 @@ def test_an_exported_entry_is_evaluated_from_its_folder_alone(
     asked = call("recommend", to, "--data", undisturbed.config, *wish)
     assert json.loads(asked.out) == json.loads(call("recommend", copied, entry["entry"], *wish).out)
     assert "give RUN ENTRY, or an ENTRY_FOLDER with --data" in call("recommend", to, *wish).complaint
+    table = to / "serving.json"
+    told = call("evaluate", to, "--data", table).complaint
+    assert told.startswith(f"--data {table} is a file; expected movielens-100k, a folder of atomic files, or a config")
     assert "give RUN ENTRY, or an ENTRY_FOLDER with --data" in call("evaluate", to).complaint
     assert (
         "is there already; give --to a new folder"
@@ -655,3 +658,15 @@ def test_a_deployment_on_this_machine_makes_its_own_token_where_none_is_given(
     assert (says, end) == ("Serving c0001-s00, c0002-s03 at http://127.0.0.1:8001/recommend", "Ctrl-C ends it.")
     assert more == ([] if given else [f"Token: {told['token']}"])
     assert told["token"] == given or (given is None and len(told["token"]) >= 32)
+
+
+@pytest.mark.parametrize(("host", "others"), [("127.0.0.1", False), ("127.0.0.2", False), ("0.0.0.0", True)])
+def test_a_deployment_on_a_cluster_says_who_reaches_it(
+    call: Call, monkeypatch: pytest.MonkeyPatch, host: str, others: bool
+) -> None:
+    monkeypatch.setattr(launch, "deploy", lambda *_, **__: None)
+    monkeypatch.setenv("PARETO_SEARCH_TOKEN", "a token of our own")
+    says, *more = call("deploy", "runs/first", "c0001-s00", "--address", "auto", "--host", host).out.splitlines()
+    assert says == f"Serving c0001-s00 at http://{host}:8000/recommend"
+    only = "Only from the nodes that Ray put the replicas on; --host 0.0.0.0 is for others, too."
+    assert more == ([] if others else [only])

@@ -85,6 +85,25 @@ def test_with_a_larger_budget_the_old_front_speaks_for_nobody(run: Path, monkeyp
     assert SearchConfig.load(run / "search.yaml") == larger
 
 
+def test_who_asks_for_more_candidates_is_told_that_the_minutes_are_spent(run: Path) -> None:
+    config, notices = SearchConfig.load(run / "search.yaml"), list[str]()
+    larger = budget(config, config.search.candidates + 2)
+    spent = larger.model_copy(update={"search": larger.search.model_copy(update={"minutes": 0.001})})
+    assert run_search(spent, run, watcher=Watcher(notices.append)) == load_front(run)
+    assert len(notices) == 1
+    number = config.search.candidates
+    assert f"are spent with {number} of {number + 2} candidates; `pareto-search resume --minutes`" in notices[0]
+
+
+def test_more_workers_than_cores_are_told_of(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    config, notices = SearchConfig.load(run / "search.yaml"), list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        run_search(budget(config, config.search.candidates + 2), run, watcher=Watcher(notices.append))
+    told = "2 workers with 1 CPUs each are more than this machine's 1 cores; --address uses a cluster."
+    assert notices == ["Starting workers.", told]
+
+
 def test_a_resume_keeps_the_precision_that_the_search_began_with(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -460,7 +460,7 @@ def test_a_candidate_whose_worker_dies_once_is_tried_once_more(store: Store, run
     mine = [(a.number, a.state, a.error) for a in store.attempts() if a.candidate == "c0002"]
     assert mine == [(1, "lost", "the worker died: killed"), (2, "finished", None)]
     assert entries(found) == undisturbed(tmp_path / "calm")[2]
-    assert {e.attempt for e in found.evaluations if e.candidate == "c0002"} == {2}
+    assert {e.attempt for e in store.evaluations() if e.candidate == "c0002"} == {2}
 
 
 def test_a_candidate_that_takes_two_workers_down_has_failed(store: Store, run: Path) -> None:
@@ -1035,7 +1035,7 @@ def test_a_merger_that_fails_is_not_tried_again_and_ends_nothing(store: Store, r
 
     found = searched(store, run, Workers(deed=deed), merging=True)
     assert {e.candidate[0] for e in found.front} <= {"c", "m"}
-    assert {e.candidate for e in found.evaluations if e.candidate.startswith("m")} == {"m0000"}
+    assert {e.candidate for e in store.evaluations() if e.candidate.startswith("m")} == {"m0000"}
     assert len({a.candidate for a in store.attempts()}) == len(store.attempts())
     assert found.is_over
 

@@ -185,7 +185,7 @@ class RayPool:
                 running[_call(self._actors[number], method, *arguments, *same)] = place, number
             replied = self._await(list(running), silence)
             if not replied and time.monotonic() < silence:
-                continue  # a worker has started
+                continue  # a worker has started, or has not
             if not replied:
                 under_way = ", ".join(f"{calls[place][0]} by w{number}" for place, number in running.values())
                 what = under_way or "workers start"
@@ -226,11 +226,10 @@ class RayPool:
                 self._admit(reference)
             except RayError as error:
                 self._why = f" ({in_one_line(error)})"
+                self._notice(f"A worker could not be started again{self._why}; {self._spare} tries are left.")
                 if self._spare:  # its node may have come back too early
                     self._spare -= 1
                     self._spawn()
-                else:
-                    self._notice(f"A worker could not be started again{self._why}; {len(self._actors)} go on.")
         now = time.monotonic()
         for reference in [r for r, (_, began) in self._starting.items() if now - began >= self._start]:
             ray.kill(self._handles.pop(self._starting.pop(reference)[0]))

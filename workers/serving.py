@@ -275,7 +275,7 @@ def deploy(
     )
     wanted, free = replicas * CPUS, ray.available_resources().get("CPU", 0.0)
     if wanted > free and NAME not in serve.status().applications:  # those that change over have theirs
-        notice(f"{replicas} replicas want {wanted:g} CPUs, and the cluster has {free:g} free; waiting for them.")
+        notice(f"The deployment wants {wanted:g} CPUs, and the cluster has {free:g} free; waiting for them.")
     try:
         serve.start(proxy_location="Disabled")
         serve.run(deployment.bind(run, data, host, port), name=NAME, route_prefix=None)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
@@ -107,6 +108,7 @@ class Worker:
         self.components: dict[str, Scorer] = {}
         self._latest: tuple[str, Sequence[str], Ranking] | None = None
         self._start_per_user: dict[str, PerUser] | None = None
+        self._margin = threading.Lock()
 
     def identity(self, *_: object) -> str:
         """The release, and the base model's bytes, precision and pooling, which all workers of a search must share.
@@ -352,8 +354,9 @@ class Worker:
 
     def _margins(self, ranking: Ranking) -> dict[str, float]:
         """For each objective, the standard error over users of the model's difference from the warm start."""
-        if self._start_per_user is None:  # not before the first candidate, for which the warm start's curve waits
-            self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
+        with self._margin:  # several of a pack may come at once
+            if self._start_per_user is None:  # not in `equip`, for which the warm start's curve would wait
+                self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
         mine, theirs = self._per_user(ranking), self._start_per_user
         return {name: float((mine[name] - theirs[name]).std() / len(mine[name]) ** 0.5) for name in mine}
 

@@ -80,7 +80,7 @@ class Guard:
 def _too_much(path: str, headers: Headers) -> JSONResponse | None:
     if "transfer-encoding" in headers:
         return _refused(411, "the request does not say its length; send Content-Length")
-    most, remedy = (UPLOAD, "; an operator can register more, with --data") if path == "/v1/data" else (BODY, "")
+    most, remedy = (UPLOAD, "; an operator can register larger data, with --data") if path == "/v1/data" else (BODY, "")
     if int(headers.get("content-length", 0)) > most:  # the server cuts off what is longer than it says
         return _refused(413, f"the request is too large; expected at most {most} bytes{remedy}")
     return None

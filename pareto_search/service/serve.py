@@ -1,6 +1,5 @@
 """Starts the service: puts its parts together, and listens."""
 
-import ipaddress
 import os
 import secrets
 import socket
@@ -15,6 +14,7 @@ import uvicorn
 
 from pareto_search.database import is_url
 from pareto_search.errors import ConfigError, RunError
+from pareto_search.loopback import is_loopback
 from pareto_search.service import app
 from pareto_search.service.catalogue import Catalogue
 from pareto_search.service.fleet import Fleet
@@ -84,16 +84,9 @@ def _token(host: str) -> tuple[str, bool]:
         if len(given) < 16 or not given.isascii() or not given.isprintable() or " " in given:
             raise ConfigError(f"{TOKEN} is too weak; expected at least 16 printable ASCII characters without blanks")
         return given, False
-    if not _is_loopback(host):
+    if not is_loopback(host):
         raise ConfigError(f"host {host} can be reached from elsewhere; set {TOKEN} to a token of your own first")
     return secrets.token_urlsafe(32), True
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listen(host: str, port: int) -> socket.socket:

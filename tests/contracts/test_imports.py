@@ -119,7 +119,19 @@ def test_nouns_import_only_nouns() -> None:
         ("recsys", {*NOUNS, "recsys"}),
         (
             "workers",
-            {*NOUNS, "recsys", "decide", "entry", "executor", "fusion", "publish", "question", "results", "workers"},
+            {
+                "",
+                *NOUNS,
+                "recsys",
+                "decide",
+                "entry",
+                "executor",
+                "fusion",
+                "publish",
+                "question",
+                "results",
+                "workers",
+            },
         ),
     ],
 )
@@ -144,6 +156,7 @@ def test_the_service_looks_at_searches_and_leaves_running_them_to_a_process_of_t
         "database",
         "decide",
         "entry",
+        "loopback",
         "plots",
         "question",
         "results",

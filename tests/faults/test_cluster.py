@@ -160,6 +160,21 @@ def test_more_gpus_than_the_cluster_has_are_refused_from_outside_too(
 FORKED = ("Starting Ray client server failed.", "head with GRPC_ENABLE_FORK_SUPPORT=0")
 
 
+def test_a_cluster_of_other_versions_is_told_with_both(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.12.1\n"
+            "This process on 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.11.9\n"
+        )
+
+    monkeypatch.setattr(ray, "init", init)
+    told = (
+        "has other versions: .*Ray: 2.50.0 Python: 3.12.1 This .*Ray: 2.60.0 Python: 3.11.9; install the cluster's here"
+    )
+    with pytest.raises(ClusterError, match=told):
+        connect(cluster.outside, cpus=1)
+
+
 @pytest.mark.parametrize(
     ("failures", "saying", "calls"),
     [(2, FORKED, 3), (3, FORKED, 3), (1, ("No room.", "start one with `ray start --head`"), 1)],

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from items import many
+from items import categorised
 
 from pareto_search.recsys import rerank as ranker
 from pareto_search.recsys.rerank import blend, choose, relevance, rerank, standardise
@@ -36,24 +36,24 @@ def test_the_best_are_those_of_a_full_sort_with_unseen_items_first_and_ties_in_o
     some = rng.integers(0, 20, (40, n_items)).astype(np.float32)
     some[rng.random(some.shape) < rng.random((40, 1))] = -np.inf  # of some rows little is left, or nothing
     expected = np.argsort(-some, axis=1, kind="stable")[:, :10]
-    assert rerank(some, many(n_items), {}, 10).tolist() == expected.tolist()
+    assert rerank(some, categorised(n_items), {}, 10).tolist() == expected.tolist()
 
 
 def test_a_diversity_of_0_is_the_plain_order() -> None:
     rng = np.random.default_rng(1)
     some = rng.normal(size=(7, 300)).astype(np.float32)
     expected = np.argsort(-some, axis=1)[:, :10]
-    assert rerank(some, many(300), {"diversity": 0.0}, 10).tolist() == expected.tolist()
+    assert rerank(some, categorised(300), {"diversity": 0.0}, 10).tolist() == expected.tolist()
 
 
 def test_users_one_after_the_other_get_what_they_get_together(monkeypatch: pytest.MonkeyPatch) -> None:
     some = np.random.default_rng(1).normal(size=(7, 300)).astype(np.float32)
     setting = {"diversity": 0.01, "novelty": 0.02}
-    together = rerank(some.copy(), many(300), setting, 10).tolist()
-    assert together != rerank(some.copy(), many(300), {}, 10).tolist()
-    monkeypatch.setattr(ranker, "NUMBERS", 2 * 300 * many(300).features.shape[1])  # two users or three
-    assert rerank(some.copy(), many(300), setting, 10).tolist() == together
-    assert rerank(some[:0], many(300), setting, 10).shape == (0, 10)
+    together = rerank(some.copy(), categorised(300), setting, 10).tolist()
+    assert together != rerank(some.copy(), categorised(300), {}, 10).tolist()
+    monkeypatch.setattr(ranker, "NUMBERS", 2 * 300 * categorised(300).features.shape[1])  # two users or three
+    assert rerank(some.copy(), categorised(300), setting, 10).tolist() == together
+    assert rerank(some[:0], categorised(300), setting, 10).shape == (0, 10)
 
 
 def test_greedy_choice_by_hand() -> None:
@@ -97,7 +97,7 @@ def test_a_data_set_without_ratings_is_reranked_as_if_credibility_were_0() -> No
 
 @pytest.mark.parametrize("name", ["novelty", "credibility"])
 def test_a_larger_weight_never_lowers_the_lists_mean(name: str) -> None:
-    items = many(200)
+    items = categorised(200)
     values = items.novelty if name == "novelty" else items.credibility
     assert values is not None
     some = np.random.default_rng(2).normal(size=(5, 200)).astype(np.float32)
@@ -113,7 +113,7 @@ def test_seen_items_never_appear(setting: dict[str, float]) -> None:
     rng = np.random.default_rng(3)
     seen = rng.random((20, 150)) < 0.7
     some = standardise(rng.normal(size=(20, 150)).astype(np.float32), seen)
-    lists = rerank(some, many(150), setting, 10)
+    lists = rerank(some, categorised(150), setting, 10)
     assert not np.take_along_axis(seen, lists, 1).any()
 
 
@@ -148,7 +148,7 @@ def test_what_may_not_be_shown_is_not_looked_at_where_little_may(
         return found
 
     monkeypatch.setattr(ranker, "_pool", pool)
-    lists = choose(scores, many(3000), {"diversity": diversity}, 5)
+    lists = choose(scores, categorised(3000), {"diversity": diversity}, 5)
     assert max(looked) < 400
     assert all(len(set(row)) == 5 for row in lists.tolist())
     shown = np.isfinite(np.take_along_axis(scores, lists, 1))
@@ -159,7 +159,7 @@ def test_what_may_not_be_shown_is_not_looked_at_where_little_may(
 def test_ties_go_to_the_lower_index(setting: dict[str, float]) -> None:
     tied = np.zeros((2, 500), np.float32)
     tied[1, 3::7] = 1.0
-    items = replace(many(500), features=np.eye(500, dtype=np.float32))  # all equally far apart
+    items = replace(categorised(500), features=np.eye(500, dtype=np.float32))  # all equally far apart
     assert rerank(tied, items, setting, 10).tolist() == [list(range(10)), list(range(3, 73, 7))]
 
 

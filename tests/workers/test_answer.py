@@ -142,6 +142,7 @@ def test_items_that_nobody_knows_are_left_out_and_named(desk: Desk) -> None:
     assert more.items == known.items
     assert (known.unknown, more.unknown) == ((), ("98", "99", "97"))
     assert ask(desk, user="1", k=3, exclude=["97"]).items == ask(desk, user="1", k=3).items
+    assert len(ask(desk, history=[], k=3).items) == 3
 
 
 def test_preferences_pick_the_nearest_entry(desk: Desk) -> None:

@@ -116,7 +116,7 @@ def test_a_worker_of_another_kind_is_refused_also_where_it_replaces_one(
 
 
 class Late(pool.WorkerActor):
-    """A worker that dies of its first candidate, and whose node has its base model back only at the third start."""
+    """A worker that dies of its first candidate, and whose node has its base model back only after two more starts."""
 
     def __init__(self, load: Workload, *arguments: Any) -> None:
         died = Path(str(load.notes["died"]))
@@ -147,7 +147,9 @@ def test_a_worker_that_cannot_start_again_at_once_is_begun_again(
         with monkeypatch.context() as patch:
             patch.setattr(pool, "SILENCE", 0.6)
             assert workers.map([("baseline", "popularity")]) == [Worker(workload).baseline("popularity")]
-        assert notices[0] == "Nothing has ended for 0.01 minutes; under way: workers start."
+        assert "Nothing has ended for 0.01 minutes; under way: workers start." in notices
+        tries = [n for n in notices if n.startswith("A worker could not be started again (")]
+        assert [n.partition("no base model there); ")[2] for n in tries] == ["3 tries are left.", "2 tries are left."]
         notices.clear()
         monkeypatch.setattr(workers, "_spare", 0)
         (tmp_path / "died").write_text("")
@@ -160,4 +162,4 @@ def test_a_worker_that_cannot_start_again_at_once_is_begun_again(
             workers.map([("baseline", "popularity")])
     assert len(notices) == 1
     assert notices[0].startswith("A worker could not be started again (")
-    assert notices[0].endswith("no base model there); 0 go on.")
+    assert notices[0].endswith("no base model there); 0 tries are left.")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from items import many
+from items import categorised
 
 from pareto_search.recsys import ranking
 from pareto_search.recsys.ranking import Ranking
@@ -39,7 +39,7 @@ def scores(n_items: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("numbers", [1, 10**9])
 def test_each_setting_shows_what_it_shows_alone(monkeypatch: pytest.MonkeyPatch, numbers: int, rated: bool) -> None:
     monkeypatch.setattr(module, "NUMBERS", numbers)
-    some = many(N_ITEMS, rated)
+    some = categorised(N_ITEMS, rated)
     here, there = Reranker(some), DeviceReranker(some, "cpu")
     mine = list(here.shown(here.take(scores(N_ITEMS)), SETTINGS, 10, sure=True))
     theirs = list(there.shown(there.take(scores(N_ITEMS)), SETTINGS, 10, sure=True))
@@ -57,7 +57,7 @@ def test_each_setting_shows_what_it_shows_alone(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_of_a_large_catalogue_the_pool_is_the_same() -> None:
-    some = many(3000)
+    some = categorised(3000)
     here, there = Reranker(some), DeviceReranker(some, "cpu")
     mine = here.shown(here.take(scores(3000)), SETTINGS, 10)
     theirs = there.shown(there.take(scores(3000)), SETTINGS, 10)
@@ -66,7 +66,7 @@ def test_of_a_large_catalogue_the_pool_is_the_same() -> None:
 
 
 def test_a_list_is_no_longer_than_the_catalogue() -> None:
-    there = DeviceReranker(many(6), "cpu")
+    there = DeviceReranker(categorised(6), "cpu")
     for lists, _ in there.shown(there.take(scores(6)), SETTINGS, 10):
         assert np.sort(lists[2:]).tolist() == [list(range(6))] * (USERS - 2)
 
@@ -76,7 +76,7 @@ def test_of_equal_items_the_first_one_is_shown(n_items: int) -> None:
     rng = np.random.default_rng(2)
     levels = np.linspace(0.0, 1.0, max(20, n_items // 20), dtype=np.float32)  # twenty items of each
     some = replace(
-        many(n_items),
+        categorised(n_items),
         novelty=rng.permutation(np.resize(levels, n_items)),
         credibility=np.zeros(n_items, np.float32),
         features=np.eye(3, dtype=np.float32)[rng.integers(0, 3, n_items)],
@@ -99,7 +99,7 @@ def test_a_ranking_has_the_same_values_with_either(monkeypatch: pytest.MonkeyPat
         def scores(self, history: Sequences) -> np.ndarray:
             return self._all[history.items[history.indptr[:-1]] % USERS]
 
-    some, rng = many(N_ITEMS), np.random.default_rng(3)
+    some, rng = categorised(N_ITEMS), np.random.default_rng(3)
     history = Sequences(np.arange(0, 5 * USERS + 1, 5), rng.permutation(5 * USERS).astype(np.int32) % N_ITEMS, None)
     targets = Sequences(np.arange(USERS + 1), rng.integers(0, N_ITEMS, USERS).astype(np.int32), None)
     scorers = {"model": Model(0), "ease": Model(1)}

@@ -3,7 +3,7 @@
 import { get, make, post, upload, watch } from "./api.js";
 import { count, doing, duration, field, fill, h, renew, select, trouble } from "./dom.js";
 
-// Sized so that two cores need less than eight minutes on MovieLens-100K.
+// Sized so that two cores need six to nine minutes on MovieLens-100K.
 const DEMO = { name: "demo", search: { population: 6, candidates: 16, minutes: 7, steps: 10 }, workers: { count: 2 } };
 
 export async function home(main, signal) {
@@ -70,7 +70,7 @@ class Older {
 }
 
 const empty = () =>
-  h("p", { className: "empty" }, "Nothing has been searched yet. Launch the demo below: it finds the trade-offs on MovieLens-100K in about eight minutes on two cores.");
+  h("p", { className: "empty" }, "Nothing has been searched yet. Launch the demo below: it finds the trade-offs on MovieLens-100K in six to nine minutes on two cores.");
 
 function card(search, chosen, tick) {
   return h(
