@@ -286,15 +286,14 @@ class Comparison:
         front, files = self._search.front, dict[str, Files]()
         while True:
             chosen = results.chosen(front, self._config.objectives)
-            name = ""
             try:
-                for name in dict.fromkeys(e.candidate for e in chosen):
-                    files[name] = files.get(name) or checkpoint.read(self._search.checkpoints / name)
+                for name in {e.candidate for e in chosen} - files.keys():
+                    files[name] = checkpoint.read(self._search.checkpoints / name)
             except DamageError as error:
                 self._notice(f"Left out of the front: {error}, delete front.json and resume to have it back.")
                 front = [e for e in front if e.candidate != name]
             else:
-                return chosen, {name: files[name] for name in dict.fromkeys(e.candidate for e in chosen)}
+                return chosen, files
 
     def _score_old(self, part: Literal["validation", "test"], points: Sequence[Document]) -> None:
         """Adds the scores on a part to an older front's entries, which blend in the components of their own search."""

@@ -108,7 +108,7 @@ class Worker:
         self.components: dict[str, Scorer] = {}
         self._latest: tuple[str, Sequence[str], Ranking] | None = None
         self._start_per_user: dict[str, PerUser] | None = None
-        self._margin = threading.Lock()
+        self._lock = threading.Lock()
 
     def identity(self, *_: object) -> str:
         """The release, and the base model's bytes, precision and pooling, which all workers of a search must share.
@@ -354,7 +354,7 @@ class Worker:
 
     def _margins(self, ranking: Ranking) -> dict[str, float]:
         """For each objective, the standard error over users of the model's difference from the warm start."""
-        with self._margin:  # several of a pack may come at once
+        with self._lock:  # several of a pack may come at once
             if self._start_per_user is None:  # not in `equip`, for which the warm start's curve would wait
                 self._start_per_user = self._per_user(self._ranking(self.load.split.validation, self._warm, ()))
         mine, theirs = self._per_user(ranking), self._start_per_user

@@ -47,6 +47,7 @@ from benchmarks.peers.curve import SHARE, Comparison, Curve
 from benchmarks.peers.peer import OURS, PeerSearch, Tier
 from benchmarks.peers.run import MODULES
 from benchmarks.peers.score import curve_on_test
+from benchmarks.runs import want_same
 from pareto_search.config import SearchConfig
 from pareto_search.recsys.dataset import MOVIELENS
 from pareto_search.render import write
@@ -104,8 +105,7 @@ def measure(folder: Path, config: SearchConfig, peer: str, tier: Tier, seconds: 
     """The curve of a search, which is made first if it is not there yet."""
     kept_curve = folder / "curve.json"
     if kept_curve.is_file():
-        if SearchConfig.load(folder / "search.yaml") != config:
-            sys.exit(f"{folder} holds a search of another config; give --out another folder")
+        want_same(folder, config)
         return [(at, volume) for at, volume in json.loads(kept_curve.read_text(encoding="utf-8"))]
     if folder.exists():  # it was interrupted, and its clock cannot be stopped
         shutil.rmtree(folder)
