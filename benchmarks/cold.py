@@ -133,7 +133,7 @@ def _weight(worker: Worker, start: Files) -> float:
     """What the text weighs beside the warm start, where validation is likeliest."""
     text = worker.fit(TEXT)
     assert text is not None
-    scorers = {"model": scorer(start, worker.encoder), TEXT: component(text, worker.encoder)}
+    scorers = {"model": scorer(start, worker.encoder), TEXT: component(text)}
     ranking = Ranking(worker.load.split.validation, worker.items, scorers)
     return float(ranking.fitted(worker.load.space).fixed[TEXT])
 

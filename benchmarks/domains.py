@@ -37,7 +37,7 @@ from pareto_search.recsys.dataset import Dataset, load
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import split
 from pareto_search.space import TEXT
-from pareto_search.workers.evaluate import component
+from pareto_search.workers.evaluate import component, scorer
 from pareto_search.workers.worker import Worker
 
 METRIC = "ndcg@10"
@@ -75,9 +75,9 @@ def measure(config: SearchConfig, data: Dataset) -> dict[str, PerUser]:
     worker = Worker(workload(config, data, split(data, **config.splitting())))
     fitted = {name: worker.fit(name) for name in (*config.blended, "warm-start")}
     files = {name: found for name, found in fitted.items() if found is not None}
-    parts = {name: component(found, worker.encoder) for name, found in files.items()}
+    parts = {name: component(found) for name, found in files.items() if name != "warm-start"}
     worker.equip(files)
-    blended = {"model": parts.pop("warm-start"), **parts}
+    blended = {"model": scorer(files["warm-start"], worker.encoder), **parts}
     ranking = Ranking(worker.load.split.validation, worker.items, blended)
     best = ranking.fitted(worker.load.space).fixed
 

@@ -151,7 +151,7 @@ class Seed:
             began = time.perf_counter()
             files = worker.fit(name)
             assert files is not None
-            self._components[name] = component(files, worker.encoder), time.perf_counter() - began
+            self._components[name] = component(files), time.perf_counter() - began
         return self._components[name]
 
     def _tuned(self, worker: Worker, files: Mapping[str, bytes], option: Option) -> tuple[Scorer, float]:

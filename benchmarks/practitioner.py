@@ -90,7 +90,7 @@ def test(config: SearchConfig, run: Path, front: Document) -> OnTest:
     for point in ranked(front["curves"]["practitioner"]):
         theirs.setdefault(point["name"].split("+")[0], []).append(point["serving"])
     ours = [v for f, s in mine.items() for v in values(scorer(checkpoint.read(run / f), worker.encoder), s)]
-    components = {name: component(checkpoint.read(run / "components" / name), worker.encoder) for name in theirs}
+    components = {name: component(checkpoint.read(run / "components" / name)) for name in theirs}
     others = [v for name, s in theirs.items() for v in values(components[name], s)]
     users = tuple(data.user_ids[user] for user in worker.load.split.test.users)
     return OnTest(users, np.array(ours), np.array(others))

@@ -365,7 +365,7 @@ def recommend(
         when = None if times is None else [float(time) for time in times.split(",")]
     except ValueError:
         raise ConfigError(f"--times is '{times}'; expected numbers, as in '881250949,881250950'") from None
-    served = _served(place, name, data, base)
+    served = _served(place, name, data, base, vectors=base is None)
     if history is None:
         known = served.history_of(str(user))
     else:
@@ -571,13 +571,13 @@ def _config_of(run: Path) -> SearchConfig:
     return load_config(run)
 
 
-def _served(place: Path, name: str | None, data: str | None, base: str | None) -> "Serving":
-    """An entry of a run, or one that was exported, with its model loaded."""
+def _served(place: Path, name: str | None, data: str | None, base: str | None, *, vectors: bool = False) -> "Serving":
+    """An entry of a run, or one that was exported; with its base model, unless its item vectors are to do."""
     from pareto_search.workers.recommend import Serving  # only now: it loads torch
 
     if name is not None:
         known = _data(data) if data else load(**_config_of(place).data.arguments())
-        return Serving(entry.of_run(place, name), known, base)
+        return Serving(entry.of_run(place, name, vectors=vectors), known, base)
     if data is None:
         raise ConfigError(
             "give RUN ENTRY, or an ENTRY_FOLDER with --data: movielens-100k, a folder of atomic files or a config"

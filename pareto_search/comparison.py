@@ -4,13 +4,14 @@ It asks the workers by the names of their methods, and needs nothing of theirs t
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pareto_search import checkpoint, refreshing, results
 from pareto_search.archive import choose
 from pareto_search.candidate import Evaluation, Genes
+from pareto_search.entry import BASE, ITEM_VECTORS
 from pareto_search.errors import DamageError
 from pareto_search.executor import Files
 from pareto_search.fusion import weights_of
@@ -52,6 +53,10 @@ class Workers(Protocol):
 
     def map(self, calls: Sequence[Call], *shared: object) -> list[Any]:
         """The results of some calls in their order, each made by whoever is free; `shared` are further arguments."""
+        ...
+
+    def each(self, calls: Iterable[Call], *shared: object) -> Iterator[tuple[int, Any]]:
+        """The place and the result of each call, as they come; a call is taken when somebody is free."""
         ...
 
     def tell_all(self, method: str, *arguments: object) -> None:
@@ -259,16 +264,15 @@ class Comparison:
         return [kept[i] for i in choose([p["validation"] for p in kept], objectives, results.ENTRIES)]
 
     def _test_front(self) -> list[Document]:
-        chosen, files = self._chosen()
+        chosen, fuses = self._chosen()
         mine: dict[str, list[Evaluation]] = {}
         for evaluation in chosen:
             mine.setdefault(evaluation.candidate, []).append(evaluation)
-        calls = [("test", files[name], [e.serving for e in several]) for name, several in mine.items()]
+        tested = self._tested({name: [e.serving for e in several] for name, several in mine.items()})
         candidates = {c.id: c for c in self._store.candidates()}
         seconds: dict[str, float] = defaultdict(float)
         for attempt in self._store.attempts():
             seconds[attempt.candidate] += attempt.seconds or 0.0
-        fuses = {name: weights_of(content) for name, content in files.items()}
         steps = self._search.schedule.lineage_steps
         members = {
             name: {m: {"weight": weight, "lineage_steps": steps(m)} for m, weight in fuses[name].items()}
@@ -277,23 +281,40 @@ class Comparison:
         lineage = {name: steps(*(fuses[name] or [name])) for name in mine}
         return [
             results.entry(evaluation, candidates[name], lineage[name], seconds[name], scores, fuses=members[name])
-            for (name, several), tested in zip(mine.items(), self._pool.map(calls), strict=True)
-            for evaluation, scores in zip(several, tested, strict=True)
+            for name, several in mine.items()
+            for evaluation, scores in zip(several, tested[name], strict=True)
         ]
 
-    def _chosen(self) -> tuple[list[Evaluation], dict[str, Files]]:
-        """The entries that are reported, and their checkpoints' files: one that was damaged costs its own alone."""
-        front, files = self._search.front, dict[str, Files]()
+    def _tested(self, settings: Mapping[str, Sequence[Genes]]) -> dict[str, list[Document]]:
+        """The scores on test of checkpoints under some settings each. Their item vectors are kept, so that entries can
+        be served without the base model, which a machine without a GPU may be too slow for.
+        """
+        folder, names = self._run / ITEM_VECTORS, list(settings)
+        # Read one by one, and written as they come: with a large catalogue, all of them may not fit into memory.
+        calls = (("reported", checkpoint.read(self._search.checkpoints / n), settings[n]) for n in names)
+        tested: dict[str, list[Document]] = {}
+        for place, (scores, vectors) in self._pool.each(calls):
+            checkpoint.write(folder / names[place], vectors)
+            tested[names[place]] = scores
+        [features] = self._pool.map([("features",)])
+        if features is not None:
+            checkpoint.write(folder / BASE, features)
+        checkpoint.sweep(folder, {*names, BASE})
+        return tested
+
+    def _chosen(self) -> tuple[list[Evaluation], dict[str, Mapping[str, float]]]:
+        """The entries that are reported, and what their checkpoints fuse: one that was damaged costs its own alone."""
+        front, fuses = self._search.front, dict[str, Mapping[str, float]]()
         while True:
             chosen = results.chosen(front, self._config.objectives)
             try:
-                for name in {e.candidate for e in chosen} - files.keys():
-                    files[name] = checkpoint.read(self._search.checkpoints / name)
+                for name in {e.candidate for e in chosen} - fuses.keys():
+                    fuses[name] = weights_of(checkpoint.read(self._search.checkpoints / name))
             except DamageError as error:
                 self._notice(f"Left out of the front: {error}, delete front.json and resume to have it back.")
                 front = [e for e in front if e.candidate != name]
             else:
-                return chosen, files
+                return chosen, fuses
 
     def _score_old(self, part: Literal["validation", "test"], points: Sequence[Document]) -> None:
         """Adds the scores on a part to an older front's entries, which blend in the components of their own search."""

@@ -2,18 +2,22 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pareto_search import checkpoint
 from pareto_search.candidate import Genes
 from pareto_search.errors import CheckpointError
+from pareto_search.executor import Files
 from pareto_search.fusion import PREFIX, weights_of
 from pareto_search.results import find_entry, load_front
 from pareto_search.space import BLENDED
 
 SERVING = "serving.json"
+ITEM_VECTORS = "item_vectors"
+"""The folder of a run with what the base model made of the catalogue: by the candidate's name, and `BASE` for all."""
+BASE = "base"
 INSIDE = "entry"
 """Where the entry is in an export whose own place belongs to another library's files."""
 
@@ -31,6 +35,8 @@ class Entry:
         serving: the serving genes.
         components: name -> files of each component that the serving genes give a weight.
         merged: the folder of a base model that has the adapter in its weights, where the checkpoint has no adapter.
+        vectors: the files of the item vectors, and of the base model's text vectors where distances are measured by
+            them: with these the base model is not needed.
     """
 
     name: str
@@ -38,6 +44,7 @@ class Entry:
     serving: Genes
     components: Mapping[str, Mapping[str, bytes]]
     merged: Path | None = None
+    vectors: Files = field(default_factory=dict)
 
     @property
     def notes(self) -> Mapping[str, Any]:
@@ -58,8 +65,11 @@ class Entry:
         return files
 
 
-def of_run(run: Path, name: str) -> Entry:
+def of_run(run: Path, name: str, *, vectors: bool = False) -> Entry:
     """An entry of a run's front.
+
+    Args:
+        vectors: whether with its item vectors, if the run has them.
 
     Raises:
         RunError: the front has no such entry.
@@ -69,7 +79,16 @@ def of_run(run: Path, name: str) -> Entry:
     serving: Genes = found["serving"]
     blended = [gene for gene in BLENDED if float(serving.get(gene, 0.0))]
     components = {name: checkpoint.read(run / "components" / name) for name in blended}
-    return Entry(name, checkpoint.read(run / "checkpoints" / found["candidate"]), serving, components)
+    files = checkpoint.read(run / "checkpoints" / found["candidate"])
+    known = vector_folders(run, found["candidate"]) if vectors else []
+    read = {file: content for folder in known for file, content in checkpoint.read(folder).items()}
+    return Entry(name, files, serving, components, vectors=read)
+
+
+def vector_folders(run: Path, candidate: str) -> list[Path]:
+    """Where a run has the vectors that a candidate is served with; nowhere if an older release searched it."""
+    own, base = (run / ITEM_VECTORS / name for name in (candidate, BASE))
+    return [folder for folder in (own, base) if own.is_dir() and folder.is_dir()]
 
 
 def of_folder(folder: Path) -> Entry:

@@ -74,7 +74,7 @@ def _converted(entry: Entry, data: Dataset, form: str) -> tuple[dict[str, bytes]
         own["recommender.json"] = json.dumps({**entry.notes, "dtype": "float32"}, indent=2, sort_keys=True).encode()
         files |= own
         if data.categories is None:
-            files["features.safetensors"] = features(entry, data)
+            files |= features(entry, data)
     return files, measures
 
 

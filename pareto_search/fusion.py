@@ -5,7 +5,7 @@ weights of all by their names.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pareto_search.executor import Files
 
@@ -21,10 +21,12 @@ def fused(members: Mapping[str, Files], weights: Mapping[str, float], notes: Map
         notes: written into `recommender.json`.
     """
     text = json.dumps({**notes, FUSES: dict(weights)}, indent=2)  # in the order of the members' numbers
-    files = {"recommender.json": text.encode()}
-    for number, name in enumerate(weights):
-        files |= {f"{PREFIX}{number}.{file}": content for file, content in members[name].items()}
-    return files
+    return {"recommender.json": text.encode(), **numbered(members[name] for name in weights)}
+
+
+def numbered(members: Iterable[Files]) -> dict[str, bytes]:
+    """The files of several in one, each with its member's number in front."""
+    return {f"{PREFIX}{n}.{file}": content for n, files in enumerate(members) for file, content in files.items()}
 
 
 def weights_of(files: Files) -> dict[str, float]:

@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pareto_search import checkpoint
 from pareto_search.config import read
+from pareto_search.entry import ITEM_VECTORS
 from pareto_search.errors import RunError
 from pareto_search.recsys.fetch import cache_folder
 from pareto_search.results import FRONT, load_front
@@ -31,7 +32,7 @@ from pareto_search.store import lock
 
 STATE, OBJECTS = "run.json", "objects"
 CONFIG, RECORD = "search.yaml", "search.db"
-FILES, FOLDERS = (CONFIG, FRONT, "report.html"), ("checkpoints", "components", "states", "old")
+FILES, FOLDERS = (CONFIG, FRONT, "report.html"), ("checkpoints", "components", ITEM_VECTORS, "states", "old")
 """What of a run folder is published; and the record."""
 THREADS = 4
 

@@ -20,6 +20,7 @@ from benchmarks import kills, small
 from pareto_search import SearchConfig, launch, load_front
 from pareto_search.cli import DEMO, cli
 from pareto_search.display import show_front
+from pareto_search.errors import CheckpointError
 from pareto_search.launch import load_config
 from pareto_search.recsys.fetch import FOLDER
 from pareto_search.report import report
@@ -479,6 +480,23 @@ def test_an_entry_is_exported_into_a_folder_of_any_name(call: Call, undisturbed:
     ended = call("export", undisturbed.run, chosen(undisturbed)["entry"], "--to", to)
     assert ended.code == 0, ended.err
     assert (to / "adapter_config.json").is_file()
+
+
+def test_a_run_recommends_without_its_base_model_and_is_evaluated_with_it(
+    call: Call, undisturbed: Finished, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locate(*_: object) -> None:
+        raise CheckpointError("the base model is gone")
+
+    name, wish = chosen(undisturbed)["entry"], ("--user", "u7", "--json")
+    expected = json.loads(call("recommend", copied, name, *wish, "--base", undisturbed.config.parent / "base").out)
+    monkeypatch.setattr("pareto_search.workers.recommend.locate", locate)
+    found = json.loads(call("recommend", copied, name, *wish).out)
+    assert [r["item"] for r in found] == [r["item"] for r in expected]
+    assert [r["score"] for r in found] == pytest.approx([r["score"] for r in expected])
+    assert call("evaluate", copied, name, "--split", "validation").complaint == "the base model is gone"
+    shutil.rmtree(copied / "item_vectors")  # as in the runs of older releases
+    assert call("recommend", copied, name, *wish).complaint == "the base model is gone"
 
 
 def test_a_merged_export_is_evaluated_like_the_entry(call: Call, undisturbed: Finished, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What a front is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,7 +119,11 @@ class Scoring:
         self._scores = {o.name: {"mean": o.reference} for o in config.objectives}
 
     def map(self, calls: Sequence[tuple[Any, ...]], *_: object) -> list[Any]:
-        return [[self._scores] * len(settings) for *_, settings in calls]
+        return [None if call == ("features",) else [self._scores] * len(call[-1]) for call in calls]
+
+    def each(self, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        for place, (_, files, settings) in enumerate(calls):
+            yield place, ([self._scores] * len(settings), {"of": files["recommender.json"]})
 
     def tell_all(self, *_: object) -> None:
         pass
@@ -156,6 +160,8 @@ def test_a_damaged_checkpoint_costs_the_front_its_own_entries(undisturbed: Finis
     left = {e["candidate"] for e in front["front"]}
     assert left
     assert damaged not in left
+    vectors = {p.name: (p / "of").read_bytes() for p in (run / "item_vectors").iterdir()}
+    assert vectors == {n: (run / "checkpoints" / n / "recommender.json").read_bytes() for n in left}
     assert [line for line in notices if line.startswith("Left out of the front: ")] == [
         f"Left out of the front: {run / 'checkpoints' / damaged}: 'recommender.json' was changed; "
         "restore the folder from a copy, delete front.json and resume to have it back."

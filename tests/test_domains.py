@@ -12,6 +12,7 @@ from safetensors.numpy import load as tensors
 
 from benchmarks import small
 from pareto_search.entry import of_run
+from pareto_search.errors import ParetoSearchError
 from pareto_search.launch import load_config
 from pareto_search.question import Question
 from pareto_search.recsys.dataset import load
@@ -31,6 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     content = yaml.safe_load(config.read_text())
     content["data"] |= {"target": "library", "shots": 0}
     content["data"]["columns"] |= {"domain": "place"}
+    del content["data"]["columns"]["categories"]  # so that distances are measured by the texts
     content["objectives"] = [o for o in small.OBJECTIVES if not o["metric"].startswith("novelty")]
     content["constraints"] = ["ndcg@5[domain=library] >= 0"]
     config.write_text(yaml.safe_dump(content))
@@ -81,6 +83,21 @@ def test_only_the_targets_items_are_recommended(finished: Finished, textual: dic
     desk = Desk(finished.run, [name], data)
     [answer] = desk.answer([Question(history=("i1", "i2"), k=14)])
     assert {item["item"] for item in answer.items} == LIBRARY - {"i1"}  # type: ignore[union-attr]
+
+
+def test_it_is_served_without_the_base_model(finished: Finished, textual: dict[str, Any]) -> None:
+    data, name = load(**load_config(finished.run).data.arguments()), textual["entry"]
+    whole, alone = (
+        Serving(of_run(finished.run, name), data),
+        Serving(of_run(finished.run, name, vectors=True), data, "x"),
+    )
+    assert np.array_equal(alone.items.features, whole.items.features)
+    history = whole.history_with(["i2", "i4", "i1"])
+    expected, found = (serving.recommend(history, 14, explain=True) for serving in (whole, alone))
+    assert [r.score for r in found] == pytest.approx([r.score for r in expected])
+    assert [(r.item, r.because) for r in found] == [(r.item, r.because) for r in expected]
+    with pytest.raises(ParetoSearchError, match="base model 'x'"):
+        _ = alone.encoder
 
 
 def test_the_texts_vectors_are_kept_of_every_item(finished: Finished) -> None:

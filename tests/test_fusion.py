@@ -22,7 +22,7 @@ from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.ensemble import Ensemble
 from pareto_search.recsys.ranking import Ranking
 from pareto_search.refreshing import moved
-from pareto_search.workers.evaluate import scorer
+from pareto_search.workers.evaluate import scorer, scorer_with, vector_files
 from pareto_search.workers.recommend import Serving, sequences
 from pareto_search.workers.recommender import Recommender
 from pareto_search.workers.worker import Worker
@@ -128,6 +128,8 @@ def test_a_fused_entry_serves_and_its_reasons_are_the_means_of_its_members(run: 
         parts.append(serving.contributions(history, chosen))
     assert added == pytest.approx(0.25 * parts[0] + 0.75 * parts[1], abs=1e-5)
     assert not np.allclose(parts[0], parts[1])
+    again = scorer_with(serving.entry.files, vector_files(model))
+    assert np.array_equal(again.scores(one), model.scores(one))
 
 
 def test_a_fused_entry_is_exported_whole_and_as_nothing_that_holds_one_encoder(

@@ -29,6 +29,7 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run #1"
     checkpoint.write(folder / "checkpoints" / "c0001", {"model.safetensors": WEIGHTS})
     checkpoint.write(folder / "components" / "ease", {"weights.safetensors": b"w"})
+    checkpoint.write(folder / "item_vectors" / "c0001", {"item_vectors.safetensors": b"v"})
     checkpoint.write(folder / "states" / "c0002", {"model.safetensors": b"waits at a rung"})
     (folder / "search.yaml").write_text("name: first")
     (folder / "front.json").write_text(front())

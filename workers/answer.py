@@ -51,7 +51,8 @@ class Desk:
 
     Args:
         names: of entries, the one first that answers who names none.
-        base: where the base model is, if not where it was in the search.
+        base: where the base model is, if not where it was in the search; one is needed by the runs of older releases,
+            which have no item vectors.
         canary: an entry on trial; preferences do not lead to it unless it is among `names` too.
 
     Raises:
@@ -63,7 +64,7 @@ class Desk:
         self, run: Path, names: Sequence[str], data: Dataset, base: str | None = None, canary: Canary | None = None
     ) -> None:
         self._run = run
-        first = Serving(of_run(run, names[0]), data, base)
+        first = Serving(of_run(run, names[0], vectors=True), data, base)
         self._serving = first
         self._histories = first.histories()
         self._shelf = self._shelve({first.entry.name: first}, names, canary)
@@ -124,7 +125,8 @@ class Desk:
     def _shelve(self, held: Mapping[str, Serving], names: Sequence[str], canary: Canary | None) -> "_Shelf":
         front = load_front(self._run)  # which may have been written since
         served = dict.fromkeys([*names, canary.entry] if canary else names)
-        entries = {n: held[n] if n in held else self._serving.beside(of_run(self._run, n)) for n in served}
+        new = {n: self._serving.beside(of_run(self._run, n, vectors=True)) for n in served if n not in held}
+        entries = {n: held[n] if n in held else new[n] for n in served}
         values = {name: find_entry(front, name)["validation"] for name in names}
         return _Shelf(entries, values, objectives_of(front), canary)
 

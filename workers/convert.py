@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
@@ -28,7 +27,7 @@ from pareto_search.errors import CheckpointError, ConfigError
 from pareto_search.executor import Files
 from pareto_search.recsys.dataset import Dataset
 from pareto_search.workers.encoder import POOLINGS, Encoder, Pooling
-from pareto_search.workers.evaluate import score
+from pareto_search.workers.evaluate import feature_files, score
 from pareto_search.workers.lora import MAGNITUDE, dense, loaded, parts
 from pareto_search.workers.recommend import Serving
 from pareto_search.workers.recommender import TowerScorer
@@ -91,9 +90,9 @@ def convert(entry: Entry, data: Dataset, form: str, folder: Path) -> Measures:
     return _FORMS[form](served, folder)
 
 
-def features(entry: Entry, data: Dataset) -> bytes:
-    """The file of the base model's own text vectors, in the dtype of the search; see `recommend.FEATURES`."""
-    return save({"features": Serving(entry, data).encoder.frozen.numpy()})
+def features(entry: Entry, data: Dataset) -> dict[str, bytes]:
+    """The file of the base model's own text vectors, in the dtype of the search, which a merged model cannot give."""
+    return feature_files(Serving(entry, data).encoder.frozen.numpy())
 
 
 def _to_merged(served: Serving, folder: Path) -> Measures:

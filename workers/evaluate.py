@@ -1,17 +1,18 @@
 """From a checkpoint's files to a scorer, and from scorers to the scores of entries."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from pareto_search.candidate import Genes
 from pareto_search.errors import CheckpointError
 from pareto_search.executor import Files
-from pareto_search.fusion import members_of, weights_of
+from pareto_search.fusion import members_of, numbered, weights_of
 from pareto_search.recsys.baselines import DecayedMean, ItemSimilarity, Scorer
 from pareto_search.recsys.ensemble import Ensemble
 from pareto_search.recsys.metrics import interval
@@ -19,13 +20,16 @@ from pareto_search.recsys.ranking import Ranking
 from pareto_search.recsys.split import Part
 from pareto_search.recsys.statistics import ItemStatistics
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.lora import loaded
+from pareto_search.workers.lora import loaded, parts
 from pareto_search.workers.recommender import Recommender, TowerScorer
 
 Scores = dict[str, dict[str, float]]
 """Metric -> mean and, where a bootstrap over users is unbiased, low and high of its 95 % interval."""
 
 WEIGHTS, VECTORS = "weights.safetensors", "vectors.safetensors"
+FEATURES = "features.safetensors"
+"""The base model's text vectors where distances are measured by them, for whoever does not have that model."""
+ITEM_VECTORS = "item_vectors.safetensors"
 
 
 def scorer(files: Files, encoder: Encoder) -> Scorer:
@@ -34,22 +38,44 @@ def scorer(files: Files, encoder: Encoder) -> Scorer:
     Raises:
         CheckpointError: the files do not fit the base model.
     """
+    return _scorer(files, lambda own: tower_scorer(own, encoder))
+
+
+def scorer_with(files: Files, vectors: Files) -> Scorer:
+    """The scorer of a checkpoint whose item vectors are known, on a CPU and without the base model.
+
+    Args:
+        vectors: as `vector_files` gives them.
+
+    Raises:
+        CheckpointError: the files do not fit each other.
+    """
+    return _scorer({**files, **vectors}, _tower_scorer_with)
+
+
+def vector_files(model: Scorer) -> dict[str, bytes]:
+    """The files of the item vectors `(towers, n_items, d)` of a checkpoint's scorer."""
+    if isinstance(model, Ensemble):
+        return numbered(map(vector_files, model.members))
+    assert isinstance(model, TowerScorer), "what checkpoints are"
+    return {ITEM_VECTORS: save({"vectors": torch.stack(list(model.vectors)).cpu().numpy()})}
+
+
+def _scorer(files: Files, of: Callable[[Files], TowerScorer]) -> Scorer:
     weights = weights_of(files)
     if not weights:
-        return tower_scorer(files, encoder)
+        return of(files)
     members = members_of(files)
-    return Ensemble([tower_scorer(members[name], encoder) for name in weights], list(weights.values()))
+    return Ensemble([of(members[name]) for name in weights], list(weights.values()))
 
 
 def tower_scorer(files: Files, encoder: Encoder) -> TowerScorer:
-    """The scorer of a trained model: with an adapter over adapted text, without one over frozen text or none.
+    """The scorer of a trained model: with an adapter over adapted text, without one over frozen text.
 
     Raises:
         CheckpointError: the files do not fit the base model.
     """
     model = Recommender.loaded(files).to(encoder.device)
-    if not model.shape.text_width:
-        return TowerScorer.of(model, None)
     if model.shape.text_width != encoder.width:
         raise CheckpointError(
             f"the checkpoint reads text vectors of width {model.shape.text_width}, but base model '{encoder.base.id}' "
@@ -62,22 +88,33 @@ def tower_scorer(files: Files, encoder: Encoder) -> TowerScorer:
         return TowerScorer.of(model, encoder.catalogue(adapter.shape.layers), size, training_of(files))
 
 
+def _tower_scorer_with(files: Files) -> TowerScorer:
+    vectors = torch.from_numpy(load(files[ITEM_VECTORS])["vectors"])
+    size = sum(tensor.numel() for tensor in parts(files)[1].values())
+    return TowerScorer(Recommender.loaded(files), list(vectors), size, training_of(files))
+
+
 def training_of(files: Files) -> dict[str, float]:
     """The operations of the fine-tunings that a checkpoint's weights come from, by candidate."""
     found: dict[str, float] = json.loads(files["recommender.json"]).get("training", {})
     return found
 
 
-def component(files: Files, encoder: Encoder) -> Scorer:
+def component(files: Files, device: str = "cpu") -> Scorer:
     """The scorer of a component that entries blend in: EASE's weights, whitened text vectors, or SASRec."""
     if VECTORS in files:
         return DecayedMean(load(files[VECTORS])["vectors"].astype(np.float32))
-    return similarity(files) if WEIGHTS in files else scorer(files, encoder)
+    return similarity(files) if WEIGHTS in files else TowerScorer.of(Recommender.loaded(files).to(device), None)
 
 
 def text_files(vectors: NDArray[np.float32]) -> dict[str, bytes]:
     """The files of a decayed mean over text vectors `(n_items, t)`."""
     return {VECTORS: save({"vectors": np.ascontiguousarray(vectors, np.float16)})}
+
+
+def feature_files(vectors: NDArray[np.float32]) -> dict[str, bytes]:
+    """The file of the base model's text vectors `(n_items, t)`."""
+    return {FEATURES: save({"features": vectors})}
 
 
 def similarity(files: Files) -> ItemSimilarity:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -165,43 +165,55 @@ class RayPool:
                 _checked(reply)
 
     def map(self, calls: Sequence[tuple[Any, ...]], *shared: object) -> list[Any]:
-        """Spreads calls over the workers and returns their results in order. What is lost with its worker is called
-        once more.
+        """Spreads calls over the workers and returns their results in order; see `each`."""
+        results: list[Any] = [None] * len(calls)
+        for place, result in self.each(calls, *shared):
+            results[place] = result
+        return results
+
+    def each(self, calls: Iterable[tuple[Any, ...]], *shared: object) -> Iterator[tuple[int, Any]]:
+        """Spreads calls over the workers and yields the place of each and its result, as they come. What is lost with
+        its worker is called once more.
 
         Args:
-            calls: each a method's name and its arguments.
+            calls: each a method's name and its arguments; taken as workers come free, but for one ahead.
             shared: further arguments, the same in all calls, which are sent once.
         """
         same = [ray.put(s) for s in shared]
-        waiting = list(enumerate(calls))[::-1]
-        running: dict[Any, tuple[int, int]] = {}
+        rest = enumerate(calls)
+        waiting = list(islice(rest, 1))
+        running: dict[Any, tuple[int, tuple[Any, ...], int]] = {}
         again: set[int] = set()
-        results: list[Any] = [None] * len(calls)
+        found: list[tuple[int, Any]] = []
         silence = time.monotonic() + SILENCE
         while waiting or running:
-            idle = self._actors.keys() - {number for _, number in running.values()}  # also those that have just started
-            for number in sorted(idle)[: len(waiting)]:
-                place, (method, *arguments) = waiting.pop()
-                running[_call(self._actors[number], method, *arguments, *same)] = place, number
+            idle = self._actors.keys() - {n for *_, n in running.values()}  # also those that have just started
+            for number in sorted(idle):
+                if waiting:
+                    place, call = waiting.pop()
+                    running[_call(self._actors[number], *call, *same)] = place, call, number
+                    waiting += [] if waiting else islice(rest, 1)
+            yield from found  # while their workers are about the next
+            found = []
             replied = self._await(list(running), silence)
             if not replied and time.monotonic() < silence:
                 continue  # a worker has started, or has not
             if not replied:
-                under_way = ", ".join(f"{calls[place][0]} by w{number}" for place, number in running.values())
+                under_way = ", ".join(f"{method} by w{number}" for _, (method, *_), number in running.values())
                 what = under_way or "workers start"
                 self._notice(f"Nothing has ended for {SILENCE / 60:g} minutes; under way: {what}.")
             silence = time.monotonic() + SILENCE
             for reference in replied:
-                place, number = running.pop(reference)
+                place, call, number = running.pop(reference)
                 reply = _reply(reference)
                 if _is_loss(reply) and place not in again:
                     again.add(place)
-                    waiting.append((place, calls[place]))
+                    waiting.append((place, call))
                     self._replace(number)
-                    self._replace_dead({n for _, n in running.values()})
+                    self._replace_dead({n for *_, n in running.values()})
                 else:
-                    results[place] = _checked(reply)
-        return results
+                    found.append((place, _checked(reply)))
+        yield from found
 
     def _await(self, references: list[Any], deadline: float = math.inf) -> list[Any]:
         """Waits until some of these are there, or a worker has started, or one takes too long for it.

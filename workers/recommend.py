@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -22,13 +23,11 @@ from pareto_search.recsys.split import Sequences, Split, gaps, order_of, split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.base import locate
 from pareto_search.workers.encoder import Encoder, precision
-from pareto_search.workers.evaluate import Scores, component, score, scorer
+from pareto_search.workers.evaluate import FEATURES, Scores, component, score, scorer, scorer_with
 from pareto_search.workers.recommender import TowerScorer
 from pareto_search.workers.workload import Precision
 
 REASONS = 2
-FEATURES = "features.safetensors"
-"""The base model's text vectors, which a merged model cannot give any more, where distances are measured by them."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ class History:
 
 
 class Serving:
-    """An entry with its base model loaded, over the data set that it was trained on.
+    """An entry at work over the data set that it was trained on. Its base model is loaded where its item vectors are
+    not known, and for whoever wants the encoder.
 
     Args:
         base: where the base model is, if not where it was in the search.
@@ -106,22 +106,8 @@ class Serving:
                 f"{str(notes['data_sha256'])[:12]}); give the data of its search"
             )
         self.entry, self.data = entry, data
+        self._base, self._dtype = base, dtype
         self._place = {item: place for place, item in enumerate(data.item_ids)}
-        if entry.merged:
-            found = locate(str(entry.merged))  # its manifest has been verified
-        else:
-            found = locate(base or notes["base"]["id"], notes["base"]["revision"])
-            if found.sha256 != notes["base"]["sha256"]:
-                raise CheckpointError(f"base model '{found.id}' is not the one that {entry.name} was trained on")
-        self.encoder = Encoder(
-            found,
-            data.texts,
-            max_tokens=notes["max_item_tokens"],
-            layers=notes["layers"],
-            dtype=precision(dtype or notes["dtype"], "cpu"),
-            nf4=notes["dtype"] == "nf4",
-            pooling=notes["pooling"],
-        )
         how = notes["split"]
         self.split: Split = split(data, **{name: value for name, value in how.items() if name != "sha256"})
         if self.split.sha256 != how["sha256"]:
@@ -133,14 +119,35 @@ class Serving:
         self._components: dict[str, Scorer] = {}
         self._equip()
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The base model over the catalogue."""
+        notes = self.entry.notes
+        if self.entry.merged:
+            found = locate(str(self.entry.merged))  # its manifest has been verified
+        else:
+            found = locate(self._base or notes["base"]["id"], notes["base"]["revision"])
+            if found.sha256 != notes["base"]["sha256"]:
+                raise CheckpointError(f"base model '{found.id}' is not the one that {self.entry.name} was trained on")
+        return Encoder(
+            found,
+            self.data.texts,
+            max_tokens=notes["max_item_tokens"],
+            layers=notes["layers"],
+            dtype=precision(self._dtype or notes["dtype"], "cpu"),
+            nf4=notes["dtype"] == "nf4",
+            pooling=notes["pooling"],
+        )
+
     def _equip(self) -> None:
-        self.model = scorer(self.entry.files, self.encoder)
+        files, vectors = self.entry.files, self.entry.vectors
+        self.model = scorer_with(files, vectors) if vectors else scorer(files, self.encoder)
         for name in self.entry.components.keys() - self._components.keys():  # all entries of a search share them
-            self._components[name] = component(self.entry.components[name], self.encoder)
+            self._components[name] = component(self.entry.components[name])
         self.scorers = {"model": self.model, **{name: self._components[name] for name in self.entry.components}}
 
     def beside(self, entry: Entry) -> "Serving":
-        """Another entry of the same search at work, which shares the base model and all that comes from the data."""
+        """Another entry of the same search at work, which shares all that comes from the data, and the base model."""
         other = copy(self)
         other.entry = entry
         other._equip()
@@ -150,8 +157,9 @@ class Serving:
         """What distances between items are measured by, which training cannot change."""
         if self.data.categories is not None:
             return category_features(self.data.categories)
-        if FEATURES in self.entry.files:
-            return load(self.entry.files[FEATURES])["features"]
+        known = {**self.entry.files, **self.entry.vectors}
+        if FEATURES in known:
+            return load(known[FEATURES])["features"]
         return self.encoder.frozen.numpy()
 
     def evaluate(self, part: Literal["validation", "test"]) -> Scores:

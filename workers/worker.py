@@ -34,11 +34,13 @@ from pareto_search.workers.evaluate import (
     Scores,
     blended,
     component,
+    feature_files,
     score,
     scorer,
     similarity_files,
     text_files,
     training_of,
+    vector_files,
 )
 from pareto_search.workers.lora import LoraShape, fresh
 from pareto_search.workers.losses import ItemTensors
@@ -176,7 +178,7 @@ class Worker:
     def equip(self, components: Components) -> None:
         """Takes the components that were fitted, here or elsewhere."""
         self._latest = None
-        self.components = {n: component(f, self.encoder) for n, f in components.items() if n != "warm-start"}
+        self.components = {n: component(f, self.device) for n, f in components.items() if n != "warm-start"}
         if "warm-start" in components:
             start = Recommender.loaded(components["warm-start"]).to(self.device)
             items = ItemTensors(self.items, self.device)
@@ -235,6 +237,16 @@ class Worker:
         scorers = self._scorers(files, settings, components)
         return score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
 
+    def reported(self, files: Files, settings: Sequence[Genes]) -> tuple[list[Scores], dict[str, bytes]]:
+        """A checkpoint's scores on test under some settings, and the files of the item vectors that they come from."""
+        scorers = self._scorers(files, settings)
+        scores = score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
+        return scores, vector_files(scorers["model"])
+
+    def features(self) -> dict[str, bytes] | None:
+        """The file of the base model's vectors, if distances between items are measured by them."""
+        return feature_files(self.encoder.frozen.numpy()) if self.load.categories is None else None
+
     def validated(self, files: Files, settings: Sequence[Genes], components: Components) -> Sequence[Values]:
         """Another search's checkpoint on validation; see `test`."""
         return self._on_validation(self._scorers(files, settings, components), settings)
@@ -287,7 +299,7 @@ class Worker:
         """A checkpoint's, and those of the components that any of the settings gives a weight."""
         if components is None:
             return {"model": scorer(files, self.encoder), **blended(settings, self.components)}
-        named = {n: component(c, self.encoder) for n, c in blended(settings, components).items()}
+        named = {n: component(c, self.device) for n, c in blended(settings, components).items()}
         return {"model": scorer(files, self.encoder), **named}
 
     def _trained(self, attempt: Attempt, sources: Sequence[Files]) -> dict[str, bytes]:

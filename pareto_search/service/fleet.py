@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pareto_search import checkpoint, results
+from pareto_search.entry import vector_folders
 from pareto_search.errors import ConfigError
 from pareto_search.question import Canary, Question
 from pareto_search.results import Document, write_whole
@@ -33,7 +34,7 @@ State = Literal["starting", "serving", "changing", "silent", "failed", "deleting
 """`changing` while the old entries still answer; `silent` where it should answer and does not."""
 
 MOST = 8
-"""How many deployments there may be: each has a base model in memory."""
+"""How many deployments there may be: each has a model in memory."""
 TRIES = 3
 """How often a process may end without a word before it has served."""
 ASKED = 8
@@ -281,6 +282,7 @@ class Fleet:
         front = results.load_front(run)
         entries = [results.find_entry(front, name) for name in new]
         wanted = {run / e["checkpoint"] for e in entries}
+        wanted |= {folder for e in entries for folder in vector_folders(run, e["candidate"])}
         if not held:  # all entries of a run share them
             wanted |= set((run / "components").glob("[!.]*"))
         for folder in wanted:

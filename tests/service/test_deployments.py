@@ -420,6 +420,9 @@ def test_it_survives_a_kill_of_the_service_and_of_itself_and_the_end_of_its_sear
         made = client.post("/v1/deployments", json=wish).json()
         settled(client, made["id"])
         expected = asked(client, made["id"], user="u3")
+        own = root / "deployments" / made["id"] / "run"
+        [kept] = own.glob("item_vectors/*")
+        assert kept.name == results.load_front(own)["front"][0]["candidate"]
         run = root / "searches" / search / "run"
         found = results.find_entry(results.load_front(run), names[1])
         (run / found["checkpoint"] / "recommender.json").write_text("{}")

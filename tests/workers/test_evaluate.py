@@ -12,7 +12,15 @@ from pareto_search.recsys.dataset import Dataset
 from pareto_search.recsys.split import Split
 from pareto_search.recsys.statistics import ItemStatistics, category_features
 from pareto_search.workers.encoder import Encoder
-from pareto_search.workers.evaluate import blended, component, score, scorer, similarity_files
+from pareto_search.workers.evaluate import (
+    blended,
+    component,
+    score,
+    scorer,
+    scorer_with,
+    similarity_files,
+    vector_files,
+)
 from pareto_search.workers.lora import LoraShape, attached
 from pareto_search.workers.recommender import Recommender, Shape, TowerScorer
 
@@ -24,7 +32,7 @@ def recommender(text_width: int) -> Recommender:
 
 def test_ease_comes_back_from_its_files(encoder: Encoder, toy_split: Split) -> None:
     weights = ease(toy_split.train, 20).weights
-    again = component(similarity_files(weights), encoder)
+    again = component(similarity_files(weights))
     assert isinstance(again, ItemSimilarity)
     assert np.array_equal(again.weights, weights)
 
@@ -33,7 +41,7 @@ def test_a_model_on_ids_alone_needs_no_text(encoder: Encoder, toy_split: Split) 
     model = recommender(text_width=0)
     history = toy_split.validation.history
     expected = TowerScorer.of(model, None).scores(history)
-    assert np.array_equal(component(model.files({}), encoder).scores(history), expected)
+    assert np.array_equal(component(model.files({})).scores(history), expected)
 
 
 def test_without_an_adapter_a_model_reads_frozen_text_and_with_one_adapted_text(
@@ -49,6 +57,22 @@ def test_without_an_adapter_a_model_reads_frozen_text_and_with_one_adapted_text(
     assert np.array_equal(frozen.scores(history), TowerScorer.of(model, encoder.frozen).scores(history))
     assert np.array_equal(adapted.scores(history), TowerScorer.of(model, text).scores(history))
     assert not np.allclose(frozen.scores(history), adapted.scores(history), atol=1e-4)
+
+
+def test_a_checkpoint_whose_item_vectors_are_known_scores_alike_without_the_base_model(
+    encoder: Encoder, toy_split: Split
+) -> None:
+    with attached(encoder, LoraShape(4, 16.0, 0.0, "query_value", 2)) as adapter:
+        with torch.no_grad():
+            for _, module in adapter.named():
+                module.B.normal_(std=0.3)
+        files = adapter.files("tiny", None)
+    files |= recommender(text_width=32).files({"training": {"c0001": 5.0}})
+    expected = scorer(files, encoder)
+    found = scorer_with(files, vector_files(expected))
+    history = toy_split.validation.history
+    assert np.array_equal(found.scores(history), expected.scores(history))
+    assert (found.parameters, found.training) == (expected.parameters, {"c0001": 5.0})
 
 
 def test_a_checkpoint_of_a_base_of_another_width_is_refused(encoder: Encoder) -> None:

@@ -1,6 +1,7 @@
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,22 @@ def test_what_is_asked_of_workers_beside_candidates_survives_their_death(workloa
         workers.tell_all("teach", [{}], [])
         assert workers.free == 1  # the other one starts
         assert workers.map([("baseline", "popularity")] * 3) == [values] * 3
+
+
+def test_calls_are_taken_as_workers_come_free(workload: Workload) -> None:
+    taken = list[int]()
+
+    def calls() -> Iterator[tuple[str, str]]:
+        for number in range(10):
+            taken.append(number)
+            yield "baseline", "popularity"
+
+    with pool.RayPool(workload, count=2) as workers:
+        [values] = workers.map([("baseline", "popularity")])
+        found = workers.each(calls())
+        first = next(found)
+        assert len(taken) <= 5  # two that were first, two after them, and one ahead
+        assert sorted([first, *found]) == [(place, values) for place in range(10)]
 
 
 class Faulty(pool.PackWorkerActor):

@@ -109,7 +109,7 @@ def test_the_raw_values_are_those_of_the_files_by_brute_force(worker: Worker, re
 
 def test_every_setting_is_reproduced_from_the_files(worker: Worker, result: Result, workload: Workload) -> None:
     fresh = Worker(workload)
-    components = {name: component(worker_files, fresh.encoder) for name, worker_files in fitted(worker).items()}
+    components = {name: component(worker_files) for name, worker_files in fitted(worker).items()}
     again = score(
         workload.split.validation,
         fresh.items,
@@ -617,7 +617,7 @@ def test_a_baseline_is_judged_by_what_it_costs_too(workload: Workload, result: R
     counts = [tensors.size for name in ("adapter_model", "recommender") for tensors in stored(result, name)]
     temperatures = workload.towers
     assert alone["parameters"]["mean"] == sum(counts) - temperatures
-    added = np.count_nonzero(component(ease, costs.encoder).weights)  # type: ignore[attr-defined]
+    added = np.count_nonzero(component(ease).weights)  # type: ignore[attr-defined]
     assert blended["parameters"]["mean"] == alone["parameters"]["mean"] + added
     assert blended["latency"]["mean"] > 0
     assert 0 < blended["ece@5"]["mean"] < 1
