@@ -222,7 +222,7 @@ def test_what_the_data_cannot_give_is_refused(
     }
     config = config.model_copy(update=changes)
     lacking = dataclasses.replace(dataset.load(**config.data.arguments()), **change)
-    monkeypatch.setattr("pareto_search.launch.load", lambda **_: lacking)
+    monkeypatch.setattr("pareto_search.inputs.load", lambda **_: lacking)
     with pytest.raises(ConfigError, match=complaint):
         run_search(config, tmp_path / "run")
 
@@ -242,7 +242,7 @@ def test_data_in_which_all_is_alike_is_refused_where_a_metric_asks_for_differenc
     config = SearchConfig.load(undisturbed.config)
     whole = dataset.load(**config.data.arguments())
     assert whole.ratings is not None
-    monkeypatch.setattr("pareto_search.launch.MOST_FEATURES", len(whole.item_ids) ** 2 - 1)
+    monkeypatch.setattr("pareto_search.inputs.MOST_FEATURES", len(whole.item_ids) ** 2 - 1)
     changes: dict[str, dict[str, Any]] = {
         "ratings": {"ratings": np.full_like(whole.ratings, 4)},
         "categories": {"categories": (("War", "Horror"),) * len(whole.item_ids)},
@@ -250,7 +250,7 @@ def test_data_in_which_all_is_alike_is_refused_where_a_metric_asks_for_differenc
         "tags": {"categories": tuple((item,) for item in whole.item_ids)},
     }
     lacking = dataclasses.replace(whole, **changes[alike])
-    monkeypatch.setattr("pareto_search.launch.load", lambda **_: lacking)
+    monkeypatch.setattr("pareto_search.inputs.load", lambda **_: lacking)
     with pytest.raises(ConfigError, match=complaint):
         run_search(config.model_copy(update={"constraint_texts": (f"{metric} <= 1",)}), tmp_path / "run")
 
@@ -258,7 +258,7 @@ def test_data_in_which_all_is_alike_is_refused_where_a_metric_asks_for_differenc
 def test_a_catalogue_that_ease_is_too_large_for_has_no_teacher(
     undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pareto_search.launch.LARGEST_SQUARE", 5)
+    monkeypatch.setattr("pareto_search.inputs.LARGEST_SQUARE", 5)
     config = SearchConfig.load(undisturbed.config)
     for wish in (0.1, [0.1, 0.5]):
         taught = config.model_copy(update={"space": {**config.space, "distillation": wish}})
@@ -311,7 +311,7 @@ def test_what_a_target_cannot_give_is_refused(
     config = targeted(undisturbed, metrics, "few", shots, distillation)
     whole = dataset.load(**config.data.arguments())
     data = dataclasses.replace(whole, domains=("few",) * 7 + ("many",) * (len(whole.item_ids) - 7))
-    monkeypatch.setattr("pareto_search.launch.load", lambda **_: data)
+    monkeypatch.setattr("pareto_search.inputs.load", lambda **_: data)
     with pytest.raises(ConfigError, match=complaint):
         run_search(config, tmp_path / "run")
 
@@ -322,11 +322,11 @@ def test_data_and_base_model_have_to_be_what_a_search_was_begun_with(
     config = SearchConfig.load(run / "search.yaml")
     data, base = dataset.load(**config.data.arguments()), locate(config.model.base)
     for name, other, error in (
-        ("load", lambda **_: dataclasses.replace(data, timestamps=data.timestamps + 1), DataError),
-        ("locate", lambda *_: dataclasses.replace(base, sha256="0" * 64), CheckpointError),
+        ("inputs.load", lambda **_: dataclasses.replace(data, timestamps=data.timestamps + 1), DataError),
+        ("launch.locate", lambda *_: dataclasses.replace(base, sha256="0" * 64), CheckpointError),
     ):
         with monkeypatch.context() as changed:
-            changed.setattr(f"pareto_search.launch.{name}", other)
+            changed.setattr(f"pareto_search.{name}", other)
             with pytest.raises(error, match=r"is not what .* was begun with; bring that back, or begin a new run"):
                 run_search(config, run)
 

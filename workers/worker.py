@@ -20,6 +20,7 @@ from pareto_search.fusion import fused
 from pareto_search.objective import Values
 from pareto_search.recsys import baselines
 from pareto_search.recsys.baselines import ItemSimilarity, Scorer
+from pareto_search.recsys.dataset import LARGEST_SQUARE
 from pareto_search.recsys.inner_search import search_settings
 from pareto_search.recsys.metrics import PerUser
 from pareto_search.recsys.ranking import Ranking
@@ -52,7 +53,7 @@ from pareto_search.workers.recommender import Recommender, Shape, TowerScorer, j
 from pareto_search.workers.reranker import DeviceReranker
 from pareto_search.workers.task import Task
 from pareto_search.workers.train import OPTIMISER, FineTuning, fine_tune, train_tower
-from pareto_search.workers.workload import LARGEST_SQUARE, TowerKind, Workload
+from pareto_search.workers.workload import TowerKind, Workload
 
 DRAWS = 8
 """How many members a fusion draws, the same ones perhaps several times."""

@@ -10,8 +10,6 @@ from pareto_search.space import SearchSpace
 
 Precision = Literal["auto", "bfloat16", "float32", "nf4"]
 TowerKind = Literal["attention", "decayed_mean"]
-LARGEST_SQUARE = 20_000
-"""Items up to which EASE and ItemKNN are fitted: their matrices grow with the square."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ DOMAIN = "domain"
 """The name under which they carry its domain, and by which metrics ask for one."""
 OWN_GROUPS = ("user", "item", DOMAIN)
 """What metrics can ask for by what every split knows; see `split.Part`."""
+LARGEST_SQUARE = 20_000
+"""Items up to which EASE and ItemKNN are fitted: their matrices grow with the square."""
 
 
 @dataclass(frozen=True, kw_only=True)
