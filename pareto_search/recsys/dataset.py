@@ -283,11 +283,11 @@ def _assemble(name: str, interactions: Table, items: Table, columns: Columns, pe
     """The canonical data set: items with text, users with enough interactions, all in an order of their own."""
     described = _described(items, columns)
     item_ids = _ordered([id_ for id_, (text, _, _) in described.items() if text])
-    user_of_row, names = pd.factorize(np.array(interactions.ids(columns.user, "user"), dtype=object))
-    named_items = interactions.ids(columns.item, "item")
+    user_of_row, names = interactions.places(columns.user, "user")
+    named_of_row, named_items = interactions.places(columns.item, "item")
     place = {id_: i for i, id_ in enumerate(item_ids)}
-    item_of_row = np.array([place.get(id_, -1) for id_ in named_items])
-    listed = np.array([id_ in described for id_ in named_items])
+    item_of_row = np.array([place.get(id_, -1) for id_ in named_items])[named_of_row]
+    listed = np.array([id_ in described for id_ in named_items])[named_of_row]
     if not listed.any():
         raise DataError(
             f"no interaction of {interactions.location} names an item of {items.location} (the first is "

@@ -14,6 +14,8 @@ from pareto_search.errors import DataError, nearest
 
 LISTS = (list, tuple, np.ndarray)
 """What a Parquet cell with several values comes as."""
+CHUNK = 500_000
+"""How many cells of text are read as numbers at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,38 @@ class Table:
 
     def ids(self, name: str, wish: str) -> list[str]:
         """A column of ids, one in every row."""
-        column = self.column(name, wish).tolist()
-        if any(isinstance(value, LISTS) for value in column):
+        places, distinct = self.places(name, wish)
+        return [distinct[place] for place in places.tolist()]
+
+    def places(self, name: str, wish: str) -> tuple[NDArray[np.int64], list[str]]:
+        """A column of ids, one in every row, as the place `(rows,)` of each among the distinct ones.
+
+        A string for each of a hundred million interactions would take ten times the memory.
+        """
+        column = self.column(name, wish)
+        if column.dtype == object and column.map(lambda value: isinstance(value, LISTS)).any():
             raise DataError(f"{self.location}: column '{name}' has lists; expected an id in every row (columns.{wish})")
-        ids = [cell(value) for value in column]
-        row = next((row for row, id_ in enumerate(ids) if id_.lower() in ("", "nan")), None)
-        if row is not None:
+        places, values = pd.factorize(column, use_na_sentinel=False)
+        same, distinct = pd.factorize(np.array([cell(value) for value in values], object))  # '7' and ' 7'
+        places, ids = same[places], [str(id_) for id_ in distinct]
+        missing = [place for place, id_ in enumerate(ids) if id_.lower() in ("", "nan")]
+        if missing:
+            row = int(np.argmax(np.isin(places, missing)))
             raise DataError(
-                f"{self.location}, {self.where(row)}: '{ids[row]}' in column '{name}' is no id; expected one in every "
-                "row; fill it in or remove the row"
+                f"{self.location}, {self.where(row)}: '{ids[places[row]]}' in column '{name}' is no id; expected one "
+                "in every row; fill it in or remove the row"
             )
-        return ids
+        return places, ids
 
     def numbers(self, name: str, wish: str) -> NDArray[np.float64]:
         """A column `(rows,)` of finite numbers."""
         column = self.column(name, wish)
         # Dates would pass for nanoseconds: as strings, they are found not to be numbers.
         readable = column if pd.api.types.is_numeric_dtype(column) else column.astype(str)
-        numbers: NDArray[np.float64] = pd.to_numeric(readable, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        numbers = np.empty(len(readable))
+        for start in range(0, len(readable), CHUNK):  # each string becomes an object on the way
+            chunk = pd.to_numeric(readable.iloc[start : start + CHUNK], errors="coerce")
+            numbers[start : start + CHUNK] = chunk.to_numpy(np.float64, na_value=np.nan)
         if not np.isfinite(numbers).all():
             row = int(np.argmin(np.isfinite(numbers)))
             remedy = "convert dates, to Unix seconds, say" if wish == "timestamp" else "correct it or remove the row"

@@ -251,6 +251,20 @@ def test_a_bad_value_is_named_with_its_line_and_column(tmp_path: Path, good: str
     assert "expected" in line
 
 
+def test_however_few_cells_are_read_at_a_time_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_tables(*tables(tmp_path), COLUMNS, "toy")
+    monkeypatch.setattr("pareto_search.recsys.tables.CHUNK", 4)
+    assert load_tables(*tables(tmp_path), COLUMNS, "toy").sha256 == whole.sha256
+    bad = INTERACTIONS.replace("2,1,3,20", "2,1,3,then")
+    assert "line 7: 'then' in column 'time' is no number" in message_of(tmp_path, interactions=bad)
+
+
+def test_an_id_with_blanks_round_it_is_the_same_id(tmp_path: Path) -> None:
+    blank = INTERACTIONS.replace("2,1,2,10", " 2 ,1 ,2,10")
+    found = load_tables(*tables(tmp_path, blank), COLUMNS, "toy")
+    assert found.sha256 == load_tables(*tables(tmp_path), COLUMNS, "toy").sha256
+
+
 def test_rows_longer_than_the_header_are_an_error(tmp_path: Path) -> None:
     line = message_of(tmp_path, interactions="user,item,rating\n1,1,5,300\n1,2,5,400\n")
     assert "ratings.csv has rows with more cells than its header" in line
