@@ -12,6 +12,7 @@ from pareto_search import publish, refreshing, results
 from pareto_search.comparison import Comparison
 from pareto_search.config import SearchConfig
 from pareto_search.database import same_database
+from pareto_search.entry import of_run
 from pareto_search.errors import AbsentError, CheckpointError, ConfigError, DataError, RunError
 from pareto_search.inputs import divide
 from pareto_search.question import Canary
@@ -154,13 +155,12 @@ def deploy(
         notice: takes one line of text.
 
     Raises:
-        UserError: an entry, the data, the port or the cluster does not fit.
+        UserError: an entry or its files, the data, the port or the cluster does not fit.
     """
     place = publish.pinned(str(run))
     folder = publish.local(place)
-    front = results.load_front(folder)
     for name in [*names, canary.entry] if canary else names:
-        results.find_entry(front, name)
+        of_run(folder, name, vectors=True)  # a damaged one would take down what serves now
     if address is None:
         _want_token()
     data = load(**load_config(folder).data.arguments())
@@ -191,16 +191,15 @@ def application(args: Mapping[str, Any]) -> Any:
             PARETO_SEARCH_TOKEN.
 
     Raises:
-        UserError: an entry, the data or the token is not there.
+        UserError: an entry, a file of it, the data or the token is not there.
     """
     token = os.environ.get("PARETO_SEARCH_TOKEN")
     if not token:
         raise ConfigError("set PARETO_SEARCH_TOKEN on every node, for clients to give")
     place = publish.pinned(str(args["run"]))
     run = publish.local(place)
-    front = results.load_front(run)
     for name in args["entries"]:
-        results.find_entry(front, name)
+        of_run(run, name, vectors=True)
     return _serving().application(place, args["entries"], load(**load_config(run).data.arguments()), token=token)
 
 

@@ -648,7 +648,7 @@ def test_a_checkpoint_with_a_changed_byte_gets_one_line(call: Call, undisturbed:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    for command in (["evaluate"], ["export", "--to", tmp_path / "x"], ["recommend", "--user", "u1"]):
+    for command in (["evaluate"], ["export", "--to", tmp_path / "x"], ["recommend", "--user", "u1"], ["deploy"]):
         verb, *rest = command
         said = call(str(verb), run, entry["entry"], *rest).complaint
         assert "'adapter_model.safetensors' was changed" in said
