@@ -91,6 +91,11 @@ def read(folder: Path) -> dict[str, bytes]:
     return files
 
 
+def digest(files: Mapping[str, bytes]) -> str:
+    """What `write` returns for these files."""
+    return hashlib.sha256(_manifest(files)).hexdigest()
+
+
 def remove(folder: Path) -> None:
     """Removes a folder, if it is there; a crash on the way leaves no half of it under its name.
 

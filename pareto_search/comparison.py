@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from pareto_search import checkpoint, refreshing, results
 from pareto_search.archive import choose
 from pareto_search.candidate import Evaluation, Genes
-from pareto_search.entry import BASE, ITEM_VECTORS
+from pareto_search.entry import BASE, VECTORS, WHOSE
 from pareto_search.errors import DamageError
 from pareto_search.executor import Files
 from pareto_search.fusion import weights_of
@@ -289,12 +289,18 @@ class Comparison:
         """The scores on test of checkpoints under some settings each. Their item vectors are kept, so that entries can
         be served without the base model, which a machine without a GPU may be too slow for.
         """
-        folder, names = self._run / ITEM_VECTORS, list(settings)
+        folder, names, digests = self._run / VECTORS, list(settings), list[str]()
+
+        def calls() -> Iterator[Call]:
+            for name in names:
+                files = checkpoint.read(self._search.checkpoints / name)
+                digests.append(checkpoint.digest(files))
+                yield "reported", files, settings[name]
+
         # Read one by one, and written as they come: with a large catalogue, all of them may not fit into memory.
-        calls = (("reported", checkpoint.read(self._search.checkpoints / n), settings[n]) for n in names)
         tested: dict[str, list[Document]] = {}
-        for place, (scores, vectors) in self._pool.each(calls):
-            checkpoint.write(folder / names[place], vectors)
+        for place, (scores, vectors) in self._pool.each(calls()):
+            checkpoint.write(folder / names[place], {**vectors, WHOSE: digests[place].encode()})
             tested[names[place]] = scores
         [features] = self._pool.map([("features",)])
         if features is not None:

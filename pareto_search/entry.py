@@ -15,9 +15,11 @@ from pareto_search.results import find_entry, load_front
 from pareto_search.space import BLENDED
 
 SERVING = "serving.json"
-ITEM_VECTORS = "item_vectors"
-"""The folder of a run with what the base model made of the catalogue: by the candidate's name, and `BASE` for all."""
-BASE = "base"
+VECTORS = "item_vectors"
+"""The folder of a run with the item vectors of its front's checkpoints by their names, and the text vectors of the base
+model as `BASE`, where distances are measured by them."""
+BASE, WHOSE = "base", "checkpoint.sha256"
+"""And the file that says of which checkpoint the item vectors are, by its `checkpoint.digest`."""
 INSIDE = "entry"
 """Where the entry is in an export whose own place belongs to another library's files."""
 
@@ -36,7 +38,7 @@ class Entry:
         components: name -> files of each component that the serving genes give a weight.
         merged: the folder of a base model that has the adapter in its weights, where the checkpoint has no adapter.
         vectors: the files of the item vectors, and of the base model's text vectors where distances are measured by
-            them: with these the base model is not needed.
+            them, where these are known: with them the base model is not needed.
     """
 
     name: str
@@ -73,7 +75,7 @@ def of_run(run: Path, name: str, *, vectors: bool = False) -> Entry:
 
     Raises:
         RunError: the front has no such entry.
-        CheckpointError: a file of it is missing or changed.
+        CheckpointError: a file of it is missing or changed, or its item vectors are those of another checkpoint.
     """
     found = find_entry(load_front(run), name)
     serving: Genes = found["serving"]
@@ -82,12 +84,14 @@ def of_run(run: Path, name: str, *, vectors: bool = False) -> Entry:
     files = checkpoint.read(run / "checkpoints" / found["candidate"])
     known = vector_folders(run, found["candidate"]) if vectors else []
     read = {file: content for folder in known for file, content in checkpoint.read(folder).items()}
+    if known and read.pop(WHOSE).decode() != checkpoint.digest(files):
+        raise CheckpointError(f"{known[0]} is not of the checkpoint that is there; delete it, or restore both")
     return Entry(name, files, serving, components, vectors=read)
 
 
 def vector_folders(run: Path, candidate: str) -> list[Path]:
     """Where a run has the vectors that a candidate is served with; nowhere if an older release searched it."""
-    own, base = (run / ITEM_VECTORS / name for name in (candidate, BASE))
+    own, base = (run / VECTORS / name for name in (candidate, BASE))
     return [folder for folder in (own, base) if own.is_dir() and folder.is_dir()]
 
 

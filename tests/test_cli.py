@@ -22,9 +22,12 @@ from pareto_search.cli import DEMO, cli
 from pareto_search.display import show_front
 from pareto_search.errors import CheckpointError
 from pareto_search.launch import load_config
+from pareto_search.question import Question
+from pareto_search.recsys.dataset import load
 from pareto_search.recsys.fetch import FOLDER
 from pareto_search.report import report
 from pareto_search.store import Store, lock
+from pareto_search.workers.answer import Desk
 
 __all__ = ["call", "undisturbed"]
 
@@ -495,6 +498,12 @@ def test_a_run_recommends_without_its_base_model_and_is_evaluated_with_it(
     assert [r["item"] for r in found] == [r["item"] for r in expected]
     assert [r["score"] for r in found] == pytest.approx([r["score"] for r in expected])
     assert call("evaluate", copied, name, "--split", "validation").complaint == "the base model is gone"
+    # So does a deployment, and whatever it is told to change to.
+    first, *others = dict.fromkeys(e["entry"] for e in load_front(copied)["front"])
+    desk = Desk(copied, [first], load(**load_config(copied).data.arguments()))
+    desk.swap([first, *others])
+    [answer] = desk.answer([Question(user="u7", entry=name)])
+    assert [item["item"] for item in answer.items] == [r["item"] for r in expected]  # type: ignore[union-attr]
     shutil.rmtree(copied / "item_vectors")  # as in the runs of older releases
     assert call("recommend", copied, name, *wish).complaint == "the base model is gone"
 

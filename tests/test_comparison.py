@@ -160,8 +160,10 @@ def test_a_damaged_checkpoint_costs_the_front_its_own_entries(undisturbed: Finis
     left = {e["candidate"] for e in front["front"]}
     assert left
     assert damaged not in left
-    vectors = {p.name: (p / "of").read_bytes() for p in (run / "item_vectors").iterdir()}
-    assert vectors == {n: (run / "checkpoints" / n / "recommender.json").read_bytes() for n in left}
+    assert {p.name for p in (run / "item_vectors").iterdir()} == left
+    for name in left:
+        content, own = checkpoint.read(run / "item_vectors" / name), checkpoint.read(run / "checkpoints" / name)
+        assert content == {"of": own["recommender.json"], "checkpoint.sha256": checkpoint.digest(own).encode()}
     assert [line for line in notices if line.startswith("Left out of the front: ")] == [
         f"Left out of the front: {run / 'checkpoints' / damaged}: 'recommender.json' was changed; "
         "restore the folder from a copy, delete front.json and resume to have it back."

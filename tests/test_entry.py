@@ -28,6 +28,21 @@ def test_an_entry_has_its_checkpoint_and_the_components_that_it_gives_a_weight(r
     assert found.notes == {"metrics": ["ndcg@10"]}
 
 
+def test_an_entry_comes_with_its_item_vectors_where_these_are_of_its_checkpoint(run: Path) -> None:
+    vectors = run / "item_vectors"
+    checkpoint.write(vectors / "base", {"features.safetensors": b"text"})
+    assert entry.of_run(run, "c0001-s03", vectors=True) == entry.of_run(run, "c0001-s03")  # of an older release
+    own = {"item_vectors.safetensors": b"items"}
+    checkpoint.write(vectors / "c0001", {**own, "checkpoint.sha256": checkpoint.digest(FILES).encode()})
+    found = entry.of_run(run, "c0001-s03", vectors=True)
+    assert found.vectors == {**own, "features.safetensors": b"text"}
+    assert entry.of_run(run, "c0001-s03").vectors == {}
+    assert not found.to_files().keys() & found.vectors.keys()
+    checkpoint.write(run / "checkpoints" / "c0001", {**FILES, "adapter_config.json": b"[]"})  # made again, say
+    with pytest.raises(CheckpointError, match=r"item_vectors/c0001 is not of the checkpoint that is there; delete it"):
+        entry.of_run(run, "c0001-s03", vectors=True)
+
+
 def test_an_entry_comes_back_from_its_files(run: Path, tmp_path: Path) -> None:
     found = entry.of_run(run, "c0001-s03")
     checkpoint.write(tmp_path / "exported", found.to_files() | {"README.md": b"a card"})

@@ -218,9 +218,11 @@ def test_what_cannot_be_published_or_fetched_gets_one_line(
         publish.local(url)
     with pytest.raises(RunError, match=r"back cannot be written \(Not a directory\)"):
         publish.fetch(url, tmp_path / "taken" / "back")
-    (run / "checkpoints" / "c0001" / "model.safetensors").write_bytes(b"changed")
-    with pytest.raises(CheckpointError, match="was changed"):
-        publish.publish(run, url)
+    for folder, file in (("item_vectors", "item_vectors.safetensors"), ("checkpoints", "model.safetensors")):
+        (run / folder / "c0001" / file).write_bytes(b"changed")
+        with pytest.raises(CheckpointError, match=f"'{file}' was changed"):
+            publish.publish(run, url)
+        (run / "item_vectors" / "c0001" / "item_vectors.safetensors").write_bytes(b"v")
     (run / "front.json").unlink()
     with pytest.raises(RunError, match=r"front\.json is not there"):
         publish.publish(run, url)

@@ -1,4 +1,4 @@
-"""What a deployment answers: several entries of one run at work over one base model, without Ray and HTTP."""
+"""What a deployment answers: several entries of one run at work, without Ray and HTTP."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence

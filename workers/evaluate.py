@@ -29,7 +29,7 @@ Scores = dict[str, dict[str, float]]
 WEIGHTS, VECTORS = "weights.safetensors", "vectors.safetensors"
 FEATURES = "features.safetensors"
 """The base model's text vectors where distances are measured by them, for whoever does not have that model."""
-ITEM_VECTORS = "item_vectors.safetensors"
+ITEMS = "item_vectors.safetensors"
 
 
 def scorer(files: Files, encoder: Encoder) -> Scorer:
@@ -58,7 +58,7 @@ def vector_files(model: Scorer) -> dict[str, bytes]:
     if isinstance(model, Ensemble):
         return numbered(map(vector_files, model.members))
     assert isinstance(model, TowerScorer), "what checkpoints are"
-    return {ITEM_VECTORS: save({"vectors": torch.stack(list(model.vectors)).cpu().numpy()})}
+    return {ITEMS: save({"vectors": torch.stack(list(model.vectors)).cpu().numpy()})}
 
 
 def _scorer(files: Files, of: Callable[[Files], TowerScorer]) -> Scorer:
@@ -89,7 +89,7 @@ def tower_scorer(files: Files, encoder: Encoder) -> TowerScorer:
 
 
 def _tower_scorer_with(files: Files) -> TowerScorer:
-    vectors = torch.from_numpy(load(files[ITEM_VECTORS])["vectors"])
+    vectors = torch.from_numpy(load(files[ITEMS])["vectors"])
     size = sum(tensor.numel() for tensor in parts(files)[1].values())
     return TowerScorer(Recommender.loaded(files), list(vectors), size, training_of(files))
 
@@ -104,7 +104,11 @@ def component(files: Files, device: str = "cpu") -> Scorer:
     """The scorer of a component that entries blend in: EASE's weights, whitened text vectors, or SASRec."""
     if VECTORS in files:
         return DecayedMean(load(files[VECTORS])["vectors"].astype(np.float32))
-    return similarity(files) if WEIGHTS in files else TowerScorer.of(Recommender.loaded(files).to(device), None)
+    if WEIGHTS in files:
+        return similarity(files)
+    model = Recommender.loaded(files).to(device)
+    assert not model.shape.text_width, "SASRec reads IDs alone"
+    return TowerScorer.of(model, None)
 
 
 def text_files(vectors: NDArray[np.float32]) -> dict[str, bytes]:

@@ -193,8 +193,9 @@ class RayPool:
                     place, call = waiting.pop()
                     running[_call(self._actors[number], *call, *same)] = place, call, number
                     waiting += [] if waiting else islice(rest, 1)
-            yield from found  # while their workers are about the next
-            found = []
+            if found:
+                yield from found  # while their workers are about the next
+                found, silence = [], time.monotonic() + SILENCE
             replied = self._await(list(running), silence)
             if not replied and time.monotonic() < silence:
                 continue  # a worker has started, or has not

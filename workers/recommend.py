@@ -145,9 +145,12 @@ class Serving:
         for name in self.entry.components.keys() - self._components.keys():  # all entries of a search share them
             self._components[name] = component(self.entry.components[name])
         self.scorers = {"model": self.model, **{name: self._components[name] for name in self.entry.components}}
+        self.entry = replace(self.entry, vectors={})  # as files: they have become arrays
 
     def beside(self, entry: Entry) -> "Serving":
         """Another entry of the same search at work, which shares all that comes from the data, and the base model."""
+        if not entry.vectors:
+            _ = self.encoder  # loaded now at the latest, and once for all
         other = copy(self)
         other.entry = entry
         other._equip()

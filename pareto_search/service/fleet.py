@@ -288,7 +288,9 @@ class Fleet:
         for folder in wanted:
             checkpoint.read(folder)  # a damaged one would take down what serves now
         for folder in wanted:
-            shutil.copytree(folder, own / folder.relative_to(run), dirs_exist_ok=True)
+            place = own / folder.relative_to(run)
+            if not place.is_dir():  # what is there serves
+                checkpoint.write(place, checkpoint.read(folder))
         shutil.copy2(run / "search.yaml", own)
         results.save({**front, "front": [*held, *entries]}, own)
 

@@ -80,7 +80,7 @@ def routes(jobs: Jobs, previews: Previews) -> APIRouter:
     def recommend(search: str, question: Question) -> answers.Recommendations:
         """What an entry of the front would recommend, undeployed; without entry and preferences it is the knee.
 
-        The first question takes seconds, in which the base model is loaded.
+        The first question takes seconds, in which the entry is loaded.
         """
         run = jobs.finished(search)
         name = question.entry or view(search).select(question.prefer or {}, [], None)[0]["entry"]

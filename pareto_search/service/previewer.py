@@ -21,7 +21,7 @@ from pareto_search.results import FRONT
 from pareto_search.workers.answer import Desk
 
 SEARCHES, ENTRIES = 2, 8
-"""How many of them are kept at hand: each search has a base model in memory."""
+"""How many of them are kept at hand: each search has its models in memory."""
 
 _desks: OrderedDict[tuple[str, int], Desk] = OrderedDict()
 

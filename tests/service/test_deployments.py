@@ -16,7 +16,7 @@ from conftest import Shared
 from running import eventually
 from serving import deployers, saying, serving
 
-from pareto_search import decide, launch, results
+from pareto_search import checkpoint, decide, launch, results
 from pareto_search.errors import ClusterError, ConfigError, DataError
 from pareto_search.objective import Objective
 from pareto_search.question import Question
@@ -329,6 +329,39 @@ def test_one_that_ends_again_and_again_before_it_serves_is_given_up_until_it_is_
         fleet.restart("films-0")
     fleet.look()
     assert mortal.begun == TRIES + 1
+
+
+def test_what_serves_is_not_written_again_when_another_entry_comes(
+    record: Record, fleet: Fleet, tmp_path: Path
+) -> None:
+    record.add_search(Job("films-0", "films", "mine", "minilm", {}))
+    run = fleet._jobs.run("films-0")
+    for name in ("c0000", "c0001"):
+        checkpoint.write(run / "checkpoints" / name, {"model": name.encode()})
+        checkpoint.write(run / "item_vectors" / name, {"vectors": name.encode()})
+    for folder in ("item_vectors/base", "components/ease"):
+        checkpoint.write(run / folder, {"shared": b"by all"})
+    (run / "search.yaml").write_text("name: films-0")
+    entries = [{"entry": f"c000{n}-s00", "candidate": f"c000{n}", "checkpoint": f"checkpoints/c000{n}"} for n in (0, 1)]
+    (run / "front.json").write_text(json.dumps({"front": entries}))
+    own, held = tmp_path / "deployments" / "films-0" / "run", record.deployment("films-0")
+
+    def files() -> dict[str, int]:
+        """And which file on the disk each is."""
+        return {str(p.relative_to(own)): p.stat().st_ino for p in own.glob("*/*/*")}
+
+    fleet._keep(held, ["c0000-s00"])
+    before = files()
+    assert {name.rsplit("/", 1)[0] for name in before} == {
+        "checkpoints/c0000",
+        "components/ease",
+        "item_vectors/base",
+        "item_vectors/c0000",
+    }
+    fleet._keep(held, ["c0001-s00"])
+    after = files()
+    assert before.items() < after.items()
+    assert {"checkpoints/c0001/model", "item_vectors/c0001/vectors"} < after.keys()
 
 
 def test_a_process_hears_of_a_change_that_the_service_was_killed_over(
