@@ -379,6 +379,26 @@ def recommend(
 
 
 @cli.command()
+@PLACE
+@PERHAPS_ENTRY
+@DATA
+@BASE
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="FILE", help="A new .csv or .parquet.")
+@click.option("-k", default=10, show_default=True, help="How many items for each user.")
+def recommend_all(*, place: Path, name: str | None, data: str | None, base: str | None, to: Path, k: int) -> None:
+    """Items for all users of the data as a table: user, rank, item and score.
+
+    Example: pareto-search recommend-all runs/demo c0007-s03 --to lists.parquet
+    """
+    from pareto_search.workers import everybody  # only now: it loads torch
+
+    everybody.want_new(to)
+    lists = everybody.table(_served(place, name, data, base, vectors=base is None), k)
+    everybody.write(lists, to)
+    click.echo(f"Wrote {len(lists):,} items for {lists['user'].nunique():,} users to {to}")
+
+
+@cli.command()
 @click.argument("run")
 @click.argument("names", metavar="ENTRY...", nargs=-1, required=True)
 @click.option("--canary", metavar="ENTRY=SHARE", help="Another entry for a share of the users, such as c0009-s07=0.1.")

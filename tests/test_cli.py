@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import optuna
+import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -20,6 +21,7 @@ from benchmarks import kills, small
 from pareto_search import SearchConfig, launch, load_front
 from pareto_search.cli import DEMO, cli
 from pareto_search.display import show_front
+from pareto_search.entry import of_run
 from pareto_search.errors import CheckpointError
 from pareto_search.launch import load_config
 from pareto_search.question import Question
@@ -27,7 +29,9 @@ from pareto_search.recsys.dataset import load
 from pareto_search.recsys.fetch import FOLDER
 from pareto_search.report import report
 from pareto_search.store import Store, lock
+from pareto_search.workers import everybody
 from pareto_search.workers.answer import Desk
+from pareto_search.workers.recommend import Serving
 
 __all__ = ["call", "undisturbed"]
 
@@ -583,6 +587,37 @@ def test_recommend_gives_items_that_the_user_has_not_seen_with_titles_and_reason
     assert "expected numbers" in call(*same, "--times", "yesterday").complaint
     shown = call("recommend", undisturbed.run, name, "--user", "u7", "-k", "5").out.splitlines()
     assert [line.strip().startswith(f"{place}. The ") for place, line in enumerate(shown, 1)] == [True] * 5
+
+
+def test_all_users_get_in_a_file_what_each_gets_alone(
+    call: Call, undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(everybody, "NUMBERS", 7 * small.ITEMS)  # so that seven users come at a time
+    run, name = undisturbed.run, chosen(undisturbed)["entry"]
+    alike: list[list[tuple[Any, ...]]] = []
+    for file, read in (("lists.csv", pd.read_csv), ("lists.parquet", pd.read_parquet)):
+        ended = call("recommend-all", run, name, "--to", tmp_path / file, "-k", "5")
+        assert (ended.code, ended.out) == (0, f"Wrote 200 items for 40 users to {tmp_path / file}\n")
+        alike.append([tuple(row) for row in read(tmp_path / file).itertuples(index=False)])
+    assert [row[:3] for row in alike[0]] == [row[:3] for row in alike[1]]
+    served = Serving(of_run(run, name, vectors=True), load(**load_config(run).data.arguments()))
+    expected = [
+        (user, rank, item.item, pytest.approx(item.score, rel=1e-4))
+        for user in served.data.user_ids
+        for rank, item in enumerate(served.recommend(served.history_of(user), 5), 1)
+    ]
+    assert alike[1] == expected
+    assert call("recommend-all", run, name, "--to", tmp_path / "all.csv", "-k", small.ITEMS).code == 0
+    whole = pd.read_csv(tmp_path / "all.csv")
+    seen = {user: set(history.items) for user, history in served.histories().items()}
+    assert whole.groupby("user").size().to_dict() == {user: small.ITEMS - len(items) for user, items in seen.items()}
+    for arguments, complaint in (
+        (("--to", tmp_path / "all.csv"), "all.csv is there already; give --to a new file"),
+        (("--to", tmp_path / "lists.json"), "expected a name that ends in .csv or .parquet"),
+        (("--to", tmp_path / "x" / "lists.csv"), "x is no folder; make it, or give --to another file"),
+        (("--to", tmp_path / "more.csv", "-k", "31"), "-k is 31; expected 1 to 30"),
+    ):
+        assert complaint in call("recommend-all", run, name, *arguments).complaint
 
 
 def _halve(run: Path) -> None:

@@ -245,26 +245,29 @@ class Serving:
         Raises:
             DataError: fewer than k items are left.
         """
-        one = sequences([history])
-        barred = self.items.barred(one)
-        left = int((~barred).sum())
-        if not 0 < k <= left:
-            raise DataError(f"-k is {k}; expected 1 to {left}, the items that are left")
-        scores = blend({n: relevance(s, one, barred) for n, s in self.scorers.items()}, self.entry.serving)
-        chosen = rerank(scores, self.items, self.entry.serving, k)[0]
+        want(k, int((~self.items.barred(sequences([history]))).sum()))
+        [chosen], [scores] = self.lists([history], k)
         because = self.because(history, chosen) if explain and len(history.items) else [()] * k
         rated = self.items.credibility
         return [
             Recommendation(
                 self.data.item_ids[i],
                 self.data.titles[i],
-                float(scores[0, i]),
+                float(score),
                 float(self.items.novelty[i]),
                 None if rated is None else float(rated[i]),
                 reasons,
             )
-            for i, reasons in zip(chosen, because, strict=True)
+            for i, score, reasons in zip(chosen, scores, because, strict=True)
         ]
+
+    def lists(self, histories: Sequence[History], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The k items `(m, k)` to show to each of some users, best first, and their scores, -inf where none is left."""
+        several = sequences(histories)
+        barred = self.items.barred(several)
+        scores = blend({n: relevance(s, several, barred) for n, s in self.scorers.items()}, self.entry.serving)
+        chosen = rerank(scores, self.items, self.entry.serving, k)
+        return chosen, np.take_along_axis(scores, chosen, 1)
 
     def because(self, history: History, chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
         """For each chosen item, the titles of the history that add most to its score."""
@@ -315,6 +318,16 @@ def _added(model: Scorer, history: History, chosen: NDArray[np.int32]) -> NDArra
         full = model.of_tower(number, sequences([read]))[0, chosen]
         added[:, order[first:]] += full[:, None] - model.of_tower(number, without)[:, chosen].T
     return added / shape.towers
+
+
+def want(k: int, left: int) -> None:
+    """Refuses a list of k items where so many are left.
+
+    Raises:
+        DataError: there are fewer, or k is none at all.
+    """
+    if not 0 < k <= left:
+        raise DataError(f"-k is {k}; expected 1 to {left}, the items that are left")
 
 
 def sequences(histories: Sequence[History]) -> Sequences:
