@@ -393,9 +393,9 @@ def recommend_all(*, place: Path, name: str | None, data: str | None, base: str 
     from pareto_search.workers import everybody  # only now: it loads torch
 
     everybody.want_new(to)
-    lists = everybody.table(_served(place, name, data, base, vectors=base is None), k)
-    everybody.write(lists, to)
-    click.echo(f"Wrote {len(lists):,} items for {lists['user'].nunique():,} users to {to}")
+    served = _served(place, name, data, base, vectors=base is None)
+    users, rows = everybody.write(everybody.lists(served, k), to)
+    click.echo(f"Wrote {rows:,} items for {users:,} users to {to}")
 
 
 @cli.command()

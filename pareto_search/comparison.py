@@ -289,19 +289,20 @@ class Comparison:
         """The scores on test of checkpoints under some settings each. Their item vectors are kept, so that entries can
         be served without the base model, which a machine without a GPU may be too slow for.
         """
-        folder, names, digests = self._run / VECTORS, list(settings), list[str]()
+        folder, names, digests = self._run / VECTORS, list(settings), dict[str, str]()
 
         def calls() -> Iterator[Call]:
             for name in names:
                 files = checkpoint.read(self._search.checkpoints / name)
-                digests.append(checkpoint.digest(files))
+                digests[name] = checkpoint.digest(files)
                 yield "reported", files, settings[name]
 
         # Read one by one, and written as they come: with a large catalogue, all of them may not fit into memory.
         tested: dict[str, list[Document]] = {}
         for place, (scores, vectors) in self._pool.each(calls()):
-            checkpoint.write(folder / names[place], {**vectors, WHOSE: digests[place].encode()})
-            tested[names[place]] = scores
+            name = names[place]
+            checkpoint.write(folder / name, {**vectors, WHOSE: digests[name].encode()})
+            tested[name] = scores
         [features] = self._pool.map([("features",)])
         if features is not None:
             checkpoint.write(folder / BASE, features)

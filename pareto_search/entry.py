@@ -18,8 +18,9 @@ SERVING = "serving.json"
 VECTORS = "item_vectors"
 """The folder of a run with the item vectors of its front's checkpoints by their names, and the text vectors of the base
 model as `BASE`, where distances are measured by them."""
-BASE, WHOSE = "base", "checkpoint.sha256"
-"""And the file that says of which checkpoint the item vectors are, by its `checkpoint.digest`."""
+BASE = "base"
+WHOSE = "checkpoint.sha256"
+"""The file beside item vectors that says of which checkpoint they are, by its `checkpoint.digest`."""
 INSIDE = "entry"
 """Where the entry is in an export whose own place belongs to another library's files."""
 
@@ -81,18 +82,28 @@ def of_run(run: Path, name: str, *, vectors: bool = False) -> Entry:
     serving: Genes = found["serving"]
     blended = [gene for gene in BLENDED if float(serving.get(gene, 0.0))]
     components = {name: checkpoint.read(run / "components" / name) for name in blended}
-    files = checkpoint.read(run / "checkpoints" / found["candidate"])
-    known = vector_folders(run, found["candidate"]) if vectors else []
-    read = {file: content for folder in known for file, content in checkpoint.read(folder).items()}
-    if known and read.pop(WHOSE).decode() != checkpoint.digest(files):
-        raise CheckpointError(f"{known[0]} is not of the checkpoint that is there; delete it, or restore both")
-    return Entry(name, files, serving, components, vectors=read)
+    if not vectors:
+        return Entry(name, checkpoint.read(run / "checkpoints" / found["candidate"]), serving, components)
+    files, known = with_vectors(run, found["candidate"])
+    base = run / VECTORS / BASE
+    if known and base.is_dir():
+        known |= checkpoint.read(base)
+    return Entry(name, files, serving, components, vectors=known)
 
 
-def vector_folders(run: Path, candidate: str) -> list[Path]:
-    """Where a run has the vectors that a candidate is served with; nowhere if an older release searched it."""
-    own, base = (run / VECTORS / name for name in (candidate, BASE))
-    return [folder for folder in (own, base) if own.is_dir() and folder.is_dir()]
+def with_vectors(run: Path, candidate: str) -> tuple[Files, dict[str, bytes]]:
+    """The files of a checkpoint and of its item vectors, of which a run of an older release has none.
+
+    Raises:
+        CheckpointError: as for `of_run`.
+    """
+    files, own = checkpoint.read(run / "checkpoints" / candidate), run / VECTORS / candidate
+    if not own.is_dir():
+        return files, {}
+    vectors = checkpoint.read(own)
+    if vectors.pop(WHOSE, b"").decode() != checkpoint.digest(files):
+        raise CheckpointError(f"{own} is not of the checkpoint that is there; delete it, or restore both")
+    return files, vectors
 
 
 def of_folder(folder: Path) -> Entry:

@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pareto_search import checkpoint
 from pareto_search.config import read
-from pareto_search.entry import VECTORS, vector_folders
+from pareto_search.entry import BASE, VECTORS, with_vectors
 from pareto_search.errors import RunError
 from pareto_search.recsys.fetch import cache_folder
 from pareto_search.results import FRONT, load_front
@@ -51,8 +51,9 @@ def publish(run: Path, url: str) -> int:
     if read(run / CONFIG).get("store"):
         raise RunError(f"the record of {run} is in a shared database; only a run with a record of its own is published")
     for name in {e["candidate"] for e in front["front"]}:
-        for folder in (run / "checkpoints" / name, *vector_folders(run, name)):
-            checkpoint.read(folder)
+        with_vectors(run, name)
+    if (run / VECTORS / BASE).is_dir():
+        checkpoint.read(run / VECTORS / BASE)
     with lock(run), tempfile.TemporaryDirectory() as scratch, _at(url) as (system, root):
         files = {name: run / name for name in _names(run)}
         if (run / RECORD).is_file():

@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 import click
 import optuna
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -22,7 +24,7 @@ from pareto_search import SearchConfig, launch, load_front
 from pareto_search.cli import DEMO, cli
 from pareto_search.display import show_front
 from pareto_search.entry import of_run
-from pareto_search.errors import CheckpointError
+from pareto_search.errors import CheckpointError, RunError
 from pareto_search.launch import load_config
 from pareto_search.question import Question
 from pareto_search.recsys.dataset import load
@@ -614,10 +616,20 @@ def test_all_users_get_in_a_file_what_each_gets_alone(
     for arguments, complaint in (
         (("--to", tmp_path / "all.csv"), "all.csv is there already; give --to a new file"),
         (("--to", tmp_path / "lists.json"), "expected a name that ends in .csv or .parquet"),
-        (("--to", tmp_path / "x" / "lists.csv"), "x is no folder; make it, or give --to another file"),
-        (("--to", tmp_path / "more.csv", "-k", "31"), "-k is 31; expected 1 to 30"),
+        (("--to", tmp_path / "x" / "lists.csv"), "x is no folder that can be written; make it, or give --to another"),
+        (("--to", tmp_path / "more.csv", "-k", "31"), "-k is 31; expected 1 to 30, the items that may be recommended"),
     ):
         assert complaint in call("recommend-all", run, name, *arguments).complaint
+
+
+def test_a_table_of_lists_is_whole_or_not_there(tmp_path: Path) -> None:
+    def parts() -> Iterator[pa.Table]:
+        yield pa.table([["u1"], [1], ["i1"], [0.5]], schema=everybody.SCHEMA)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match=r"lists\.parquet cannot be written \(No space left on device\)"):
+        everybody.write(parts(), tmp_path / "lists.parquet")
+    assert not list(tmp_path.iterdir())
 
 
 def _halve(run: Path) -> None:

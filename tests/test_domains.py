@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from running import Finished, pareto_search
@@ -79,6 +80,11 @@ def test_only_the_targets_items_are_recommended(finished: Finished, textual: dic
     assert {r["item"] for r in json.loads(ended.out)} == LIBRARY - {"i1"}
     ended = pareto_search("recommend", finished.run, name, "--history", "i1,i2", "-k", "15")
     assert "-k is 15; expected 1 to 14" in ended.complaint
+    to = finished.run.parent / "lists.csv"
+    assert pareto_search("recommend-all", finished.run, name, "--to", to, "-k", "15").code == 0
+    assert set(pd.read_csv(to)["item"]) == LIBRARY
+    ended = pareto_search("recommend-all", finished.run, name, "--to", to.with_name("more.csv"), "-k", "16")
+    assert "-k is 16; expected 1 to 15, the items that may be recommended" in ended.complaint
     data = load(**load_config(finished.run).data.arguments())
     desk = Desk(finished.run, [name], data)
     [answer] = desk.answer([Question(history=("i1", "i2"), k=14)])

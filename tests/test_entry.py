@@ -39,8 +39,10 @@ def test_an_entry_comes_with_its_item_vectors_where_these_are_of_its_checkpoint(
     assert entry.of_run(run, "c0001-s03").vectors == {}
     assert not found.to_files().keys() & found.vectors.keys()
     checkpoint.write(run / "checkpoints" / "c0001", {**FILES, "adapter_config.json": b"[]"})  # made again, say
-    with pytest.raises(CheckpointError, match=r"item_vectors/c0001 is not of the checkpoint that is there; delete it"):
-        entry.of_run(run, "c0001-s03", vectors=True)
+    for files in ({**own, "checkpoint.sha256": checkpoint.digest(FILES).encode()}, own):
+        checkpoint.write(vectors / "c0001", files)
+        with pytest.raises(CheckpointError, match=r"item_vectors/c0001 is not of the checkpoint that is there; delete"):
+            entry.of_run(run, "c0001-s03", vectors=True)
 
 
 def test_an_entry_comes_back_from_its_files(run: Path, tmp_path: Path) -> None:

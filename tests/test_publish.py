@@ -29,7 +29,9 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run #1"
     checkpoint.write(folder / "checkpoints" / "c0001", {"model.safetensors": WEIGHTS})
     checkpoint.write(folder / "components" / "ease", {"weights.safetensors": b"w"})
-    checkpoint.write(folder / "item_vectors" / "c0001", {"item_vectors.safetensors": b"v"})
+    whose = checkpoint.digest({"model.safetensors": WEIGHTS}).encode()
+    checkpoint.write(folder / "item_vectors" / "c0001", {"item_vectors.safetensors": b"v", "checkpoint.sha256": whose})
+    checkpoint.write(folder / "item_vectors" / "base", {"features.safetensors": b"f"})
     checkpoint.write(folder / "states" / "c0002", {"model.safetensors": b"waits at a rung"})
     (folder / "search.yaml").write_text("name: first")
     (folder / "front.json").write_text(front())
@@ -218,11 +220,13 @@ def test_what_cannot_be_published_or_fetched_gets_one_line(
         publish.local(url)
     with pytest.raises(RunError, match=r"back cannot be written \(Not a directory\)"):
         publish.fetch(url, tmp_path / "taken" / "back")
-    for folder, file in (("item_vectors", "item_vectors.safetensors"), ("checkpoints", "model.safetensors")):
-        (run / folder / "c0001" / file).write_bytes(b"changed")
-        with pytest.raises(CheckpointError, match=f"'{file}' was changed"):
+    for place in ("item_vectors/base/features", "item_vectors/c0001/item_vectors", "checkpoints/c0001/model"):
+        file = run / f"{place}.safetensors"
+        before = file.read_bytes()
+        file.write_bytes(b"changed")
+        with pytest.raises(CheckpointError, match=f"'{file.name}' was changed"):
             publish.publish(run, url)
-        (run / "item_vectors" / "c0001" / "item_vectors.safetensors").write_bytes(b"v")
+        file.write_bytes(before)
     (run / "front.json").unlink()
     with pytest.raises(RunError, match=r"front\.json is not there"):
         publish.publish(run, url)

@@ -16,9 +16,9 @@ from pareto_search.errors import ConfigError, DataError, ParetoSearchError, near
 from pareto_search.objective import Objective, Values
 from pareto_search.question import Canary, Question
 from pareto_search.recsys.dataset import Dataset
-from pareto_search.recsys.rerank import arrange, blend, choose, relevance
+from pareto_search.recsys.rerank import arrange, choose
 from pareto_search.results import find_entry, load_front, objectives_of
-from pareto_search.workers.recommend import History, Serving, sequences
+from pareto_search.workers.recommend import History, Serving
 
 MEMORY = 2**28
 """How many bytes the lists of known users may take for each entry."""
@@ -150,10 +150,8 @@ class Desk:
         return self._serving.history_with([items[place] for place in places], when, question.groups)
 
     def _lists(self, serving: Serving, histories: Sequence[History], k: int) -> list[_List]:
-        several, setting = sequences(histories), serving.entry.serving
-        barred = serving.items.barred(several)
-        scores = blend({n: relevance(s, several, barred) for n, s in serving.scorers.items()}, setting)
-        lists = choose(scores, serving.items, setting, k)
+        scores = serving.scores(histories)
+        lists = choose(scores, serving.items, serving.entry.serving, k)
         return [
             _List(history, row.copy(), items[np.isfinite(row[items])])  # a view would keep all rows
             for history, row, items in zip(histories, scores, lists, strict=True)

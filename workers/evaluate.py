@@ -29,7 +29,7 @@ Scores = dict[str, dict[str, float]]
 WEIGHTS, VECTORS = "weights.safetensors", "vectors.safetensors"
 FEATURES = "features.safetensors"
 """The base model's text vectors where distances are measured by them, for whoever does not have that model."""
-ITEMS = "item_vectors.safetensors"
+ITEM_VECTORS = "item_vectors.safetensors"
 
 
 def scorer(files: Files, encoder: Encoder) -> Scorer:
@@ -58,7 +58,7 @@ def vector_files(model: Scorer) -> dict[str, bytes]:
     if isinstance(model, Ensemble):
         return numbered(map(vector_files, model.members))
     assert isinstance(model, TowerScorer), "what checkpoints are"
-    return {ITEMS: save({"vectors": torch.stack(list(model.vectors)).cpu().numpy()})}
+    return {ITEM_VECTORS: save({"vectors": torch.stack(list(model.vectors)).cpu().numpy()})}
 
 
 def _scorer(files: Files, of: Callable[[Files], TowerScorer]) -> Scorer:
@@ -89,7 +89,7 @@ def tower_scorer(files: Files, encoder: Encoder) -> TowerScorer:
 
 
 def _tower_scorer_with(files: Files) -> TowerScorer:
-    vectors = torch.from_numpy(load(files[ITEMS])["vectors"])
+    vectors = torch.from_numpy(load(files[ITEM_VECTORS])["vectors"])
     size = sum(tensor.numel() for tensor in parts(files)[1].values())
     return TowerScorer(Recommender.loaded(files), list(vectors), size, training_of(files))
 

@@ -1,17 +1,20 @@
 """What an entry recommends to every user of its data, as a table: for whoever looks lists up and does not ask."""
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+from pyarrow import csv, parquet
 
-from pareto_search.errors import ConfigError, RunError
-from pareto_search.workers.recommend import Serving, want
+from pareto_search.errors import ConfigError, DataError, RunError
+from pareto_search.workers.recommend import Serving
 
-NUMBERS = 2**25
-"""How many scores are computed at a time, 128 MB of each model that is blended."""
+USERS, NUMBERS = 4096, 2**22
+"""How many users' lists are made at a time, at most, and of how many scores."""
+SCHEMA = pa.schema([("user", pa.string()), ("rank", pa.int32()), ("item", pa.string()), ("score", pa.float32())])
 
 
 def want_new(path: Path) -> None:
@@ -19,49 +22,55 @@ def want_new(path: Path) -> None:
 
     Raises:
         ConfigError: its name says no format that is known here.
-        RunError: it is there already, or its folder is not.
+        RunError: it is there already, or its folder cannot be written.
     """
-    if path.suffix not in (".csv", ".parquet"):
+    if path.suffix.lower() not in (".csv", ".parquet"):
         raise ConfigError(f"{path} is of an unknown format; expected a name that ends in .csv or .parquet")
     if path.exists():
         raise RunError(f"{path} is there already; give --to a new file")
-    if not path.parent.is_dir():
-        raise RunError(f"{path.parent} is no folder; make it, or give --to another file")
+    if not os.access(path.parent, os.W_OK):
+        raise RunError(f"{path.parent} is no folder that can be written; make it, or give --to another file")
 
 
-def table(serving: Serving, k: int) -> pd.DataFrame:
-    """`user`, `rank` from 1, `item` and `score` of k items for every user, or of as many as are left for one.
+def lists(serving: Serving, k: int) -> Iterator[pa.Table]:
+    """User, rank from 1, item and score of k items for each user of the data, or of as many as are left for one; the
+    rows of some users at a time.
 
     Raises:
         DataError: there are not so many items.
     """
-    data = serving.data
-    want(k, len(data.item_ids))
-    histories, size = list(serving.histories().values()), max(1, NUMBERS // len(data.item_ids))
-    parts: list[pd.DataFrame] = []
-    for start in range(0, len(histories), size):
-        chosen, scores = serving.lists(histories[start : start + size], k)
+    offered, ids = serving.items.offered, np.array(serving.data.item_ids, object)
+    count = len(ids) if offered is None else int(offered.sum())
+    if not 0 < k <= count:
+        raise DataError(f"-k is {k}; expected 1 to {count}, the items that may be recommended")
+    users, histories = zip(*serving.histories().items(), strict=True)
+    size = min(USERS, max(1, NUMBERS // len(ids)))
+    for start in range(0, len(users), size):
+        some = slice(start, start + size)
+        items, scores = serving.lists(histories[some], k)
         user, place = np.nonzero(np.isfinite(scores))
-        columns = {"user": start + user, "rank": 1 + place, "item": chosen[user, place], "score": scores[user, place]}
-        parts.append(pd.DataFrame(columns))
-    found = pd.concat(parts, ignore_index=True)
-    for name, ids in (("user", data.user_ids), ("item", data.item_ids)):
-        found[name] = pd.Categorical.from_codes(found[name].to_numpy(np.int64), pd.Index(ids))
-    return found
+        columns = np.array(users[some], object)[user], 1 + place, ids[items[user, place]], scores[user, place]
+        yield pa.table(list(columns), schema=SCHEMA)
 
 
-def write(lists: pd.DataFrame, path: Path) -> None:
-    """Writes a table whole or not at all.
+def write(parts: Iterable[pa.Table], path: Path) -> tuple[int, int]:
+    """Writes the parts of a table, whole or not at all; how many users and rows it has.
 
     Raises:
         RunError: the file cannot be written.
     """
     new = path.with_name(f".{path.name}.{uuid4().hex}")
+    users = rows = 0
     try:
-        lists.to_csv(new, index=False) if path.suffix == ".csv" else lists.to_parquet(new, index=False)
+        writer = csv.CSVWriter if path.suffix.lower() == ".csv" else parquet.ParquetWriter
+        with writer(str(new), SCHEMA) as file:
+            for part in parts:
+                file.write_table(part)
+                users, rows = users + len(part["user"].unique()), rows + len(part)
         os.replace(new, path)
     except OSError as error:
         reason = error.strerror or error
         raise RunError(f"{path} cannot be written ({reason}); mend that, or give --to another file") from None
     finally:
         new.unlink(missing_ok=True)  # gone already, unless something went wrong
+    return users, rows

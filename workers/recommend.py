@@ -245,7 +245,9 @@ class Serving:
         Raises:
             DataError: fewer than k items are left.
         """
-        want(k, int((~self.items.barred(sequences([history]))).sum()))
+        left = int((~self.items.barred(sequences([history]))).sum())
+        if not 0 < k <= left:
+            raise DataError(f"-k is {k}; expected 1 to {left}, the items that are left")
         [chosen], [scores] = self.lists([history], k)
         because = self.because(history, chosen) if explain and len(history.items) else [()] * k
         rated = self.items.credibility
@@ -263,11 +265,15 @@ class Serving:
 
     def lists(self, histories: Sequence[History], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The k items `(m, k)` to show to each of some users, best first, and their scores, -inf where none is left."""
-        several = sequences(histories)
-        barred = self.items.barred(several)
-        scores = blend({n: relevance(s, several, barred) for n, s in self.scorers.items()}, self.entry.serving)
+        scores = self.scores(histories)
         chosen = rerank(scores, self.items, self.entry.serving, k)
         return chosen, np.take_along_axis(scores, chosen, 1)
+
+    def scores(self, histories: Sequence[History]) -> NDArray[np.float32]:
+        """The blended scores `(m, n_items)` of all items for some users, -inf for what must not be shown."""
+        several = sequences(histories)
+        barred = self.items.barred(several)
+        return blend({n: relevance(s, several, barred) for n, s in self.scorers.items()}, self.entry.serving)
 
     def because(self, history: History, chosen: NDArray[np.int32]) -> list[tuple[str, ...]]:
         """For each chosen item, the titles of the history that add most to its score."""
@@ -318,16 +324,6 @@ def _added(model: Scorer, history: History, chosen: NDArray[np.int32]) -> NDArra
         full = model.of_tower(number, sequences([read]))[0, chosen]
         added[:, order[first:]] += full[:, None] - model.of_tower(number, without)[:, chosen].T
     return added / shape.towers
-
-
-def want(k: int, left: int) -> None:
-    """Refuses a list of k items where so many are left.
-
-    Raises:
-        DataError: there are fewer, or k is none at all.
-    """
-    if not 0 < k <= left:
-        raise DataError(f"-k is {k}; expected 1 to {left}, the items that are left")
 
 
 def sequences(histories: Sequence[History]) -> Sequences:

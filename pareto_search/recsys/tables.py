@@ -51,8 +51,9 @@ class Table:
         column = self.column(name, wish)
         if column.dtype == object and column.map(lambda value: isinstance(value, LISTS)).any():
             raise DataError(f"{self.location}: column '{name}' has lists; expected an id in every row (columns.{wish})")
-        places, values = pd.factorize(column, use_na_sentinel=False)
-        same, distinct = pd.factorize(np.array([cell(value) for value in values], object))  # '7' and ' 7'
+        # What a Parquet file may have as an object, a struct say, need not be hashable.
+        places, values = pd.factorize(column.map(cell) if column.dtype == object else column, use_na_sentinel=False)
+        same, distinct = pd.factorize(np.array([cell(value) for value in values.tolist()], object))  # '7' and ' 7'
         places, ids = same[places], [str(id_) for id_ in distinct]
         missing = [place for place, id_ in enumerate(ids) if id_.lower() in ("", "nan")]
         if missing:

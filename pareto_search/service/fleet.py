@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pareto_search import checkpoint, results
-from pareto_search.entry import vector_folders
+from pareto_search.entry import BASE, VECTORS, with_vectors
 from pareto_search.errors import ConfigError
 from pareto_search.question import Canary, Question
 from pareto_search.results import Document, write_whole
@@ -281,16 +281,18 @@ class Fleet:
         run = self._jobs.finished(deployment.search)
         front = results.load_front(run)
         entries = [results.find_entry(front, name) for name in new]
+        for candidate in {e["candidate"] for e in entries}:
+            with_vectors(run, candidate)  # a damaged one would take down what serves now
         wanted = {run / e["checkpoint"] for e in entries}
-        wanted |= {folder for e in entries for folder in vector_folders(run, e["candidate"])}
+        wanted |= {folder for e in entries for n in (e["candidate"], BASE) if (folder := run / VECTORS / n).is_dir()}
         if not held:  # all entries of a run share them
             wanted |= set((run / "components").glob("[!.]*"))
-        for folder in wanted:
-            checkpoint.read(folder)  # a damaged one would take down what serves now
-        for folder in wanted:
-            place = own / folder.relative_to(run)
-            if not place.is_dir():  # what is there serves
-                checkpoint.write(place, checkpoint.read(folder))
+        places = {folder: own / folder.relative_to(run) for folder in wanted}
+        missing = {folder: place for folder, place in places.items() if not place.is_dir()}  # what is there serves
+        for folder in missing:
+            checkpoint.read(folder)
+        for folder, place in missing.items():
+            checkpoint.write(place, checkpoint.read(folder))
         shutil.copy2(run / "search.yaml", own)
         results.save({**front, "front": [*held, *entries]}, own)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 
 from pareto_search.errors import DataError
 from pareto_search.recsys.dataset import Columns, Dataset, load, load_atomic, load_tables
+from pareto_search.recsys.tables import read
 
 INTERACTIONS = """\
 user,item,rating,time
@@ -283,6 +285,35 @@ def parquet(folder: Path, items: pd.DataFrame, columns: Columns) -> Dataset:
     """The tables above with these items."""
     items.to_parquet(folder / "items.parquet")
     return load_tables(tables(folder)[0], str(folder / "items.parquet"), columns, "toy")
+
+
+@pytest.mark.parametrize(
+    ("values", "ids"),
+    [
+        ([7, 8, 7], ["7", "8"]),
+        ([7.0, 8.0, 7.0], ["7", "8"]),
+        (pd.array([7, 8, 7], "Int64"), ["7", "8"]),
+        (pd.array([7, 8, 7], "Float32"), ["7", "8"]),
+        (pd.Categorical(["b", "a", "b"]), ["b", "a"]),
+        (pd.array(["b", " b", "b "], "string"), ["b"]),
+        ([b"b", b"a", b"b"], ["b'b'", "b'a'"]),
+        (pd.to_datetime(["2026-01-02", "2026-01-01", "2026-01-02"]), ["2026-01-02 00:00:00", "2026-01-01 00:00:00"]),
+        ([{"oid": 7}, {"oid": 8}, {"oid": 7}], ["{'oid': 7}", "{'oid': 8}"]),
+    ],
+    ids=str,
+)
+def test_ids_are_what_a_person_reads_of_a_cell_in_parquet(values: Any, ids: list[str], tmp_path: Path) -> None:
+    pd.DataFrame({"user": values}).to_parquet(tmp_path / "ids.parquet")
+    places, distinct = read(str(tmp_path / "ids.parquet")).places("user", "user")
+    assert distinct == ids
+    assert read(str(tmp_path / "ids.parquet")).ids("user", "user") == [ids[place] for place in places]
+
+
+@pytest.mark.parametrize("values", [[7, None], pd.array([7, None], "Int64"), ["a", None], pd.Categorical(["a", None])])
+def test_a_null_is_no_id(values: Any, tmp_path: Path) -> None:
+    pd.DataFrame({"user": values}).to_parquet(tmp_path / "ids.parquet")
+    with pytest.raises(DataError, match=r"ids\.parquet, row 2: '' in column 'user' is no id"):
+        read(str(tmp_path / "ids.parquet")).places("user", "user")
 
 
 def test_lists_in_parquet_are_text_too_but_no_ids(tmp_path: Path) -> None:

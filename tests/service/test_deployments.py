@@ -338,7 +338,8 @@ def test_what_serves_is_not_written_again_when_another_entry_comes(
     run = fleet._jobs.run("films-0")
     for name in ("c0000", "c0001"):
         checkpoint.write(run / "checkpoints" / name, {"model": name.encode()})
-        checkpoint.write(run / "item_vectors" / name, {"vectors": name.encode()})
+        whose = checkpoint.digest({"model": name.encode()}).encode()
+        checkpoint.write(run / "item_vectors" / name, {"vectors": name.encode(), "checkpoint.sha256": whose})
     for folder in ("item_vectors/base", "components/ease"):
         checkpoint.write(run / folder, {"shared": b"by all"})
     (run / "search.yaml").write_text("name: films-0")
@@ -347,8 +348,8 @@ def test_what_serves_is_not_written_again_when_another_entry_comes(
     own, held = tmp_path / "deployments" / "films-0" / "run", record.deployment("films-0")
 
     def files() -> dict[str, int]:
-        """And which file on the disk each is."""
-        return {str(p.relative_to(own)): p.stat().st_ino for p in own.glob("*/*/*")}
+        """And when each was written last, whatever it says of that."""
+        return {str(p.relative_to(own)): p.stat().st_ctime_ns for p in own.glob("*/*/*")}
 
     fleet._keep(held, ["c0000-s00"])
     before = files()
