@@ -226,8 +226,7 @@ class Worker:
 
     def test_baseline(self, name: str, settings: Sequence[Genes]) -> list[Scores]:
         """A baseline's scores on test under some settings."""
-        scorers = {"model": self._baseline(name), **blended(settings, self.components)}
-        return score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
+        return self._on_test({"model": self._baseline(name), **blended(settings, self.components)}, settings)
 
     def test(self, files: Files, settings: Sequence[Genes], components: Components | None = None) -> list[Scores]:
         """A checkpoint's scores on test under some settings, from its files alone.
@@ -235,14 +234,12 @@ class Worker:
         Args:
             components: what the settings blend in, where it is another search's.
         """
-        scorers = self._scorers(files, settings, components)
-        return score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
+        return self._on_test(self._scorers(files, settings, components), settings)
 
     def reported(self, files: Files, settings: Sequence[Genes]) -> tuple[list[Scores], dict[str, bytes]]:
         """A checkpoint's scores on test under some settings, and the files of the item vectors that they come from."""
         scorers = self._scorers(files, settings)
-        scores = score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
-        return scores, vector_files(scorers["model"])
+        return self._on_test(scorers, settings), vector_files(scorers["model"])
 
     def features(self) -> dict[str, bytes] | None:
         """The file of the base model's vectors, if distances between items are measured by them."""
@@ -286,9 +283,10 @@ class Worker:
             notes = self._notes({"training": {candidate.id: tuning.operations}})
             files = tuning.adapter.files(self.load.base, self.load.revision) | tuning.model.files(notes)
         scorers = self._scorers(files, settings)
-        validation = self._on_validation(scorers, settings)
-        tested = score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
-        return list(zip(validation, tested, strict=True))
+        return list(zip(self._on_validation(scorers, settings), self._on_test(scorers, settings), strict=True))
+
+    def _on_test(self, scorers: Mapping[str, Scorer], settings: Sequence[Genes]) -> list[Scores]:
+        return score(self.load.split.test, self.items, scorers, settings, self.load.metrics)
 
     def _on_validation(self, scorers: Mapping[str, Scorer], settings: Sequence[Genes]) -> Sequence[Values]:
         ranking = Ranking(self.load.split.validation, self.items, scorers, self._reranker)

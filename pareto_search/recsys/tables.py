@@ -44,9 +44,8 @@ class Table:
         return [distinct[place] for place in places.tolist()]
 
     def places(self, name: str, wish: str) -> tuple[NDArray[np.int64], list[str]]:
-        """A column of ids, one in every row, as the place `(rows,)` of each among the distinct ones.
-
-        A string for each of a hundred million interactions would take ten times the memory.
+        """A column of ids, one in every row, as the place `(rows,)` of each among the distinct ones: no string is made
+        for each row.
         """
         column = self.column(name, wish)
         if column.dtype == object and column.map(lambda value: isinstance(value, LISTS)).any():

@@ -287,12 +287,10 @@ class Fleet:
         wanted |= {folder for e in entries for n in (e["candidate"], BASE) if (folder := run / VECTORS / n).is_dir()}
         if not held:  # all entries of a run share them
             wanted |= set((run / "components").glob("[!.]*"))
-        places = {folder: own / folder.relative_to(run) for folder in wanted}
-        missing = {folder: place for folder, place in places.items() if not place.is_dir()}  # what is there serves
-        for folder in missing:
-            checkpoint.read(folder)
-        for folder, place in missing.items():
-            checkpoint.write(place, checkpoint.read(folder))
+        for folder in wanted:
+            place = own / folder.relative_to(run)
+            if not place.is_dir():  # what is there serves
+                checkpoint.write(place, checkpoint.read(folder))
         shutil.copy2(run / "search.yaml", own)
         results.save({**front, "front": [*held, *entries]}, own)
 
